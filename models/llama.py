@@ -1,0 +1,264 @@
+"""LLaMA (arXiv 2302.13971): the decoder-only transformer of the pre-training papers.
+
+Letters, the same in array names, einsums and `AXES`:
+  B sequences   T positions   D width   H query heads   K key/value heads   E width of a head
+  F width of the MLP   L layers   V vocabulary
+
+    x ← embedding[tokens]
+    x ← x + out(attention(rotate(query(norm(x))), rotate(key(norm(x))), value(norm(x))))    L times,
+    x ← x + down(silu(gate(norm(x))) · up(norm(x)))                                        in turn
+    logits = head(norm(x))
+
+The L layers are one stacked tree, run by `jax.lax.scan`: compile time does not grow with depth,
+and an optimizer sees seven matrices instead of 7 L.
+
+**Differs from the paper**: grouped queries (K < H) and a tied head are possible. The presets draw
+every matrix from N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from models.attention import attention
+
+AXES = (
+    (r"embed/embedding", "V -> D"),
+    (r"blocks/attention/query/kernel", "L | D -> H E"),
+    (r"blocks/attention/(key|value)/kernel", "L | D -> K E"),
+    (r"blocks/attention/out/kernel", "L | H E -> D"),
+    (r"blocks/mlp/(gate|up)/kernel", "L | D -> F"),
+    (r"blocks/mlp/down/kernel", "L | F -> D"),
+    (r"blocks/(attention_norm|mlp_norm)/scale", "L | D"),
+    (r"final_norm/scale", "D"),
+    (r"head/kernel", "D -> V"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of a model and how it is computed. Every field is checked on construction."""
+
+    vocab_size: int = 32_000  # V, tokens
+    width: int = 512  # D, features
+    mlp_width: int = 1376  # F, features
+    layers: int = 8  # L
+    heads: int = 8  # H, must divide the width into heads of an even number of features
+    kv_heads: int | None = None  # K, must divide `heads`; None: as many as `heads`
+    tied: bool = False  # the head is the transposed embedding, not a matrix of its own
+    rope_base: float = 10_000.0  # longest rotary wavelength / 2π, positions
+    norm_eps: float = 1e-6  # added to the mean square of the features
+    init_std: float = 0.02  # standard deviation of every matrix at the start
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
+    attention: Literal["xla", "cudnn"] = "xla"  # cudnn: NVIDIA GPUs, bfloat16 only
+    remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes in a layer:
+    # nothing; all but matrix products and the attention output; everything
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "mlp_width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("rope_base", "norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"heads={self.heads} must divide width={self.width} into heads of an even number "
+                f"of features; nearest: heads={_nearest_divisor(self.width // 2, self.heads)}"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(
+                f"kv_heads={self.kv_heads} must divide heads={self.heads}; "
+                f"nearest: kv_heads={_nearest_divisor(self.heads, self.kv_heads)}"
+            )
+        for name in ("dtype", "attention", "remat"):
+            allowed = Config.__annotations__[name].__args__
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError('attention="cudnn" needs dtype="bfloat16"; for float32 take "xla"')
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+# toy and tiny are ours (tests; the first run); the others are GaLore's (arXiv 2403.03507), which
+# Conda and AlphaDecay use too. 7B is LLaMA-7B.
+PRESETS = {
+    "toy": Config(vocab_size=61, width=24, mlp_width=40, layers=3, heads=6, kv_heads=2),
+    "tiny": Config(vocab_size=4096, width=128, mlp_width=352, layers=4, heads=4, kv_heads=2),
+    "9M": Config(width=128, mlp_width=352, layers=4, heads=4),
+    "20M": Config(width=256, mlp_width=688, layers=4, heads=4),
+    "60M": Config(width=512, mlp_width=1376, layers=8, heads=8),
+    "130M": Config(width=768, mlp_width=2048, layers=12, heads=12),
+    "350M": Config(width=1024, mlp_width=2736, layers=24, heads=16),
+    "1B": Config(width=2048, mlp_width=5461, layers=24, heads=32),
+    "3B": Config(width=2560, mlp_width=6848, layers=32, heads=32),
+    "7B": Config(width=4096, mlp_width=11008, layers=32, heads=32),
+}
+
+
+class Linear(nnx.Module):
+    """A matrix without bias, applied by an einsum: `equation` is "inputs,kernel->outputs"."""
+
+    def __init__(self, equation: str, shape: tuple[int, ...], std: float, rngs: nnx.Rngs):
+        self.equation = equation
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        return jnp.einsum(self.equation, x, kernel, preferred_element_type=dtype)
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = x_BTD.astype(jnp.float32)
+        y_BTD *= jax.lax.rsqrt(jnp.mean(y_BTD**2, axis=-1, keepdims=True) + self.eps)
+        return (y_BTD * self.scale[...]).astype(x_BTD.dtype)
+
+
+def rotary_angles(T: int, E: int, base: float) -> jax.Array:
+    """Angles [T, E/2] in radians: position t turns feature pair j by t · base^(-2j/E)."""
+    frequency_E = base ** (-jnp.arange(0, E, 2, dtype=jnp.float32) / E)
+    return jnp.arange(T, dtype=jnp.float32)[:, None] * frequency_E
+
+
+def rotate(x_BTHE: jax.Array, angles_TE: jax.Array) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864) of the pairs (feature j, feature j + E/2)."""
+    cos, sin = jnp.cos(angles_TE)[:, None, :], jnp.sin(angles_TE)[:, None, :]
+    a, b = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHE.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        D, H, K, E = config.width, config.heads, config.kv_heads or config.heads, config.head_width
+        self.query = Linear("BTD,DHE->BTHE", (D, H, E), config.init_std, rngs)
+        self.key = Linear("BTD,DKE->BTKE", (D, K, E), config.init_std, rngs)
+        self.value = Linear("BTD,DKE->BTKE", (D, K, E), config.init_std, rngs)
+        self.out = Linear("BTHE,HED->BTD", (H, E, D), config.init_std, rngs)
+        self.scale = 1 / math.sqrt(E)
+        self.implementation = config.attention
+
+    def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
+        query_BTHE = rotate(self.query(x_BTD), angles_TE)
+        key_BTKE = rotate(self.key(x_BTD), angles_TE)
+        mixed_BTHE = attention(
+            query_BTHE,
+            key_BTKE,
+            self.value(x_BTD),
+            scale=self.scale,
+            implementation=self.implementation,
+        )
+        return self.out(checkpoint_name(mixed_BTHE, "attention"))
+
+
+class SwiGLU(nnx.Module):
+    """Gated MLP (arXiv 2002.05202)."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        D, F = config.width, config.mlp_width
+        self.gate = Linear("BTD,DF->BTF", (D, F), config.init_std, rngs)
+        self.up = Linear("BTD,DF->BTF", (D, F), config.init_std, rngs)
+        self.down = Linear("BTF,FD->BTD", (F, D), config.init_std, rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config, rngs)
+
+    def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
+        x_BTD += self.attention(self.attention_norm(x_BTD), angles_TE)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Embedding(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.width)
+        self.embedding = nnx.Param(
+            config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32)
+        )
+
+
+class Llama(nnx.Module):
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs)
+        stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Block(config, rngs)))
+        self.blocks = stack(rngs)
+        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied:
+            shape = (config.width, config.vocab_size)
+            self.head = Linear("BTD,DV->BTV", shape, config.init_std, rngs)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        config = self.config
+        embedding_VD = self.embed.embedding[...]
+        x_BTD = embedding_VD[tokens_BT].astype(config.dtype)
+        angles_TE = rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
+        layer = rematerialised(lambda x_BTD, block: (block(x_BTD, angles_TE), None), config.remat)
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks)
+        x_BTD = self.final_norm(x_BTD)
+        if not config.tied:
+            return self.head(x_BTD, jnp.float32)
+        embedding_VD = embedding_VD.astype(x_BTD.dtype)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32)
+
+
+def rematerialised(layer, remat: str):
+    """`layer` with less of it kept for the backward pass; see `Config.remat`."""
+    if remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
+    )
+    return jax.checkpoint(layer, policy=dots if remat == "dots" else None, prevent_cse=False)
+
+
+@functools.cache
+def _graph(config: Config) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))[0]
+
+
+def init(config: Config, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 weights as a nested dict; under `jax.eval_shape`, only their shapes."""
+    return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(key)), nnx.Param))
+
+
+def forward(config: Config, params: dict[str, Any], tokens_BT: jax.Array) -> jax.Array:
+    """Float32 logits [B, T, V] of the token after each position of `tokens_BT`, integers [B, T]."""
+    return nnx.merge(_graph(config), params)(tokens_BT)
+
+
+def axes(config: Config) -> tuple[tuple[str, str], ...]:
+    """The rules of `AXES` that apply: a tied model has no head of its own."""
+    return tuple(rule for rule in AXES if not (config.tied and rule[0].startswith("head/")))
+
+
+def count(config: Config) -> int:
+    """Number of weights, without allocating any."""
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda n: abs(n - wanted), default=1)
