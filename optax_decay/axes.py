@@ -6,7 +6,8 @@ Parameters without an arrow (``"L | D"``: norm scales, biases) are vectors. An i
 that size. If the array stores its axes in another order, that order goes first:
 ``"D S F : S | D -> F"`` is a fused gate-and-up kernel ``[D, 2, F]`` that holds ``S`` separate matrices.
 
-From a signature follow the matrix view ``[batch, inputs, outputs]``, fan-in and fan-out, the role, masks and shardings:
+From a signature follow the matrix view ``[batch, inputs, outputs]``, fan-in and fan-out, the role, masks and
+shardings:
 
 ========== ========================================================= =========================
 role       rule                                                      example
@@ -25,7 +26,6 @@ no rule matches raises, and so does a rule that matches no parameter: a silent m
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -35,6 +35,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+from optax_decay.paths import match_rules, path_string, shapes
 
 # Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
 FIXED = frozenset("VTPC")
@@ -120,65 +122,6 @@ def from_matrix(m: jax.Array, signature: Signature) -> jax.Array:
     order = signature.batch + signature.inputs + signature.outputs
     inverse = sorted(range(len(order)), key=lambda i: order[i])
     return jnp.transpose(m.reshape([signature.shape[i] for i in order]), inverse)
-
-
-def _is_hole(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
-
-
-def path_string(path: tuple[Any, ...]) -> str:
-    """The ``/``-joined path of a leaf; the ``value`` that Flax appends to variables is dropped."""
-    return re.sub(r"/\.?value$", "", jax.tree_util.keystr(path, simple=True, separator="/"))
-
-
-def leaf_paths(tree: Any) -> list[str]:
-    """Paths of the leaves of `tree`, in flattening order."""
-    return [path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def matches(pattern: str, path: str) -> bool:
-    """True when `pattern` matches the end of `path`, starting at a path component."""
-    try:
-        return re.search(rf"(?:^|/)(?:{pattern})$", path) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-
-
-def match_rules(rules: Sequence[tuple[str, Any]], params: Any, what: str) -> dict[str, Any]:
-    """First matching rule's value per leaf path; raises for leaves and rules left over.
-
-    Leaves hidden by `optax.masked` or `optax.partition` count as matched, so that one list of rules serves every
-    part of a partitioned tree.
-    """
-    items = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_hole)[0]
-    used: set[str] = set()
-    values: dict[str, Any] = {}
-    for key, leaf in items:
-        path = path_string(key)
-        hits = [(pattern, value) for pattern, value in rules if matches(pattern, path)]
-        if hits:
-            used.add(hits[0][0])
-            if not _is_hole(leaf):
-                values[path] = hits[0][1]
-        elif not _is_hole(leaf):
-            near = difflib.get_close_matches(path, [p for p, _ in rules], n=1, cutoff=0.0)
-            raise ValueError(
-                f"no {what} rule matches the parameter {path!r} of shape {tuple(leaf.shape)}; "
-                f"the nearest pattern is {near[0]!r}."
-                if near
-                else f"the list of {what} rules is empty."
-            )
-    paths = [path_string(key) for key, _ in items]
-    for pattern, _ in rules:
-        if paths and pattern not in used:
-            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
-            shadowed = any(matches(pattern, path) for path in paths)
-            raise ValueError(
-                f"the {what} rule {pattern!r} matches no parameter"
-                + (" that an earlier rule leaves over" if shadowed else "")
-                + f"; the nearest path is {near!r}."
-            )
-    return values
 
 
 def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules") -> Signature:
@@ -336,11 +279,6 @@ def resolve(axes: Axes, params: Any) -> Any:
     """Like `signatures`, as a tree of the structure of `params`."""
     found = signatures(axes, params)
     return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)], params)
-
-
-def shapes(params: Any) -> Any:
-    """`params` with every leaf replaced by its ``jax.ShapeDtypeStruct``: all that a rule may look at."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
 
 
 def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> Any:

@@ -17,21 +17,21 @@ arXiv 2511.14721.
 
 **Differs from the paper.** Only its abstract and third-party descriptions could be read; no code was released.
 
-* Descriptions of the step disagree (explicit or proximal). Both are here; `adam_huber_decay` takes the explicit one, which
-  becomes AdamW bit for bit as δ → ∞. The proximal form becomes ``w/(1+ηλ)``, which is not AdamW.
+* Descriptions of the step disagree (explicit or proximal). Both are here; `adam_huber_decay` takes the explicit
+  one, which becomes AdamW bit for bit as δ → ∞. The proximal form becomes ``w/(1+ηλ)``, which is not AdamW.
 * One description shows Adam without bias correction. Bias correction belongs to the Adam link and stays on.
 * c = 1.5 and β = 0.99 come from a third party's implementation, not from the paper.
-* Which parameters decay is not stated. `huber_decay` follows optax (every leaf); `adam_huber_decay` decays hidden matrices and
-  the output head.
+* Which parameters decay is not stated. `huber_decay` follows optax (every leaf); `adam_huber_decay` decays hidden
+  matrices and the output head.
 
-**What to expect.** At equal λ the Huber pull is nowhere larger than AdamW's. With a fixed δ two properties of AdamW are lost:
-the bound 1/λ on weights whose direction persists (such a weight drifts without bound once η·direction exceeds ηλδ), and the
-equilibrium size sqrt(η/λ), which becomes η/(λδ). Thresholds that follow the weights restore the second. As δ → 0 at fixed λ
-decay vanishes; it becomes L1 only when λδ is held. For normal weights δ = c·mean|w| leaves 42.5 %, 23.1 %, 11.1 %, 1.7 % of
-them beyond the threshold at c = 1, 1.5, 2, 3.
+**What to expect.** At equal λ the Huber pull is nowhere larger than AdamW's. With a fixed δ two properties of AdamW
+are lost: the bound 1/λ on weights whose direction persists (such a weight drifts without bound once η·direction
+exceeds ηλδ), and the equilibrium size sqrt(η/λ), which becomes η/(λδ). Thresholds that follow the weights restore
+the second. As δ → 0 at fixed λ decay vanishes; it becomes L1 only when λδ is held. For normal weights δ = c·mean|w|
+leaves 42.5 %, 23.1 %, 11.1 %, 1.7 % of them beyond the threshold at c = 1, 1.5, 2, 3.
 
-**Cost.** A number or schedule adds no pass over memory to AdamW. A threshold that follows the weights reads them once more for its
-mean (44 instead of 40 bytes per weight on CPU, 32 instead of 28 on accelerators).
+**Cost.** A number or schedule adds no pass over memory to AdamW. A threshold that follows the weights reads them
+once more for its mean (44 instead of 40 bytes per weight on CPU, 32 instead of 28 on accelerators).
 """
 
 from typing import Any
@@ -40,7 +40,8 @@ import optax
 
 from optax_decay import axes as axes_lib
 from optax_decay import masks
-from optax_decay.decay import ScalarOrSchedule, decay, one_mask, proximal_decay
+from optax_decay.couplings import ScalarOrSchedule
+from optax_decay.decay import decay, one_mask, proximal_decay
 from optax_decay.pulls import Threshold, huber
 from optax_decay.quantity import Quantity
 
@@ -65,8 +66,8 @@ def huber_decay(
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
-        threshold: δ. A positive number or schedule in units of the weights; ``"mean"``, ``"rms"`` or ``"ema"`` to follow
-            each matrix's weights; or a `Quantity`.
+        threshold: δ. A positive number or schedule in units of the weights; ``"mean"``, ``"rms"`` or ``"ema"`` to
+            follow each matrix's weights; or a `Quantity`.
         factor: c of the named thresholds, dimensionless, positive; a number or schedule.
         decay_rate: β of ``"ema"``, in [0, 1).
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
@@ -170,13 +171,14 @@ def adam_huber_decay(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamHD: Adam with decoupled Huber decay.
 
-    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a description,
-    every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
+    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
 
     Args:
         learning_rate: η, a number or schedule.
         b1, b2, eps, eps_root, mu_dtype, nesterov: as in ``optax.adam``.
-        weight_decay, threshold, factor, decay_rate, axis_name, multiplier, cautious, axes, metrics: as in `huber_decay`.
+        weight_decay, threshold, factor, decay_rate, axis_name, multiplier, cautious, axes, metrics: as in
+            `huber_decay`.
         mask: as in `decay`; None decays every leaf. `weight_decay_mask` is another name for it.
         coupling: as in `decay`; the chain is put in the right order for each.
         peak_learning_rate: η_max; may be left out when `learning_rate` is a number.

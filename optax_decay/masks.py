@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from optax_decay import axes as axes_lib
+from optax_decay import paths
 
 Mask = Any  # what `resolve` accepts
 
@@ -86,12 +87,12 @@ def resolve(mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]) 
         roles = (mask,) if isinstance(mask, str) else tuple(mask)
         return {path: float(s.role in roles) for path, s in signatures.items()}
     if _is_rules(mask):
-        values = axes_lib.match_rules(mask, params, "mask")
+        values = paths.match_rules(mask, params, "mask")
         return {path: _number(values[path], path) for path in signatures}
     if isinstance(mask, types.FunctionType | types.MethodType) or (
         callable(mask) and jax.tree.leaves(mask) == [mask]
     ):
-        mask = mask(axes_lib.shapes(params))
+        mask = mask(paths.shapes(params))
     flat: list[Any] = []
     try:
         jax.tree.map(

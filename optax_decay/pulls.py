@@ -13,8 +13,8 @@ log_cosh      δ·tanh(w/δ)                   δ²·log cosh(w/δ)             
 fair          w/(1+\\|w\\|/δ)                 δ²(\\|w\\|/δ - log(1+\\|w\\|/δ))        see `fair`
 ============= ============================= =================================== =========================
 
-The last four are bounded by δ, have slope 1 at 0 and become l2 as δ → ∞. Complex weights are pulled along their phase:
-ψ(w) = ψ(|w|)·w/|w|. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
+The last four are bounded by δ, have slope 1 at 0 and become l2 as δ → ∞. Complex weights are pulled along their
+phase: ψ(w) = ψ(|w|)·w/|w|. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
 """
 
 import difflib
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_decay.quantity import Quantity, constant, magnitude
+from optax_decay.ranges import check
 
 # A number (units of the weights), an optax schedule of it, "mean", "rms", "ema", or any Quantity.
 Threshold = Any
@@ -92,38 +93,6 @@ def threshold_quantity(
         return magnitude(threshold, factor, decay=decay, axis_name=axis_name)
     check("threshold", threshold, 0.0, open_low=True)
     return constant(threshold)
-
-
-def check(
-    name: str,
-    value: Any,
-    low: float = float("-inf"),
-    high: float = float("inf"),
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    """Raises ValueError when a concrete number lies outside a range; traced values and schedules pass.
-
-    The message names the value, the range and the nearest allowed end.
-    """
-    if callable(value) or isinstance(value, jax.core.Tracer):
-        return
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} is not a number.") from None
-    low_ok = number > low if open_low else number >= low
-    high_ok = number < high if open_high else number <= high
-    if low_ok and high_ok:
-        return
-    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or high == float('inf') else ']'}"
-    end = low if not low_ok else high
-    strict = open_low if not low_ok else open_high
-    advice = f"a number {'above' if end == low else 'below'} {end:g}" if strict else f"{end:g}"
-    raise ValueError(
-        f"{name}={value!r} is outside {interval}; the nearest allowed value is {advice}."
-    )
 
 
 def l2() -> Pull:

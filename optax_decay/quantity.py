@@ -1,9 +1,9 @@
 """One number per matrix: what thresholds and multipliers have in common.
 
 A `Quantity` gives every decayed parameter one float32 number, or one per slice if the leaf stacks several matrices,
-and may keep memory between steps. The threshold of the Huber pull is one (``1.5 · mean|w|``), the spectral multiplier of
-AlphaDecay is one, and so is the constant. `decay` multiplies and applies them; this file holds the protocol and the
-quantities that need nothing but the weights.
+and may keep memory between steps. The threshold of the Huber pull is one (``1.5 · mean|w|``), the spectral
+multiplier of AlphaDecay is one, and so is the constant. `decay` multiplies and applies them; this file holds the
+protocol and the quantities that need nothing but the weights.
 
 To write a new one, return ``Quantity(init, update)``. Both see dictionaries by path, holding only the parameters that
 decay; values have the shape ``signature.batch_shape`` (or are plain numbers). State must be arrays only, with dtypes
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_decay import axes as axes_lib
+from optax_decay import paths
 
 Value = Any  # float or float32 array of shape () or `signature.batch_shape`
 
@@ -48,7 +49,7 @@ class Context(NamedTuple):
         if tree is None:
             return dict(self.updates)
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        found = {axes_lib.path_string(key): leaf for key, leaf in leaves}
+        found = {paths.path_string(key): leaf for key, leaf in leaves}
         missing = [path for path in self.params if path not in found]
         if missing:
             raise ValueError(
