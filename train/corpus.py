@@ -1,0 +1,164 @@
+"""Where text comes from: the standard library's sources, or files of one's own.
+
+A corpus is a sorted list of named texts, split into a training and a held-out part in a way that
+depends on the names alone, so that it is the same on every machine and adding a file moves no
+other. Only this file reads text from the disk.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import os
+import pathlib
+import sysconfig
+
+HELD_OUT = 0.05  # fraction of the files, and of the text of a very large file
+
+# What is not prose or code a person wrote, what is not everywhere (Debian ships no tests), and
+# what differs between two builds of the same Python.
+_NOT_STDLIB = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+_NOT_STDLIB |= {"site-packages", "dist-packages", "__pycache__"}
+_BUILT = ("_sysconfigdata", "_sysconfig_vars", "config-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text by name, and what was left out of it."""
+
+    source: str  # what was asked for
+    train: dict[str, str]  # text by the file's path relative to the source
+    held_out: dict[str, str]
+    files: int  # that were read
+    skipped: int  # files that could not be read, or are not text (they contain a zero byte)
+    repaired: int  # files with bytes that are not UTF-8, now U+FFFD
+    digest: str  # sha256 over names and contents, hexadecimal
+
+    @property
+    def train_bytes(self) -> int:
+        return sum(len(text.encode()) for text in self.train.values())
+
+    @property
+    def held_out_bytes(self) -> int:
+        return sum(len(text.encode()) for text in self.held_out.values())
+
+
+def read(source: str = "stdlib") -> Corpus:
+    """The corpus called `source`.
+
+    Args:
+      source: "stdlib", the standard library of the running interpreter without its tests and
+        vendored parts (about 11 MB); or a file, a folder (searched through, hidden files left
+        out) or a glob pattern (`**` for any depth) of text in UTF-8.
+
+    Raises:
+      FileNotFoundError: there is no such file, folder or match.
+      ValueError: what was found holds no text.
+    """
+    paths, searched = _stdlib() if source == "stdlib" else _own(source)
+    digest = hashlib.sha256()
+    texts: dict[str, str] = {}
+    skipped = repaired = 0
+    for name, path in sorted(paths.items()):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            skipped += 1
+            continue
+        if b"\0" in content:
+            skipped += 1
+            continue
+        text = content.decode("utf-8", errors="replace")
+        repaired += text.encode() != content
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        if text:
+            texts[name] = text
+    if not texts:
+        raise ValueError(
+            f"no text in {source!r}: searched {searched}, found {len(paths)} files, of which "
+            f"{skipped} are unreadable or not text and {len(paths) - skipped} are empty"
+        )
+    train, held_out = split(texts)
+    return Corpus(source, train, held_out, len(texts), skipped, repaired, digest.hexdigest())
+
+
+def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Training and held-out text.
+
+    The name of a file decides whether all of it is held out. A file so large that it alone would
+    be more than the held-out part gives its end instead, whatever its name: so does a single file.
+    """
+    total = sum(map(len, texts.values()))
+    train, held_out = {}, {}
+    for name, text in texts.items():
+        if len(text) > HELD_OUT * total:
+            cut = len(text) - round(HELD_OUT * len(text))
+            train[name], held_out[name] = text[:cut], text[cut:]
+        elif _fraction(name) < HELD_OUT:
+            held_out[name] = text
+        else:
+            train[name] = text
+    if not held_out:
+        name = min(train, key=_fraction)
+        held_out[name] = train.pop(name)
+    return train, held_out
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _stdlib() -> tuple[dict[str, pathlib.Path], str]:
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    paths = {
+        name: path
+        for name, path in _walk(root, _NOT_STDLIB, _BUILT).items()
+        if path.suffix == ".py"
+    }
+    if not paths:
+        raise FileNotFoundError(
+            f"this interpreter has no standard library sources in {root}; give a text of your own"
+        )
+    return paths, f"{root} for .py files"
+
+
+def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
+    path = pathlib.Path(source).expanduser()
+    if path.is_file():
+        return {path.name: path}, f"the file {path.absolute()}"
+    if path.is_dir():
+        return _walk(path), f"the folder {path.absolute()} and the folders in it"
+    if not glob.has_magic(source):
+        raise FileNotFoundError(
+            f"no file or folder {source!r} (looked for {path.absolute()}); "
+            'give "stdlib", a file, a folder, or a pattern such as "texts/**/*.txt"'
+        )
+    fixed = []
+    for part in path.parts:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    root = pathlib.Path(*fixed)
+    matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
+    paths = {match.relative_to(root).as_posix(): match for match in matches if match.is_file()}
+    searched = f"{root.absolute()} for the pattern {source!r}"
+    if not paths:
+        raise FileNotFoundError(f"no file matches {source!r}: searched {searched}")
+    return paths, searched
+
+
+def _walk(
+    root: pathlib.Path, without: set[str] | None = None, prefixes: tuple[str, ...] = ()
+) -> dict[str, pathlib.Path]:
+    """Files below `root` by relative path, without hidden ones and names that are left out."""
+
+    def wanted(name: str) -> bool:
+        return name not in (without or ()) and not name.startswith((".", *prefixes))
+
+    paths = {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = filter(wanted, folders)
+        for name in filter(wanted, names):
+            path = pathlib.Path(folder, name)
+            paths[path.relative_to(root).as_posix()] = path
+    return paths
