@@ -135,12 +135,12 @@ def decay_table(
     >>> params = {"embed": jnp.zeros((9, 4)), "norm": jnp.zeros(4), "up": jnp.zeros((4, 6))}
     >>> rules = (("embed", "V -> D"), ("norm", "D"), ("up", "D -> F"))
     >>> print(decay_table(params, 0.1, mask="hidden", axes=rules, learning_rate=3e-4))
-    parameter  shape  role       weights  decay  per step     steps
-    ---------------------------------------------------------------
-    embed      9×4    embedding       36      -         -         -
-    norm       4      vector           4      -         -         -
-    up         4×6    hidden          24    0.1  3.00e-05     33.3k
-    ---------------------------------------------------------------
+    parameter  shape  role       weights  decay  per step  steps
+    ------------------------------------------------------------
+    embed      9×4    embedding       36      -         -      -
+    norm       4      vector           4      -         -      -
+    up         4×6    hidden          24    0.1  3.00e-05  33.3k
+    ------------------------------------------------------------
     64 weights, 37.5 % of them decay; coupling 'lr' at step 0
     """
     check_coupling(coupling, learning_rate, peak_learning_rate)

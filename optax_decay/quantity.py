@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from optax_decay import axes as axes_lib
 from optax_decay import paths
+from optax_decay.meshes import varying_axes
 
 Value = Any  # float or float32 array of shape () or `signature.batch_shape`
 
@@ -103,7 +104,7 @@ def slice_mean(
         ValueError: the array varies over mesh axes of a ``shard_map`` and no `axis_name` says what to sum over.
     """
     x = x.astype(accumulator_dtype(x.dtype))
-    varying = getattr(jax.typeof(x), "vma", frozenset())
+    varying = varying_axes(x)
     if varying and axis_name is None:
         raise ValueError(
             f"{what} of {signature.path!r} is taken inside shard_map on a shard that varies over {sorted(varying)}: "
