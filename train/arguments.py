@@ -1,0 +1,241 @@
+"""Reads a config from the command line, JSON or a run folder, and refuses what cannot be meant.
+
+    python -m train [EXPERIMENT | --config FILE | --resume FOLDER] [--group.field VALUE ...]
+
+The first part says where to start from: an experiment of `experiments.py` (without one, the first),
+a JSON file such as a run's config.json, or an existing run folder; flags then change single fields.
+Everything wrong is said before anything is computed, as a `UserError`: one clear paragraph.
+"""
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from train.config import (
+    BOUNDED,
+    PROXIMAL,
+    Config,
+    Range,
+    UserError,
+    flatten,
+    nearest,
+    replace,
+    resolved,
+)
+from train.experiments import EXPERIMENTS
+
+PROGRAM = "python -m train"
+
+
+def parse(arguments: list[str]) -> tuple[Config, bool]:
+    """The config of a command line, checked, and whether it continues an existing run folder.
+
+    Raises:
+        UserError: an unknown experiment, an unreadable file, a value out of range.
+        SystemExit: after `--help`, or an unknown flag, which tyro explains.
+    """
+    arguments = list(arguments)
+    resume, path = _take(arguments, "--resume"), _take(arguments, "--config")
+    named = [_take(arguments, "--experiment")]
+    if arguments and not arguments[0].startswith("-"):
+        named.append(arguments.pop(0))
+    starts = [start for start in (resume, path, *named) if start is not None]
+    if len(starts) > 1:
+        raise UserError(
+            f"A run starts from one place, but {' and '.join(starts)} are given: name an experiment,"
+            " --config FILE or --resume FOLDER."
+        )
+    if resume is not None:
+        start = _saved(pathlib.Path(resume))
+    elif path is not None:
+        start = from_json(_read(pathlib.Path(path)), path)
+    else:
+        start = experiment(starts[0] if starts else next(iter(EXPERIMENTS)))
+    config = tyro.cli(
+        Config,
+        args=arguments,
+        default=start,
+        prog=f"{PROGRAM} [EXPERIMENT | --config FILE | --resume FOLDER]",
+        description=_description(),
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    check(config)
+    return config, resume is not None
+
+
+def experiment(name: str) -> Config:
+    if name not in EXPERIMENTS:
+        raise UserError(
+            f"There is no experiment {name!r}; there are {', '.join(EXPERIMENTS)};"
+            f" nearest: {nearest(name, list(EXPERIMENTS))}."
+        )
+    return EXPERIMENTS[name]()
+
+
+def _description() -> str:
+    first = {name: (make.__doc__ or "").split("\n")[0] for name, make in EXPERIMENTS.items()}
+    lines = "\n".join(f"  {name}: {line}" for name, line in first.items())
+    return (
+        "Pre-trains a language model and leaves a run folder with its config, metrics, checkpoints"
+        " and pictures. Starts from an experiment, a saved config.json or an existing run folder;"
+        f" the flags below change single fields.\n\nExperiments:\n{lines}"
+    )
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag VALUE` or `flag=VALUE` and returns the value."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return arguments.pop(i)[len(flag) + 1 :]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value.")
+            del arguments[i]
+            return arguments.pop(i)
+    return None
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _saved(folder: pathlib.Path) -> Config:
+    """The config of a run folder; its schedule keeps its length when run.steps grows."""
+    path = folder / "config.json"
+    if not path.is_file():
+        runs = sorted(str(p.parent) for p in folder.parent.glob("*/config.json"))
+        hint = f" Nearest: {nearest(str(folder), runs)}." if runs else ""
+        raise UserError(f"{folder} is not a run folder: it holds no config.json.{hint}")
+    config = from_json(_read(path), str(path))
+    steps = resolved(config).optimizer.schedule_steps
+    return replace(config, {"run.folder": str(folder), "optimizer.schedule_steps": steps})
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first value that is out of range, of no effect or at odds with another."""
+    values = flatten(config)
+    for group in dataclasses.fields(config):
+        part = getattr(config, group.name)
+        hints = typing.get_type_hints(type(part), include_extras=True)
+        for name, value in vars(part).items():
+            _check_range(f"{group.name}.{name}", value, hints[name])
+    full = flatten(resolved(config))
+    for name, (used, where) in _effective(full).items():
+        if values[name] not in (None, False) and not used:
+            raise UserError(
+                f"{name} = {values[name]} would have no effect: it belongs to {where}; leave it out."
+            )
+    if not config.decay.mask:
+        raise UserError("decay.mask is empty; to decay nothing, set decay.weight_decay to 0.")
+    end = full["optimizer.schedule_steps"]
+    if end and full["optimizer.warmup_steps"] > end:
+        raise UserError(
+            f"optimizer.warmup_steps = {full['optimizer.warmup_steps']} is longer than the schedule;"
+            f" allowed is 0 to {end} steps, nearest: {end}."
+        )
+    batch, parts = config.data.batch_size, config.run.micro_batches
+    if batch % parts:
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise UserError(
+            f"run.micro_batches = {parts} does not divide data.batch_size = {batch};"
+            f" nearest: {min(divisors, key=lambda n: abs(n - parts))}."
+        )
+
+
+def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    """Fields that only some choices use: whether the choice is made, and its name."""
+    bounded = full["decay.pull"] in BOUNDED
+    threshold = full["decay.threshold"]
+    varying = full["optimizer.schedule"] != "constant"
+    return {
+        "optimizer.eps": (full["optimizer.name"] == "adam", "optimizer.name adam"),
+        "optimizer.schedule_steps": (varying, "the schedules cosine and linear"),
+        "optimizer.final": (varying, "the schedules cosine and linear"),
+        "decay.threshold": (bounded, f"the pulls {', '.join(BOUNDED)}"),
+        "decay.proximal": (full["decay.pull"] in PROXIMAL, f"the pulls {', '.join(PROXIMAL)}"),
+        "decay.cautious": (not full["decay.proximal"], "the explicit decay (decay.proximal False)"),
+        "decay.factor": (isinstance(threshold, str), "a threshold given by name"),
+        "decay.memory": (threshold == "ema", "decay.threshold ema"),
+    }
+
+
+def _check_range(name: str, value: Any, hint: Any) -> None:
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    ranges = [r for o in options for r in getattr(o, "__metadata__", ()) if isinstance(r, Range)]
+    if not ranges or value is None or isinstance(value, str):
+        return
+    if not ranges[0].holds(value):
+        low, high = ranges[0].low, ranges[0].high
+        end = low if not value > low else high
+        open_end = ranges[0].above if end == low else ranges[0].below
+        advice = (
+            f"a number {'above' if end == low else 'below'} {end:g}" if open_end else f"{end:g}"
+        )
+        raise UserError(
+            f"{name} = {value} is out of range: allowed is {ranges[0]}; nearest: {advice}."
+        )
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> Config:
+    """Reads what `to_json` wrote, or a part of it; fields left out keep their defaults.
+
+    Raises:
+        UserError: not JSON, an unknown group or field, or a value of the wrong type; names `source`.
+    """
+    try:
+        groups = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not JSON: {error}.") from None
+    config, known = Config(), flatten(Config())
+    if not isinstance(groups, dict) or not all(isinstance(v, dict) for v in groups.values()):
+        raise UserError(f'{source} must hold groups of fields, such as {{"run": {{"steps": 10}}}}.')
+    changes = {f"{group}.{field}": v for group, part in groups.items() for field, v in part.items()}
+    for name, value in changes.items():
+        if name not in known:
+            raise UserError(
+                f"{source}: unknown field {name!r}; nearest: {nearest(name, list(known))!r}."
+            )
+        group, field = name.split(".")
+        hints = typing.get_type_hints(type(getattr(config, group)), include_extras=True)
+        changes[name] = _convert(hints[field], value, f"{source}: {name}")
+    return replace(config, changes)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """A JSON value as the type of a field."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    literals = [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+    kinds = [o.__origin__ if typing.get_origin(o) is Annotated else o for o in options]
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_convert(typing.get_args(hint)[0], v, name) for v in value)
+    if value in literals or (value is None and types.NoneType in kinds):
+        return value
+    if float in kinds and type(value) in (int, float):
+        return float(value)
+    if type(value) in kinds:
+        return value
+    if literals and isinstance(value, str):
+        raise UserError(
+            f"{name} = {value!r} is not one of {', '.join(literals)}; nearest: {nearest(value, literals)!r}."
+        )
+    expected = [repr(c) for c in literals] + [k.__name__ for k in kinds if isinstance(k, type)]
+    raise UserError(
+        f"{name} = {value!r} has the wrong type; expected {' or '.join(expected) or 'a list'}."
+    )

@@ -1,0 +1,267 @@
+"""What a run is: one frozen dataclass per group of fields, with units, and the ranges of numbers.
+
+None in a field means "as the preset, the pull or the tokenizer has it"; `resolved` fills such
+fields in. `arguments.py` reads configs from the command line and from JSON, and checks them.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from models import llama
+
+
+class UserError(Exception):
+    """Something the user can put right; shown as its message alone, without a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Allowed numbers: from `low` to `high`, with `above` without `low` itself, with `below` without `high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"numbers above {self.low:g}" if self.above else f"{self.low:g} or more"
+        return f"{self.low:g} {'<' if self.above else '<='} value {'<' if self.below else '<='} {self.high:g}"
+
+    def holds(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Momentum = Annotated[float, Range(0, 1, below=True)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network, models/llama.py: a preset, and single changes to it."""
+
+    preset: str = "tiny"
+    """Name in models/llama.py PRESETS: toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B."""
+    width: Count | None = None
+    """Width of the residual stream [features]; None: the preset's, here and below."""
+    mlp_width: Count | None = None
+    """Width inside the MLP [features]."""
+    layers: Count | None = None
+    """Number of layers."""
+    heads: Count | None = None
+    """Number of query heads; must divide the width."""
+    kv_heads: Count | None = None
+    """Number of key and value heads; must divide `heads`."""
+    vocab_size: Count | None = None
+    """Rows of the embedding [tokens]; None: as many as the tokenizer has."""
+    tied: bool | None = None
+    """Whether the head is the transposed embedding."""
+    rope_base: Positive | None = None
+    """Longest rotary wavelength / 2 pi [positions]."""
+    norm_eps: Positive | None = None
+    """Added to the mean square in a norm."""
+    init_std: Positive | None = None
+    """Standard deviation of every matrix at the start."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations; weights are float32."""
+    attention: Literal["xla", "cudnn"] | None = None
+    """Which kernel; cudnn needs an NVIDIA GPU and bfloat16."""
+    remat: Literal["none", "dots", "full"] | None = None
+    """What the backward pass recomputes instead of storing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The text, train/data.py."""
+
+    text: str = "stdlib"
+    """Folder, file or glob of text files; stdlib: the sources of the running Python's library."""
+    tokenizer: str = "bpe-4096"
+    """bytes, or bpe-N: byte pairs with N tokens (512 to 65536), learned from the text."""
+    length: Count = 256
+    """Length of a sequence [tokens]."""
+    batch_size: Count = 8
+    """Sequences per update, over all devices."""
+    cache: str = ".cache/data"
+    """Folder that keeps vocabularies and encoded text for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Turns gradients into updates; its link of the chain before the decay."""
+
+    name: Literal["adam", "lion"] = "adam"
+    """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate [per step]."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    schedule_steps: Count | None = None
+    """Where the schedule ends [steps]; the rate stays as it is from there on; None: run.steps."""
+    warmup_steps: Whole | None = None
+    """Climb to the peak [steps]; None: a tenth of the schedule, at most 2000."""
+    final: Share | None = None
+    """Learning rate at the end of the schedule, as a share of its peak; default 0.1."""
+    b1: Momentum = 0.9
+    """Share of the first moment that is kept per step."""
+    b2: Momentum = 0.95
+    """Share of the second moment (for lion: of the momentum) that is kept per step."""
+    eps: Positive | None = None
+    """Added to the root of the second moment, for adam; default 1e-8."""
+    clip: Positive | None = 1.0
+    """Longest gradient, as a global norm; None: no clipping."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """The weight decay, optax_decay.decay: adds weight_decay * pull(w) to the update."""
+
+    weight_decay: NotNegative = 0.1
+    """Coefficient; what it multiplies is the coupling."""
+    pull: Literal["huber", "l2", "pseudo_huber", "log_cosh", "fair", "l1"] = "huber"
+    """What a weight w feels: l2 is w itself, huber is w clipped at plus and minus the threshold."""
+    threshold: Literal["mean", "rms", "ema"] | Positive | None = None
+    """A number [unit of the weights], or factor times a matrix's mean |w|, RMS or running mean."""
+    factor: Positive | None = None
+    """Of a threshold given by name; default 1.5."""
+    memory: Momentum | None = None
+    """Share of the running mean kept per step, for the threshold ema; default 0.99."""
+    cautious: bool = False
+    """Decay only where the update already moves the weight towards zero."""
+    proximal: bool = False
+    """Take the implicit (proximal) step after the update instead; for l2, l1, huber and fair."""
+    coupling: Literal["lr", "schedule", "corrected", "none"] = "lr"
+    """Shrink per step, with r the rate: weight_decay times r, r/peak, r*r/peak, or 1."""
+    mask: tuple[Literal["hidden", "head", "embedding", "vector"], ...] = ("hidden", "head")
+    """Roles of parameters that decay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices in a grid; parameters are split over fsdp and tensor, sequences over data and fsdp."""
+
+    data: Count | None = None
+    """Copies of the model; None: as many as the devices allow."""
+    fsdp: Count = 1
+    """Parts that every parameter is split into and gathered from for use."""
+    tensor: Count = 1
+    """Parts that heads, MLP features and vocabulary are split into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How long, how often, where."""
+
+    name: str = "small"
+    """Names the run folder, runs/NAME-001, 002, ..."""
+    folder: str | None = None
+    """The run folder itself; an existing one is continued if the config agrees."""
+    steps: Count = 500
+    """Updates in all, those of an earlier part of the run included [steps]."""
+    seed: Whole = 0
+    """Of the initial weights and of the order of the data."""
+    micro_batches: Count = 1
+    """Parts that a batch is worked through in, to save memory; must divide data.batch_size."""
+    log_every: Count = 1
+    """Between two records in metrics.jsonl [steps]."""
+    eval_every: Count = 50
+    """Between two evaluations on held-out text and looks at the weights [steps]."""
+    eval_batches: Count = 8
+    """Held-out batches per evaluation."""
+    save_every: Count = 100
+    """Between two checkpoints [steps]."""
+    keep: Count = 2
+    """Checkpoints kept."""
+    tensorboard: bool = True
+    """Write TensorBoard events if tensorboardX is installed."""
+    wandb: str | None = None
+    """Report to this Weights & Biases project; needs the package wandb."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    decay: Decay = dataclasses.field(default_factory=Decay)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    run: Run = dataclasses.field(default_factory=Run)
+
+
+# Pulls with a threshold, and pulls with a proximal map.
+BOUNDED = ("huber", "pseudo_huber", "log_cosh", "fair")
+PROXIMAL = ("l2", "l1", "huber", "fair")
+
+# What a run may change when it is continued: nothing of this moves a weight (a mesh does, by rounding).
+MAY_CHANGE = (
+    *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
+    *("run.save_every", "run.keep", "run.tensorboard", "run.wandb"),
+    *("data.text", "data.cache", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All fields by dotted name, such as "optimizer.learning_rate"."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        found |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def replace(config: Config, changes: dict[str, Any]) -> Config:
+    """The config with the fields of the given dotted names changed."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        group, field = name.split(".")
+        groups.setdefault(group, {})[field] = value
+    parts = {g: dataclasses.replace(getattr(config, g), **fields) for g, fields in groups.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def nearest(value: Any, allowed: Sequence[str]) -> str:
+    return difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
+
+
+def resolved(config: Config) -> Config:
+    """The config with every None that stands for a known value filled in."""
+    model, optimizer, decay = config.model, config.optimizer, config.decay
+    if model.preset not in llama.PRESETS:
+        raise UserError(
+            f"model.preset = {model.preset!r} does not exist; allowed are"
+            f" {', '.join(llama.PRESETS)}; nearest: {nearest(model.preset, list(llama.PRESETS))}."
+        )
+    preset = dataclasses.asdict(llama.PRESETS[model.preset])
+    steps = optimizer.schedule_steps or config.run.steps
+    named = decay.threshold is None or isinstance(decay.threshold, str)
+    fill: dict[str, Any] = {
+        f"model.{name}": preset[name] for name in preset if name != "vocab_size"
+    }
+    fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
+    if optimizer.name == "adam":
+        fill |= {"optimizer.eps": 1e-8}
+    if optimizer.schedule != "constant":
+        fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
+    if decay.pull in BOUNDED:
+        fill |= {"decay.threshold": "mean"}
+        fill |= {"decay.factor": 1.5} if named else {}
+        fill |= {"decay.memory": 0.99} if decay.threshold == "ema" else {}
+    values = flatten(config)
+    return replace(config, {name: v for name, v in fill.items() if values[name] is None})
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ once both are resolved, by name: (old, new)."""
+    a, b = flatten(resolved(old)), flatten(resolved(new))
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

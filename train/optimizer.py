@@ -1,0 +1,126 @@
+"""The optimizer of a config, as a chain of four named links:
+
+    clip → direction → decay → rate
+
+`direction` turns gradients into steps of unit size, `decay` is the product of `optax_decay.decay`,
+`rate` multiplies by -η_t. A new optimizer is one case of `direction`, a new pull one of `pull`.
+Links have names, so that the state of each can be found in a checkpoint whatever stands beside it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_decay
+from train.config import Config, Decay, Optimizer
+
+
+def build(config: Config, axes: Any) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a resolved config, for parameters described by `axes`."""
+    rate = schedule(config.optimizer)
+    links = [] if config.optimizer.clip is None else [("clip", clip(config.optimizer.clip))]
+    links.append(("direction", direction(config.optimizer)))
+    last = [
+        ("decay", decay(config, rate, axes)),
+        ("rate", optax.scale_by_learning_rate(rate)),
+    ]
+    # These two work on the finished step, so the learning rate comes before them.
+    if config.decay.coupling == "none" or config.decay.proximal:
+        last.reverse()
+    return optax.named_chain(*links, *last)
+
+
+def direction(config: Optimizer) -> optax.GradientTransformation:
+    match config.name:
+        case "adam":
+            return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        case "lion":
+            return optax.scale_by_lion(config.b1, config.b2)
+
+
+def pull(config: Decay) -> optax_decay.Pull:
+    bound = (config.threshold, config.factor or 1.0, config.memory or 0.0)
+    match config.pull:
+        case "l2":
+            return optax_decay.l2()
+        case "l1":
+            return optax_decay.l1()
+        case "huber":
+            return optax_decay.huber(*bound)
+        case "pseudo_huber":
+            return optax_decay.pseudo_huber(*bound)
+        case "log_cosh":
+            return optax_decay.log_cosh(*bound)
+        case "fair":
+            return optax_decay.fair(*bound)
+
+
+def decay(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformation:
+    shared = {
+        "pull": pull(config.decay),
+        "mask": config.decay.mask,
+        "axes": axes,
+        "coupling": config.decay.coupling,
+        "peak_learning_rate": config.optimizer.learning_rate,
+        "metrics": True,
+    }
+    if config.decay.proximal:
+        return optax_decay.proximal_decay(rate, config.decay.weight_decay, **shared)
+    return optax_decay.decay(
+        config.decay.weight_decay,
+        cautious=config.decay.cautious,
+        learning_rate=rate,
+        **shared,
+    )
+
+
+def decay_table(config: Config, params: Any, axes: Any) -> optax_decay.DecayTable:
+    """What decays and how fast, at the peak of the learning rate."""
+    return optax_decay.decay_table(
+        params,
+        config.decay.weight_decay,
+        mask=config.decay.mask,
+        axes=axes,
+        coupling=config.decay.coupling,
+        learning_rate=schedule(config.optimizer),
+        peak_learning_rate=config.optimizer.learning_rate,
+        tokens_per_step=config.data.batch_size * config.data.length,
+        step=config.optimizer.warmup_steps or 0,
+    )
+
+
+def schedule(config: Optimizer) -> optax.Schedule:
+    """Learning rate of step 0, 1, …: a linear climb, then the shape, then the final rate for good."""
+    peak, warmup, final = config.learning_rate, config.warmup_steps or 0, config.final or 0.0
+    rest = max(1, (config.schedule_steps or 0) - warmup)
+
+    def rate(step: jax.Array) -> jax.Array:
+        # One more than the step, so that no step is wasted on a rate of zero.
+        climb = jnp.minimum(1.0, (step + 1) / (warmup + 1))
+        done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
+        match config.schedule:
+            case "cosine":
+                shape = final + (1 - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+            case "linear":
+                shape = final + (1 - final) * (1 - done)
+            case "constant":
+                shape = 1.0
+        return peak * climb * shape
+
+    return rate
+
+
+def clip(longest: float) -> optax.GradientTransformation:
+    """Shortens gradients to a global norm of at most `longest`.
+
+    Written as one factor, which fuses into the pass over the weights that follows; optax's form
+    selects between two trees and costs the CPU another pass.
+    """
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> Any:
+        factor = jnp.minimum(1.0, longest / optax.tree.norm(updates))
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,91 @@
+"""One update and one evaluation: pure functions of a state and tokens, compiled once.
+
+The state is a plain dict, {"params", "optimizer", "step"}: what a checkpoint holds.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+State = dict[str, Any]
+Forward = Callable[[Any, jax.Array], jax.Array]  # (params, tokens [B, T]) -> logits [B, T, V]
+
+
+def init(
+    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array
+) -> State:
+    params = init_params(key)
+    return {"params": params, "optimizer": tx.init(params), "step": jnp.zeros([], jnp.int32)}
+
+
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Mean over tokens, in nats; computed in float32 whatever the logits are."""
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BTV.astype(jnp.float32), targets_BT
+    )
+    return jnp.mean(losses_BT)
+
+
+def loss(forward: Forward, params: Any, tokens: jax.Array) -> jax.Array:
+    """Of predicting each token from those before it; `tokens` is int32 [B, T + 1]."""
+    return cross_entropy(forward(params, tokens[:, :-1]), tokens[:, 1:])
+
+
+def loss_and_gradient(
+    forward: Forward, params: Any, tokens: jax.Array, micro_batches: int
+) -> tuple[jax.Array, Any]:
+    """Of the whole batch, worked through in `micro_batches` equal parts one after the other."""
+    both = jax.value_and_grad(functools.partial(loss, forward))
+    if micro_batches == 1:
+        return both(params, tokens)
+    # Row r goes to part r mod n, so that every device keeps its own rows.
+    parts = tokens.reshape(-1, micro_batches, tokens.shape[1]).swapaxes(0, 1)
+
+    def add(total: Any, part: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, both(params, part)), None
+
+    zero = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zero, parts)
+    return jax.tree.map(lambda x: x / micro_batches, total)
+
+
+def update(
+    forward: Forward,
+    tx: optax.GradientTransformationExtraArgs,
+    rate: optax.Schedule,
+    micro_batches: int,
+    state: State,
+    tokens: jax.Array,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after one step, and what to note of the step: float32 scalars."""
+    params = state["params"]
+    value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
+    # Some multipliers of decay look at the raw gradient, which their place in the chain hides.
+    change, optimizer = tx.update(gradient, state["optimizer"], params, gradients=gradient)
+    noted = {
+        "loss": value,
+        "gradient_norm": optax.tree.norm(gradient),
+        "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
+    }
+    params = optax.apply_updates(params, change)
+    return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, noted
+
+
+def compile_update(
+    forward: Forward,
+    tx: optax.GradientTransformationExtraArgs,
+    rate: optax.Schedule,
+    micro_batches: int,
+    shardings: State,
+) -> Any:
+    """`update` of state and tokens, jitted. It overwrites the state it is given (donation).
+
+    Shardings of the result are pinned to those of the argument: else the second call would
+    compile again.
+    """
+    step = functools.partial(update, forward, tx, rate, micro_batches)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
