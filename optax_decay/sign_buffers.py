@@ -1,0 +1,200 @@
+"""Which arrays share one compressed buffer, and how large its errors are.
+
+``"per_leaf"`` gives every array a buffer of its own: one scale per array, as the public implementation has it.
+``"flat"`` joins all arrays of a device into one buffer: fewer collectives and less padding, one scale for all, other
+numbers. Arrays that a mesh axis splits (FSDP inside a slice) are compressed as the shards they already are, so scales
+are per shard, and the flat layout joins only arrays that are split over the same axes.
+
+Errors are a dictionary by buffer name: the path of the array, or ``"flat"`` followed by the splitting axes
+(``"flat/fsdp"``). Each is a [devices, elements] array with one row per device that holds its own numbers: N rows for a
+replicated array, N · F for an array split F ways. Sharded over (compressed axis, splitting axes) every device keeps
+exactly its own row.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_decay import sign_compression as sc
+
+LAYOUTS = ("per_leaf", "flat")
+
+Errors = dict[str, jax.Array]
+
+
+class Piece(NamedTuple):
+    """One array to compress: its path, its shape and dtype as seen here, and its PartitionSpec."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    spec: jax.sharding.PartitionSpec
+
+
+class Buffer(NamedTuple):
+    """Arrays that travel together.
+
+    Attributes:
+        name: key of its errors.
+        members: positions of its arrays.
+        size: elements per device, without padding.
+        dtype: of errors and scales.
+        split: mesh axes over which its arrays are split, in alphabetical order.
+        rows: rows of its errors as seen here: inside a `shard_map` over all its axes 1.
+        workers: N.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    size: int
+    dtype: Any
+    split: tuple[str, ...]
+    rows: int
+    workers: int
+
+    @property
+    def worker_shape(self) -> tuple[int, int]:
+        return self.rows, sc.padded_size(self.size, self.workers)
+
+    @property
+    def server_shape(self) -> tuple[int, int]:
+        return self.rows, sc.padded_size(self.size, self.workers) // self.workers
+
+
+def entry_axes(entry: Any) -> tuple[str, ...]:
+    """Mesh axes of one entry of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def spec_axes(spec: Any) -> tuple[str, ...]:
+    """Mesh axes of a PartitionSpec, in alphabetical order."""
+    return tuple(sorted(axis for entry in spec for axis in entry_axes(entry)))
+
+
+def axis_size(axis: str, mesh: Any) -> int:
+    """Size of a mesh axis: of the surrounding `shard_map`, else of the mesh in context, else of `mesh`.
+
+    Raises:
+        ValueError: none of them has the axis.
+    """
+    if sc.is_bound(axis):
+        return jax.lax.axis_size(axis)
+    context = jax.sharding.get_abstract_mesh()
+    for candidate in (context, mesh):
+        if candidate is not None and axis in candidate.axis_names:
+            return candidate.shape[axis]
+    raise ValueError(
+        f"the size of the mesh axis {axis!r} is not known here: call init inside jax.shard_map over it, under "
+        f"jax.set_mesh(mesh), or pass mesh=... to the optimizer."
+    )
+
+
+def _local_size(piece: Piece, mesh: Any) -> int:
+    """Elements per device: dimensions are local already along axes of the surrounding `shard_map`."""
+    size = 1
+    for i, length in enumerate(piece.shape):
+        axes = entry_axes(piece.spec[i]) if i < len(piece.spec) else ()
+        parts = math.prod(axis_size(axis, mesh) for axis in axes if not sc.is_bound(axis))
+        if length % parts:
+            raise ValueError(
+                f"dimension {i} of {piece.path!r}, shape {piece.shape}, is split {parts} ways by "
+                f"{piece.spec}; allowed: a divisor of {length}."
+            )
+        size *= length // parts
+    return size
+
+
+def plan(
+    pieces: Sequence[Piece], layout: str, axis_name: sc.AxisName, mesh: Any
+) -> tuple[Buffer, ...]:
+    """The buffers of the given arrays, in a fixed order."""
+    axes = sc.axis_tuple(axis_name)
+    workers = math.prod(axis_size(axis, mesh) for axis in axes)
+    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for i, piece in enumerate(pieces):
+        split = spec_axes(piece.spec)
+        name = piece.path if layout == "per_leaf" else "/".join(("flat", *split))
+        groups.setdefault((name, split), []).append(i)
+
+    def buffer(name: str, split: tuple[str, ...], members: list[int]) -> Buffer:
+        size = sum(_local_size(pieces[i], mesh) for i in members)
+        dtype = jnp.result_type(*(pieces[i].dtype for i in members))
+        rows = math.prod(axis_size(a, mesh) for a in axes + split if not sc.is_bound(a))
+        return Buffer(name, tuple(members), size, dtype, split, rows, workers)
+
+    return tuple(buffer(name, split, members) for (name, split), members in groups.items())
+
+
+def zero_errors(buffers: Sequence[Buffer]) -> tuple[Errors, Errors]:
+    worker = {b.name: jnp.zeros(b.worker_shape, b.dtype) for b in buffers}
+    server = {b.name: jnp.zeros(b.server_shape, b.dtype) for b in buffers}
+    return worker, server
+
+
+def check_errors(buffers: Sequence[Buffer], worker: Any, server: Any) -> None:
+    """Raises ValueError when errors were made for other workers, another layout or other arrays."""
+    for what, errors in (("worker_error", worker), ("server_error", server)):
+        found = {k: tuple(v.shape) for k, v in errors.items()} if isinstance(errors, dict) else {}
+        shapes = [b.worker_shape if what == "worker_error" else b.server_shape for b in buffers]
+        wanted = {b.name: shape for b, shape in zip(buffers, shapes)}
+        for name in wanted.keys() | found.keys():
+            if wanted.get(name) != found.get(name):
+                raise ValueError(
+                    f"{what}[{name!r}] has the shape {found.get(name)} on each device, but "
+                    f"{buffers[0].workers if buffers else 0} workers need {wanted.get(name)}. Was the state made for "
+                    f"another number of workers, layout, param_specs or choice of compressed leaves? Errors are never "
+                    f"reused across those: convert the state with optax_decay.change_workers(state, tx.init(params))."
+                )
+
+
+def compress(
+    arrays: Sequence[jax.Array],
+    specs: Sequence[Any],
+    worker: Errors,
+    server: Errors,
+    buffers: Sequence[Buffer],
+    axis_name: sc.AxisName,
+) -> tuple[list[jax.Array], Errors, Errors]:
+    """Sign-compressed mean of every array over the axis, with the new errors.
+
+    Splitting axes that the surrounding `shard_map` leaves to the compiler are entered here, so that every device packs
+    its own shard and nothing is gathered.
+    """
+
+    def body(
+        arrays: list[jax.Array], worker: Errors, server: Errors
+    ) -> tuple[list[jax.Array], Errors, Errors]:
+        means, new_worker, new_server = list(arrays), {}, {}
+        for b in buffers:
+            parts = [arrays[i] for i in b.members]
+            flat = jnp.concatenate([x.astype(b.dtype).reshape(-1) for x in parts])
+            mean, e, s = sc.sign_compressed_mean(
+                flat, worker[b.name][0], server[b.name][0], axis_name
+            )
+            new_worker[b.name], new_server[b.name] = e[None], s[None]
+            offset = 0
+            for i, x in zip(b.members, parts):
+                means[i] = mean[offset : offset + x.size].reshape(x.shape).astype(x.dtype)
+                offset += x.size
+        return means, new_worker, new_server
+
+    loose = sorted({axis for b in buffers for axis in b.split if not sc.is_bound(axis)})
+    if not loose:
+        return body(list(arrays), worker, server)
+
+    def keep(entry: Any) -> Any:
+        return tuple(a for a in entry_axes(entry) if a in loose) or None
+
+    array_specs = [jax.P(*(keep(entry) for entry in spec)) for spec in specs]
+    rows = {b.name: jax.P(keep(b.split)) for b in buffers}
+    specs_of_all = (array_specs, rows, rows)
+    return jax.shard_map(
+        body,
+        in_specs=specs_of_all,
+        out_specs=specs_of_all,
+        axis_names=set(loose),
+        check_vma=sc.tracks_varying(axis_name),
+    )(list(arrays), worker, server)
