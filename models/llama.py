@@ -28,6 +28,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 
+Axes = tuple[int, ...]
+
 AXES = (
     (r"embed/embedding", "V -> D"),
     (r"blocks/attention/query/kernel", "L | D -> H E"),
@@ -106,15 +108,21 @@ PRESETS = {
 
 
 class Linear(nnx.Module):
-    """A matrix without bias, applied by an einsum: `equation` is "inputs,kernel->outputs"."""
+    """A matrix without bias, from the last axes of an array to new ones: kernel [*inputs, *outputs].
 
-    def __init__(self, equation: str, shape: tuple[int, ...], std: float, rngs: nnx.Rngs):
-        self.equation = equation
+    The product itself has two axes a side: XLA for CPUs is twice as fast at the gradient of that
+    than at one that sums over sequences and positions.
+    """
+
+    def __init__(self, inputs: Axes, outputs: Axes, std: float, rngs: nnx.Rngs):
+        self.inputs, self.outputs = inputs, outputs
+        shape = (*inputs, *outputs)
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
     def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        return jnp.einsum(self.equation, x, kernel, preferred_element_type=dtype)
+        matrix = self.kernel[...].astype(x.dtype).reshape(math.prod(self.inputs), -1)
+        y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=dtype)
+        return y.reshape(*x.shape[: x.ndim - len(self.inputs)], *self.outputs)
 
 
 class RMSNorm(nnx.Module):
@@ -144,10 +152,10 @@ def rotate(x_BTHE: jax.Array, angles_TE: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         D, H, K, E = config.width, config.heads, config.kv_heads or config.heads, config.head_width
-        self.query = Linear("BTD,DHE->BTHE", (D, H, E), config.init_std, rngs)
-        self.key = Linear("BTD,DKE->BTKE", (D, K, E), config.init_std, rngs)
-        self.value = Linear("BTD,DKE->BTKE", (D, K, E), config.init_std, rngs)
-        self.out = Linear("BTHE,HED->BTD", (H, E, D), config.init_std, rngs)
+        self.query = Linear((D,), (H, E), config.init_std, rngs)
+        self.key = Linear((D,), (K, E), config.init_std, rngs)
+        self.value = Linear((D,), (K, E), config.init_std, rngs)
+        self.out = Linear((H, E), (D,), config.init_std, rngs)
         self.scale = 1 / math.sqrt(E)
         self.implementation = config.attention
 
@@ -169,9 +177,9 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
-        self.gate = Linear("BTD,DF->BTF", (D, F), config.init_std, rngs)
-        self.up = Linear("BTD,DF->BTF", (D, F), config.init_std, rngs)
-        self.down = Linear("BTF,FD->BTD", (F, D), config.init_std, rngs)
+        self.gate = Linear((D,), (F,), config.init_std, rngs)
+        self.up = Linear((D,), (F,), config.init_std, rngs)
+        self.down = Linear((F,), (D,), config.init_std, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
@@ -205,8 +213,7 @@ class Llama(nnx.Module):
         self.blocks = stack(rngs)
         self.final_norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
-            shape = (config.width, config.vocab_size)
-            self.head = Linear("BTD,DV->BTV", shape, config.init_std, rngs)
+            self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         config = self.config
