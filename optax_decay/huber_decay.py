@@ -188,8 +188,8 @@ def adam_huber_decay(
     >>> tx = optax_decay.adam_huber_decay(3e-4, b2=0.95, weight_decay=0.1)
     """
     mask = one_mask(mask, weight_decay_mask)
-    if peak_learning_rate is None and not callable(learning_rate):
-        peak_learning_rate = learning_rate
+    if coupling in ("schedule", "corrected") and not callable(learning_rate):
+        peak_learning_rate = learning_rate if peak_learning_rate is None else peak_learning_rate
     shared = {
         "factor": factor,
         "decay_rate": decay_rate,

@@ -21,6 +21,8 @@ def check(
     if callable(value) or isinstance(value, jax.core.Tracer):
         return
     try:
+        if isinstance(value, str):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r} is not a number.") from None

@@ -1,0 +1,158 @@
+"""The contract table: one row per public factory, holding everything that differs between them.
+
+`test_contract.py` runs every check on every row and has no exceptions by name. A new factory is not public before it
+has a row here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import optax_decay
+from tests import toy
+
+RATE = 0.03
+
+
+def before_rate(link: Callable) -> Callable:
+    """A decay that stands between Adam and the learning rate."""
+
+    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(), link(**options), optax.scale_by_learning_rate(learning_rate)
+        )
+
+    return make
+
+
+def corrected(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+    """The corrected coupling is told the learning rate of its chain."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax_decay.decay(coupling="corrected", learning_rate=learning_rate, **options),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def last(link: Callable) -> Callable:
+    """A proximal decay: last in the chain, and given the learning rate."""
+
+    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(),
+            optax.scale_by_learning_rate(learning_rate),
+            link(learning_rate, **options),
+        )
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One row.
+
+    Attributes:
+        name: the public factory, as ``optax_decay.<name>``, with a suffix after a space for variants.
+        make: builds a whole optimizer; accepts ``learning_rate`` and the keywords in `options` and `numbers`.
+        options: keywords that every check uses.
+        numbers: hyperparameters and another value for each, which must change the weights.
+        schedules: those of them that also take a schedule of the step.
+        extra: extra arguments of ``update`` from (params, gradients), if the factory needs any.
+        mask: takes ``mask=``.
+        reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
+        steps: updates per check; enough to pass every refresh and phase.
+    """
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    schedules: tuple[str, ...] = ()
+    extra: Callable[[Any, Any], dict[str, Any]] | None = None
+    mask: bool = True
+    reduction: bool = False
+    steps: int = 6
+
+    def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(self.make(**{**self.options, **changes}))
+
+
+CASES = (
+    Case(
+        "decay",
+        before_rate(optax_decay.decay),
+        {"axes": toy.AXES},
+        {"learning_rate": 0.05, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "decay cautious metrics",
+        before_rate(optax_decay.decay),
+        {"axes": toy.AXES, "cautious": True, "metrics": True, "weight_decay": 0.4},
+        {"weight_decay": 0.3},
+        ("weight_decay",),
+    ),
+    Case(
+        "decay corrected",
+        corrected,
+        {"peak_learning_rate": 2 * RATE, "axes": toy.AXES},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "proximal_decay",
+        last(optax_decay.proximal_decay),
+        {"axes": toy.AXES, "pull": optax_decay.l1()},
+        {"learning_rate": 0.05, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "huber_decay",
+        before_rate(optax_decay.huber_decay),
+        {"axes": toy.AXES, "threshold": 0.3},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "threshold": 0.1},
+        ("learning_rate", "weight_decay", "threshold"),
+    ),
+    Case(
+        "huber_decay mean",
+        before_rate(optax_decay.huber_decay),
+        {"axes": toy.AXES, "threshold": "mean"},
+        {"weight_decay": 0.3, "factor": 0.4},
+        ("weight_decay", "factor"),
+        reduction=True,
+    ),
+    Case(
+        "huber_decay ema",
+        before_rate(optax_decay.huber_decay),
+        {"axes": toy.AXES, "threshold": "ema", "factor": 0.5},
+        {"weight_decay": 0.3, "factor": 0.4, "decay_rate": 0.2},
+        ("weight_decay", "factor"),
+        reduction=True,
+    ),
+    Case(
+        "huber_proximal_decay",
+        last(optax_decay.huber_proximal_decay),
+        {"axes": toy.AXES, "threshold": "rms", "factor": 0.5},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "factor": 0.4},
+        ("learning_rate", "weight_decay", "factor"),
+        reduction=True,
+    ),
+    Case(
+        "adam_huber_decay",
+        optax_decay.adam_huber_decay,
+        {"learning_rate": RATE, "axes": toy.AXES},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "eps_root": 1e-2,
+            "weight_decay": 0.3,
+            "factor": 0.4,
+        },
+        ("learning_rate", "weight_decay", "factor"),
+        reduction=True,
+    ),
+)
