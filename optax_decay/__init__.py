@@ -1,5 +1,9 @@
 """Weight decay for JAX: composable, sharded, observable optax gradient transformations."""
 
+from optax_decay.apply_updates import apply_updates as apply_updates
+from optax_decay.apply_updates import kahan_apply_updates as kahan_apply_updates
+from optax_decay.apply_updates import kahan_init as kahan_init
+from optax_decay.apply_updates import round_stochastically as round_stochastically
 from optax_decay.axes import Signature as Signature
 from optax_decay.axes import partition_specs as partition_specs
 from optax_decay.axes import signatures as signatures
