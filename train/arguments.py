@@ -23,6 +23,7 @@ from train.config import (
     Range,
     UserError,
     flatten,
+    model_config,
     nearest,
     replace,
     resolved,
@@ -32,8 +33,8 @@ from train.experiments import EXPERIMENTS
 PROGRAM = "python -m train"
 
 
-def parse(arguments: list[str]) -> tuple[Config, bool]:
-    """The config of a command line, checked, and whether it continues an existing run folder.
+def parse(arguments: list[str]) -> Config:
+    """The config of a command line, checked.
 
     Raises:
         UserError: an unknown experiment, an unreadable file, a value out of range.
@@ -66,7 +67,7 @@ def parse(arguments: list[str]) -> tuple[Config, bool]:
         config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
     )
     check(config)
-    return config, resume is not None
+    return config
 
 
 def experiment(name: str) -> Config:
@@ -128,7 +129,9 @@ def check(config: Config) -> None:
         hints = typing.get_type_hints(type(part), include_extras=True)
         for name, value in vars(part).items():
             _check_range(f"{group.name}.{name}", value, hints[name])
-    full = flatten(resolved(config))
+    filled = resolved(config)
+    full = flatten(filled)
+    model_config(filled, config.model.vocab_size or 1)
     for name, (used, where) in _effective(full).items():
         if values[name] not in (None, False) and not used:
             raise UserError(

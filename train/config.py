@@ -261,6 +261,25 @@ def resolved(config: Config) -> Config:
     return replace(config, {name: v for name, v in fill.items() if values[name] is None})
 
 
+def model_config(config: Config, vocab_size: int) -> llama.Config:
+    """The network of a resolved config, for a tokenizer with `vocab_size` tokens.
+
+    Raises:
+        UserError: a shape that does not work out, or an embedding that is too small.
+    """
+    fields: Any = {name: v for name, v in vars(config.model).items() if name != "preset"}
+    rows = config.model.vocab_size or vocab_size
+    if rows < vocab_size:
+        raise UserError(
+            f"model.vocab_size = {rows} is smaller than the tokenizer's {vocab_size} tokens;"
+            f" nearest: {vocab_size}."
+        )
+    try:
+        return llama.Config(**(fields | {"vocab_size": rows}))
+    except ValueError as error:
+        raise UserError(f"The model does not work out: {error}.") from None
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields that differ once both are resolved, by name: (old, new)."""
     a, b = flatten(resolved(old)), flatten(resolved(new))

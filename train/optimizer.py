@@ -35,7 +35,7 @@ def build(config: Config, axes: Any) -> optax.GradientTransformationExtraArgs:
 def direction(config: Optimizer) -> optax.GradientTransformation:
     match config.name:
         case "adam":
-            return optax.scale_by_adam(config.b1, config.b2, config.eps)
+            return optax.scale_by_adam(config.b1, config.b2, config.eps or 0.0)
         case "lion":
             return optax.scale_by_lion(config.b1, config.b2)
 
@@ -57,7 +57,7 @@ def pull(config: Decay) -> optax_decay.Pull:
             return optax_decay.fair(*bound)
 
 
-def decay(config: Config, rate: optax.Schedule, axes: Any) -> optax.GradientTransformation:
+def decay(config: Config, rate: Any, axes: Any) -> optax.GradientTransformation:
     shared = {
         "pull": pull(config.decay),
         "mask": config.decay.mask,
@@ -91,7 +91,7 @@ def decay_table(config: Config, params: Any, axes: Any) -> optax_decay.DecayTabl
     )
 
 
-def schedule(config: Optimizer) -> optax.Schedule:
+def schedule(config: Optimizer) -> Any:
     """Learning rate of step 0, 1, …: a linear climb, then the shape, then the final rate for good."""
     peak, warmup, final = config.learning_rate, config.warmup_steps or 0, config.final or 0.0
     rest = max(1, (config.schedule_steps or 0) - warmup)

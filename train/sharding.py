@@ -105,6 +105,16 @@ def of_state(state: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -
     return jax.tree.unflatten(treedef, found)
 
 
+def of_train_state(axes: Any, state: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shardings of the whole state of `step.init`, given as shapes."""
+    params = of_parameters(axes, state["params"], mesh)
+    return {
+        "params": params,
+        "optimizer": of_state(state["optimizer"], state["params"], params, mesh),
+        "step": NamedSharding(mesh, jax.P()),
+    }
+
+
 def put_batch(make: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh) -> jax.Array:
     """A batch over the devices, where each process makes only the rows that its devices hold.
 
@@ -112,4 +122,5 @@ def put_batch(make: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh) -> jax
         make: rows (a slice) to int32 [rows, length + 1].
         shape: of the whole batch.
     """
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, ROWS), lambda i: make(i[0]))
+    rows = NamedSharding(mesh, ROWS)
+    return jax.make_array_from_callback(shape, rows, lambda index: make((index or ())[0]))

@@ -1,0 +1,29 @@
+"""`python -m train ...`: the first word chooses a command; without one, a run is trained."""
+
+import importlib
+import sys
+
+from train.config import UserError
+
+# Command to the module whose `main(arguments) -> exit code` it calls.
+COMMANDS = {"run": "train.main"}
+
+
+def main(arguments: list[str]) -> int:
+    name, rest = (
+        (arguments[0], arguments[1:])
+        if arguments[:1] and arguments[0] in COMMANDS
+        else ("run", arguments)
+    )
+    try:
+        return importlib.import_module(COMMANDS[name]).main(rest)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was saved since the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""What a run shows: a live line on a terminal, plain lines in pipes, files and CI."""
+
+import os
+import time
+
+import rich.console
+import rich.progress
+
+_console = rich.console.Console()
+
+
+def say(line: object = "") -> None:
+    """Prints a line for the user, above the live line if there is one."""
+    _console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _console.file.flush()
+
+
+def make_display(start: int, steps: int) -> "Lines | Live":
+    """`Live` where someone watches: a terminal that can move its cursor, and no CI."""
+    watched = _console.is_terminal and not _console.is_dumb_terminal and not os.environ.get("CI")
+    return Live(start, steps) if watched else Lines(start, steps)
+
+
+class Lines:
+    """About twenty lines over a run."""
+
+    held_out: float | None = None
+
+    def __init__(self, start: int, steps: int):
+        self._steps, self._every = steps, max(1, (steps - start) // 20)
+
+    def start(self) -> None: ...
+
+    def step(self, step: int, loss: float, tokens: int, seconds: float | None) -> None:
+        if step % self._every == 0 or step == self._steps:
+            say(
+                f"step {step}/{self._steps}  loss {loss:.4f}{pace(self._steps - step, tokens, seconds)}"
+            )
+
+    def stop(self) -> None: ...
+
+
+class Live:
+    """One line at the bottom of the terminal, drawn again four times a second."""
+
+    held_out: float | None = None
+
+    def __init__(self, start: int, steps: int):
+        self._steps = steps
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.TextColumn("{task.fields[text]}"),
+            console=_console,
+            refresh_per_second=4,
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=start, text="compiling")
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def step(self, step: int, loss: float, tokens: int, seconds: float | None) -> None:
+        held_out = f"  held-out {self.held_out:.3f}" if self.held_out is not None else ""
+        text = f"loss {loss:.3f}{held_out}{pace(self._steps - step, tokens, seconds)}"
+        self._bar.update(self._task, completed=step, text=text)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def pace(steps_left: int, tokens: int, seconds: float | None) -> str:
+    """Tokens per second and the time left, as far as they are known."""
+    if not seconds:
+        return ""
+    rate = tokens / seconds
+    number = f"{rate / 1e3:.1f}k" if rate >= 1e3 else f"{rate:.0f}"
+    return f"  {number} tokens/s  {clock(steps_left * seconds)} left"
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Speed:
+    """Seconds per step: a running mean over about the last ten steps that were not interrupted."""
+
+    def __init__(self) -> None:
+        self.seconds_per_step: float | None = None
+        self._last = time.perf_counter()
+        self._compiling = True
+
+    def go(self) -> None:
+        """Time counts from here, after a pause."""
+        self._last = time.perf_counter()
+
+    def tick(self) -> float:
+        """Seconds since the last tick; the first is for compiling and no measure of speed."""
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        if not self._compiling:
+            mean = self.seconds_per_step
+            self.seconds_per_step = passed if mean is None else 0.9 * mean + 0.1 * passed
+        self._compiling = False
+        return passed

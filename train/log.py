@@ -1,0 +1,202 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, W&B.
+
+Records of metrics.jsonl, one JSON object per line, in the order of their steps:
+
+    {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds"}
+    {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}
+    {"kind": "weights", "step", ROLE: {...}}                         see observe.py
+
+`step` counts finished updates; losses are nats per token; seconds are of training alone (compiling
+included, evaluation and saving not), over all parts of the run. When a run goes on, records after
+the restored step are dropped, and so is a last line that a kill has torn.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from train.config import UserError
+from train.display import Speed, make_display, say
+
+
+class Diverged(UserError):
+    """The loss is no longer a number."""
+
+
+def read(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The whole records up to `last_step`; a torn line ends the file."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= last_step:
+            records.append(record)
+    return records
+
+
+class Recorder:
+    """Takes the numbers of each step to the display and to the files of a run.
+
+    Numbers of a step are read from the device one step late, so that the device never waits.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        start: int,
+        steps: int,
+        tokens_per_step: int,
+        every: int = 1,
+        sinks: Iterable[Any] = (),
+    ):
+        """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None."""
+        kept = read(path, start)
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
+        self._sinks = [sink for sink in sinks if sink is not None]
+        self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
+        self._speed = Speed()
+        self._display = make_display(start, steps)
+        self._display.held_out = next(
+            (r["loss"] for r in reversed(kept) if r["kind"] == "held_out"), None
+        )
+
+    def __enter__(self) -> "Recorder":
+        self._display.start()
+        self._speed.go()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.stop()
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def train(self, step: int, noted: dict[str, Any]) -> None:
+        """Takes the numbers of the step that was just started, and reads those of the one before."""
+        before, self._pending = self._pending, (step, noted)
+        if before is not None:
+            self._finish(*before)
+
+    def flush(self) -> None:
+        """Waits for the last step, and for its numbers to be in the file."""
+        if self._pending is not None:
+            last, self._pending = self._pending, None
+            self._finish(*last)
+        self._file.flush()
+
+    def held_out(self, step: int, loss: float, bytes_per_token: float) -> None:
+        bits = loss / math.log(2) / bytes_per_token
+        perplexity = math.exp(min(loss, 700.0))
+        record = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
+        self._write("held_out", step, {**record, "seconds": round(self._seconds, 3)})
+        self._display.held_out = loss
+        say(
+            f"step {step}: held-out loss {loss:.4f}, perplexity {perplexity:.1f},"
+            f" {bits:.3f} bits per byte"
+        )
+
+    def weights(self, step: int, seen: dict[str, Any]) -> None:
+        self._write("weights", step, seen)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time in here is not training time."""
+        self.flush()
+        yield
+        self._speed.go()
+
+    def _finish(self, step: int, noted: dict[str, Any]) -> None:
+        values = {name: float(value) for name, value in noted.items()}
+        self._seconds += self._speed.tick()
+        if not math.isfinite(values["loss"]):
+            raise Diverged(
+                f"The loss of step {step} is {values['loss']}: training has diverged, and nothing was"
+                " saved since. Lower --optimizer.learning_rate, or lengthen"
+                " --optimizer.warmup_steps, and start a new run."
+            )
+        if step % self._every == 0 or step == self._steps:
+            more = {"tokens": step * self._tokens, "seconds": round(self._seconds, 3)}
+            self._write("train", step, {**values, **more})
+        self._display.step(step, values["loss"], self._tokens, self._speed.seconds_per_step)
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.add(step, {f"{kind}/{name}": value for name, value in numbers(values).items()})
+
+
+def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """A nested record as "name/name" to number."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+class TensorBoard:
+    """Events for TensorBoard, written without TensorFlow."""
+
+    def __init__(self, folder: pathlib.Path, start: int):
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder), purge_step=start + 1 if start else None
+        )
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run on Weights & Biases, which goes on under the same id when ours does."""
+
+    def __init__(self, project: str, folder: pathlib.Path, config: dict[str, Any]):
+        import wandb  # pyrefly: ignore
+
+        path = folder / "wandb_id"
+        kept = path.read_text().strip() if path.exists() else None
+        self._run = wandb.init(
+            project=project, name=folder.name, id=kept, resume="allow", config=config, dir=folder
+        )
+        path.write_text(self._run.id + "\n")
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def tensorboard(wanted: bool, folder: pathlib.Path, start: int) -> TensorBoard | None:
+    installed = importlib.util.find_spec("tensorboardX") is not None
+    return TensorBoard(folder / "tensorboard", start) if wanted and installed else None
+
+
+def weights_and_biases(
+    project: str | None, folder: pathlib.Path, config: dict[str, Any]
+) -> Wandb | None:
+    if project is None:
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"run.wandb = {project!r} needs the package wandb: pip install wandb into the environment"
+            " that runs this, or leave the flag out."
+        )
+    return Wandb(project, folder, config)

@@ -1,0 +1,267 @@
+"""The training program: config → mesh → model → optimizer → step → loop → checkpoint.
+
+Read it from `train` downwards; every other file of this folder is one link of that chain.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from models import llama
+from optax_decay.axes import signatures
+from train import checkpoint, figures, log, observe, optimizer, sharding, step
+from train import data as data_lib
+from train.arguments import parse
+from train.config import Config, UserError, model_config, resolved
+from train.display import say
+from train.folder import ROOT, Folder, environment, write
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command line; returns the exit code. What the user can put right is a UserError."""
+    return train(parse(arguments))
+
+
+def train(asked: Config) -> int:
+    """Trains as the config says, going on with what its run folder already holds."""
+    config = resolved(asked)
+    data = load(config)
+    program = assemble(config, data)
+    with (
+        Folder(asked) as folder,
+        checkpoint.Checkpoints(folder.path / "checkpoints", config.run.keep) as checkpoints,
+    ):
+        meta = checkpoint.describe(folder.config, data.digest, program.shapes)
+        state, start = checkpoints.restore(program.placed_shapes(), meta, say) or (None, 0)
+        introduce(program, folder, start)
+        if start >= config.run.steps:
+            say(f"This run is complete: step {start} of {config.run.steps}.")
+            say(further(config, folder.path, start))
+            return 0
+        if state is None:
+            state = program.init(jax.random.key(config.run.seed))
+        with recorder(program, folder, start) as records, signals() as stop:
+            save = functools.partial(checkpoints.save, meta=meta)
+            done = loop(program, state, start, records, save, stop)
+            checkpoints.wait()
+        conclude(program, folder.path, done)
+    return 128 + stop[0] if stop else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that is decided before the first step; nothing of it changes afterwards."""
+
+    config: Config  # resolved
+    data: data_lib.Data
+    facts: dict[str, Any]  # about the data
+    mesh: jax.sharding.Mesh
+    model: llama.Config
+    axes: Any  # what the parameters' axes mean
+    shapes: step.State  # the state as ShapeDtypeStruct
+    shardings: step.State
+    init: Callable[[jax.Array], step.State]
+    update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
+    evaluate: Callable[[step.State], float]  # held-out loss, nats per token
+    look: Callable[[step.State], dict[str, dict[str, float]]]  # observe.py
+
+    def batch(self, index: int) -> jax.Array:
+        return self.place(lambda rows: self.data.batch(index, rows))
+
+    def place(self, rows: Callable[[slice], np.ndarray]) -> jax.Array:
+        shape = (self.config.data.batch_size, self.config.data.length + 1)
+        return sharding.put_batch(rows, shape, self.mesh)
+
+    def placed_shapes(self) -> step.State:
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.shapes,
+            self.shardings,
+        )
+
+
+def load(config: Config) -> data_lib.Data:
+    """The text of a config, as tokens."""
+    wanted = config.data
+    say(f"reading {wanted.text} as {wanted.tokenizer} tokens ...")
+    try:
+        return data_lib.load(
+            wanted.text,
+            wanted.tokenizer,
+            length=wanted.length,
+            batch_size=wanted.batch_size,
+            seed=config.run.seed,
+            cache=pathlib.Path(wanted.cache),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"There is nothing to train on: {error}.") from None
+
+
+def assemble(config: Config, data: data_lib.Data) -> Program:
+    """Mesh, model, optimizer and compiled functions of a resolved config. Allocates no weights."""
+    mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
+    model = model_config(config, data.vocab_size)
+    axes = llama.axes(model)
+    tx = optimizer.build(config, axes)
+
+    init = functools.partial(step.init, functools.partial(llama.init, model), tx)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.of_train_state(axes, shapes, mesh)
+
+    forward = functools.partial(llama.forward, model)
+    rate = optimizer.schedule(config.optimizer)
+    update = step.compile_update(forward, tx, rate, config.run.micro_batches, shardings)
+    loss = jax.jit(functools.partial(step.loss, forward))
+    described = signatures(axes, shapes["params"])
+    sizes = jax.jit(functools.partial(observe.weights, described))
+
+    def evaluate(state: step.State) -> float:
+        losses = [
+            loss(state["params"], program.place(lambda rows, all=tokens: all[rows]))
+            for tokens in data.held_out(config.run.eval_batches)
+        ]
+        return float(np.mean(jax.device_get(losses), dtype=np.float64))
+
+    def look(state: step.State) -> dict[str, dict[str, float]]:
+        done = observe.decay(described, state["optimizer"]["decay"])
+        return observe.merge(done, jax.device_get(sizes(state["params"])))
+
+    program = Program(
+        *(config, data, data.summary(), mesh, model, axes, shapes, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        update=update,
+        evaluate=evaluate,
+        look=look,
+    )
+    return program
+
+
+def loop(
+    program: Program,
+    state: step.State,
+    start: int,
+    records: log.Recorder,
+    save: Callable[..., None],
+    stop: list[int],
+) -> int:
+    """Trains from step `start` to the end or to a signal, and returns the number of steps done.
+
+    While the device works on a step, the host makes the next batch and reads the numbers of the
+    step before.
+    """
+    run, done = program.config.run, start
+
+    def evaluate() -> None:
+        with records.pause():
+            records.held_out(done, program.evaluate(state), program.data.bytes_per_token)
+            records.weights(done, program.look(state))
+
+    if start == 0:
+        evaluate()
+    tokens = program.batch(start)
+    while done < run.steps and not stop:
+        state, noted = program.update(state, tokens)
+        done += 1
+        tokens = program.batch(done)
+        records.train(done, noted)
+        if done % run.eval_every == 0 or done == run.steps:
+            evaluate()
+        if done % run.save_every == 0:
+            with records.pause():
+                save(state, step=done)
+    with records.pause():
+        save(state, step=done)
+    return done
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """The signals to stop that arrived: Ctrl-C or a request to end. A second one stops at once."""
+    arrived: list[int] = []
+
+    def take(number: int, frame: Any) -> None:
+        if arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+        say("stopping after this step, and saving (Ctrl-C again stops at once) ...")
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
+    """Where the numbers of the run go, from step `start` on."""
+    run, data = program.config.run, program.config.data
+    return log.Recorder(
+        folder.path / "metrics.jsonl",
+        start,
+        run.steps,
+        data.batch_size * data.length,
+        run.log_every,
+        (
+            log.tensorboard(run.tensorboard, folder.path, start),
+            log.weights_and_biases(run.wandb, folder.path, dataclasses.asdict(folder.config)),
+        ),
+    )
+
+
+def introduce(program: Program, folder: Folder, start: int) -> None:
+    """Says and writes down what is about to be trained, on what, and what decays."""
+    config, facts, mesh = program.config, program.facts, program.mesh
+    folder.add_start(environment(start=start, mesh=dict(mesh.shape), text=facts))
+    table = optimizer.decay_table(config, program.shapes["params"], program.axes)
+    write(folder.path / "decay.txt", f"{table}\n")
+    tokens = config.data.batch_size * config.data.length
+    grid = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    say(
+        f"text      {facts['source']}: {facts['files']} files, {facts['train_bytes'] / 1e6:.1f} MB,"
+        f" {facts['train_tokens'] / 1e6:.2f}M tokens ({facts['tokenizer']}), digest"
+        f" {program.data.digest[:16]}\n"
+        f"model     {config.model.preset}: {llama.count(program.model) / 1e6:.2f}M weights,"
+        f" {program.model.layers} layers of width {program.model.width}\n"
+        f"training  {config.run.steps} steps of {tokens} tokens,"
+        f" {config.run.steps / facts['steps_per_epoch']:.2f} times through the text\n"
+        f"devices   {mesh.size} of {len(jax.devices())} {mesh.devices.flat[0].device_kind} ({grid})\n"
+        f"folder    {folder.path}" + (f", continued after step {start}" if start else "")
+    )
+    say(f"\n{table}\n")
+
+
+def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
+    """Draws the pictures and says what was reached, where it is, and how to go on."""
+    records = log.read(folder / "metrics.jsonl")
+    unigram = program.facts["unigram_entropy"]
+    pictures = figures.draw(records, unigram, folder / "figures")
+    last = [record for record in records if record["kind"] == "held_out"][-1]
+    if done < program.config.run.steps:
+        say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")
+    say(
+        f"\nheld-out text after step {last['step']}: loss {last['loss']:.3f} nats per token,"
+        f" perplexity {last['perplexity']:.1f}, {last['bits_per_byte']:.3f} bits per byte\n"
+        f"(token frequencies alone: {unigram:.3f} nats per token)\n"
+        f"metrics   {folder / 'metrics.jsonl'}\n"
+        f"pictures  {'  '.join(str(path) for path in pictures)}"
+    )
+    say(further(program.config, folder, done))
+
+
+def further(config: Config, folder: pathlib.Path, done: int) -> str:
+    """The command that continues a run."""
+    inside = pathlib.Path(sys.prefix) == ROOT / ".venv"
+    python = "python3 train/environment.py" if inside else "python"
+    command = f"{python} -m train --resume {folder}"
+    if done < config.run.steps:
+        return f"go on     {command}"
+    return f"go on     {command} --run.steps {2 * config.run.steps}"

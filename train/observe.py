@@ -1,0 +1,79 @@
+"""What the weights look like and what the decay did to them, per role of parameter.
+
+    weights        number of weights
+    rms            root of the mean square of the weights
+    median, p99    quantiles of |w|, from an even sample
+    largest        of |w|
+    decaying       share of the weights that decay
+    beyond         share of the decaying weights with |w| beyond the threshold
+    decay_rms      RMS of the decay term, weight_decay * multiplier * pull(w), over decaying weights
+    update_rms     RMS of the update that the decay was added to, over decaying weights
+
+The last three are of the last step and come from the state of the decay. Both RMS stand before the
+learning rate (after it for the decays that stand last in the chain), so that their ratio says how
+much of a step is decay.
+"""
+
+import collections
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_decay.axes import Signature
+from optax_decay.paths import leaf_paths
+
+SAMPLE = 65_536  # weights per role for the quantiles
+
+
+def weights(signatures: dict[str, Signature], params: Any) -> dict[str, dict[str, jax.Array]]:
+    """Sizes of weights, by role. Pure; to be jitted."""
+    groups = collections.defaultdict(list)
+    for path, w in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        groups[signatures[path].role].append(jnp.abs(w).reshape(-1))
+    found = {}
+    for role, parts in groups.items():
+        total = sum(part.size for part in parts)
+        every = math.ceil(total / SAMPLE)
+        sample = jnp.concatenate([part[::every] for part in parts])
+        median, p99 = jnp.quantile(sample, jnp.array([0.5, 0.99]))
+        squares = jnp.stack([jnp.sum(jnp.square(part)) for part in parts])
+        found[role] = {
+            "rms": jnp.sqrt(jnp.sum(squares) / total),
+            "median": median,
+            "p99": p99,
+            "largest": jnp.max(jnp.stack([jnp.max(part) for part in parts])),
+        }
+    return found
+
+
+def decay(signatures: dict[str, Signature], state: Any) -> dict[str, dict[str, float]]:
+    """What the decay did in its last step, by role, from the `Metrics` in the decay's state."""
+    sums: Any = collections.defaultdict(lambda: collections.defaultdict(float))
+    for path, signature in signatures.items():
+        total, size = sums[signature.role], math.prod(signature.shape)
+        total["weights"] += size
+        if path in state.metrics:
+            seen = state.metrics[path]
+            total["decaying"] += size
+            total["beyond"] += size * float(np.mean(seen.beyond))
+            total["decay"] += size * float(np.mean(np.square(seen.decay_rms)))
+            total["update"] += size * float(np.mean(np.square(seen.update_rms)))
+    return {
+        role: {
+            "weights": int(total["weights"]),
+            "decaying": total["decaying"] / total["weights"],
+            "beyond": total["beyond"] / max(1.0, total["decaying"]),
+            "decay_rms": math.sqrt(total["decay"] / max(1.0, total["decaying"])),
+            "update_rms": math.sqrt(total["update"] / max(1.0, total["decaying"])),
+        }
+        for role, total in sums.items()
+    }
+
+
+def merge(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """One record per role, as numbers, from several looks."""
+    roles = dict.fromkeys(role for part in parts for role in part)
+    return {r: {k: float(v) for p in parts for k, v in p.get(r, {}).items()} for r in roles}
