@@ -35,13 +35,13 @@ def attention(
     # Heads before positions: products with their batch axes in front are twice as fast on CPUs.
     B, T, H, E = query_BTHE.shape
     K = key_BTKE.shape[2]
-    query_BKGTE = (query_BTHE * scale).reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4)
+    query_BKGTE = query_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4)
     key_BKSE, value_BKSE = key_BTKE.transpose(0, 2, 1, 3), value_BTKE.transpose(0, 2, 1, 3)
     scores_BKGTS = jnp.einsum(
         "BKGTE,BKSE->BKGTS", query_BKGTE, key_BKSE, preferred_element_type=jnp.float32
     )
     causal_TS = jnp.tril(jnp.ones((T, T), bool))
-    scores_BKGTS = jnp.where(causal_TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
+    scores_BKGTS = jnp.where(causal_TS, scale * scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(value_BTKE.dtype)
     mixed_BKGTE = jnp.einsum("BKGTS,BKSE->BKGTE", weights_BKGTS, value_BKSE)
     return mixed_BKGTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)

@@ -28,7 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 
-Axes = tuple[int, ...]
+Shape = tuple[int, ...]
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -114,7 +114,7 @@ class Linear(nnx.Module):
     than at one that sums over sequences and positions.
     """
 
-    def __init__(self, inputs: Axes, outputs: Axes, std: float, rngs: nnx.Rngs):
+    def __init__(self, inputs: Shape, outputs: Shape, std: float, rngs: nnx.Rngs):
         self.inputs, self.outputs = inputs, outputs
         shape = (*inputs, *outputs)
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))

@@ -1,0 +1,344 @@
+"""The models: sizes of the papers, the exact function, causality, sharding, description by AXES."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from models import llama
+from optax_decay import axes
+from tests import reference_llama
+
+TOY = llama.PRESETS["toy"]
+# No field of these is at its default, so that a field that is not read shows.
+ODD = dataclasses.replace(TOY, rope_base=50.0, norm_eps=0.02, init_std=0.3)
+TIED = dataclasses.replace(ODD, tied=True, kv_heads=None, heads=3, layers=2)
+
+
+def weights(config, seed=0):
+    """Random weights, norm scales included: at their initial 1 they would hide mistakes."""
+    params = jax.jit(lambda key: llama.init(config, key))(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noise = [leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(tree, noise)
+
+
+def some_tokens(config, B=2, T=7, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (B, T)).astype(np.int32)
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.asarray(x, np.float64) ** 2)))
+
+
+def abstract(config):
+    return jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+
+
+def loss(config, params, tokens):
+    logits = llama.forward(config, params, tokens[:, :-1])
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1))
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # Conda and AlphaDecay (vocabulary 32000, head of its own)
+        ("60M", 58.07),
+        ("130M", 134.11),
+        ("350M", 367.97),
+        ("1B", 1339.08),
+        # LLaMA-7B as released
+        ("7B", 6738.42),
+        # 2 V D + L (4 D² + 3 D F + 2 D) + D with GaLore's shapes
+        ("9M", 9.00),
+        ("20M", 19.55),
+        ("3B", 2685.83),
+    ],
+)
+def test_presets_have_the_papers_number_of_weights(name, millions):
+    assert llama.count(llama.PRESETS[name]) == pytest.approx(millions * 1e6, abs=5_000)
+
+
+def test_our_presets():
+    names = {"toy", "tiny", "9M", "20M", "60M", "130M", "350M", "1B", "3B", "7B"}
+    assert set(llama.PRESETS) == names
+    assert 1e6 < llama.count(llama.PRESETS["tiny"]) < 3e6
+    assert llama.count(TOY) < 50_000
+
+
+def test_count_is_the_number_of_weights():
+    params = llama.init(ODD, jax.random.key(0))
+    assert llama.count(ODD) == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# --- the function
+
+
+@pytest.mark.parametrize("config", [TOY, ODD, TIED], ids=["toy", "odd", "tied"])
+def test_forward_is_the_reference(config):
+    params, tokens = weights(config), some_tokens(config)
+    exact = reference_llama.forward(config, params, tokens)
+    to_float32 = lambda x: x.astype(np.float32).astype(np.float64)
+    stored = rms(reference_llama.forward(config, params, tokens, to_float32) - exact)
+    logits = jax.jit(lambda p, t: llama.forward(config, p, t))(params, tokens)
+    assert logits.dtype == jnp.float32
+    assert logits.shape == (*tokens.shape, config.vocab_size)
+    # `stored` is the error of rounding what is stored once; the sums of up to F products behind
+    # each such number round as often again (errors add as squares); 5 is five sigma.
+    tolerance = 5 * stored * np.sqrt(config.mlp_width)
+    assert tolerance < 1e-4 * rms(exact)
+    np.testing.assert_allclose(logits, exact, rtol=0, atol=tolerance)
+
+
+def test_bfloat16_errs_as_much_as_rounding_explains():
+    config = dataclasses.replace(ODD, dtype="bfloat16")
+    params, tokens = weights(config), some_tokens(config, B=3, T=11)
+    exact = reference_llama.forward(config, params, tokens)
+    to_bfloat16 = lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    expected = rms(reference_llama.forward(config, params, tokens, to_bfloat16) - exact)
+    logits = llama.forward(config, params, tokens)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    # Both errors are of the same kind and of ~2000 numbers; XLA may keep more precision between
+    # fused operations, but not less. Float32 compute would be 2^16 times better.
+    assert expected / 2 < rms(logits - exact) < expected * 1.25
+    assert rms(np.asarray(logits) - np.asarray(logits).astype(ml_dtypes.bfloat16)) > 0
+
+
+def test_no_position_sees_a_later_one():
+    params = weights(ODD)
+    T = 9
+    tokens = np.random.default_rng(0).permutation(ODD.vocab_size)[None, :T]  # all different
+
+    def logit_sums(embedding):
+        return llama.forward(ODD, {**params, "embed": {"embedding": embedding}}, tokens)[0].sum(-1)
+
+    jacobian_TVD = jax.jacobian(logit_sums)(params["embed"]["embedding"])
+    depends_TS = np.abs(np.asarray(jacobian_TVD)).sum(-1)[:, tokens[0]] > 0
+    np.testing.assert_array_equal(depends_TS, np.tril(np.ones((T, T), bool)))
+
+
+def test_rotation_keeps_relative_positions_only():
+    T, E, base, shift = 12, 6, 30.0, 5
+    angles_TE = llama.rotary_angles(T + shift, E, base)
+    np.testing.assert_allclose(angles_TE[1], base ** (-np.arange(0, E, 2) / E), rtol=1e-6)
+    rng = np.random.default_rng(0)
+    query_E, key_E = rng.normal(size=(2, E)).astype(np.float32)
+
+    def products(start):
+        at = lambda x_E: llama.rotate(jnp.tile(x_E, (1, T, 1, 1)), angles_TE[start : start + T])
+        return np.asarray(jnp.einsum("BTHE,BSHE->TS", at(query_E[None]), at(key_E[None])))
+
+    # An angle of up to T + shift radians is rounded to 2^-24 of itself; twice that for a pair.
+    tolerance = 2 * (T + shift) * 2.0**-23 * np.linalg.norm(query_E) * np.linalg.norm(key_E)
+    np.testing.assert_allclose(products(0), products(shift), rtol=0, atol=tolerance)
+    for offset in range(-3, 4):
+        assert np.ptp(np.diagonal(products(0), offset)) < 2 * tolerance
+    assert np.ptp(products(0)) > 100 * tolerance
+
+
+def test_grouped_queries_are_repeated_keys_and_values():
+    grouped, full = ODD, dataclasses.replace(ODD, kv_heads=ODD.heads)
+    assert grouped.kv_heads < full.kv_heads and llama.count(grouped) < llama.count(full)
+    params, tokens = weights(grouped), some_tokens(grouped)
+    attention = dict(params["blocks"]["attention"])
+    for name in ("key", "value"):
+        kernel = attention[name]["kernel"]
+        repeated = jnp.repeat(kernel, grouped.heads // grouped.kv_heads, axis=2)
+        attention[name] = {"kernel": repeated}
+    repeated = {**params, "blocks": {**params["blocks"], "attention": attention}}
+    logits = llama.forward(grouped, params, tokens)
+    # The same products in the same order; only their grouping into calls differs.
+    tolerance = 2.0**-23 * grouped.mlp_width * float(jnp.abs(logits).max())
+    np.testing.assert_allclose(llama.forward(full, repeated, tokens), logits, atol=tolerance)
+
+
+def test_a_tied_head_is_the_embedding():
+    tied, own = TIED, dataclasses.replace(TIED, tied=False)
+    params, tokens = weights(tied), some_tokens(tied)
+    assert "head" not in params
+    embedding = params["embed"]["embedding"]
+    with_head = {**params, "head": {"kernel": embedding.T}}
+    logits = llama.forward(own, with_head, tokens)
+    tolerance = 2.0**-23 * tied.width * float(jnp.abs(logits).max())
+    np.testing.assert_allclose(llama.forward(tied, params, tokens), logits, atol=tolerance)
+    gradient = jax.grad(lambda p: loss(tied, p, tokens))(params)
+    parts = jax.grad(lambda p: loss(own, p, tokens))(with_head)
+    both = parts["embed"]["embedding"] + parts["head"]["kernel"].T
+    assert rms(parts["embed"]["embedding"]) > 0 and rms(parts["head"]["kernel"]) > 0
+    tolerance = 2.0**-23 * tied.width * float(jnp.abs(both).max())
+    np.testing.assert_allclose(gradient["embed"]["embedding"], both, atol=tolerance)
+
+
+def test_remat_recomputes_and_changes_nothing():
+    params, tokens = weights(ODD), some_tokens(ODD)
+    gradients, products = {}, {}
+    for remat in ("none", "dots", "full"):
+        config = dataclasses.replace(ODD, remat=remat)
+        gradient = jax.grad(lambda p, config=config: loss(config, p, tokens))
+        products[remat] = str(jax.make_jaxpr(gradient)(params)).count("dot_general")
+        gradients[remat] = jax.jit(gradient)(params)
+    # A layer has 7 matrices and 2 products in attention. "full" repeats all of them but the last
+    # one, whose result no gradient needs; "dots" only the scores.
+    assert products["full"] - products["none"] == 8
+    assert products["dots"] - products["none"] == 1
+    for remat in ("dots", "full"):
+        for a, b in zip(jax.tree.leaves(gradients["none"]), jax.tree.leaves(gradients[remat])):
+            # The same operations, fused differently: some roundings of the longest sum.
+            np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-24 * 40 * float(jnp.abs(a).max()))
+
+
+# --- weights
+
+
+def test_initial_weights():
+    config = dataclasses.replace(TOY, init_std=0.07)
+    params = jax.jit(lambda key: llama.init(config, key))(jax.random.key(3))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        assert leaf.dtype == jnp.float32
+        if path[-1].key == "scale":
+            np.testing.assert_array_equal(leaf, 1)
+        else:  # standard errors of mean and deviation of n normal numbers, five of each
+            error = 5 * config.init_std / np.sqrt(leaf.size)
+            assert abs(float(leaf.mean())) < error, path
+            assert abs(float(leaf.std()) - config.init_std) < error, path
+    kernels = [
+        *params["blocks"]["attention"]["query"]["kernel"].reshape(config.layers, -1),
+        *params["blocks"]["attention"]["out"]["kernel"].reshape(config.layers, -1),
+    ]
+    for i, a in enumerate(kernels):
+        for b in kernels[:i]:
+            assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size)
+    again = jax.jit(lambda key: llama.init(config, key))(jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    other = llama.init(config, jax.random.key(4))
+    assert not np.array_equal(other["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_gradients_reach_every_weight():
+    gradient = jax.grad(lambda p: loss(ODD, p, some_tokens(ODD)))(weights(ODD))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        per_layer = leaf.reshape(ODD.layers, -1) if path[0].key == "blocks" else leaf.reshape(1, -1)
+        assert (np.abs(per_layer).max(axis=1) > 0).all(), path
+
+
+# --- AXES
+
+
+@pytest.mark.parametrize("config", [ODD, TIED, llama.PRESETS["7B"]], ids=["odd", "tied", "7B"])
+def test_axes_describe_every_weight_once(config):
+    sizes = {
+        "L": config.layers,
+        "D": config.width,
+        "H": config.heads,
+        "K": config.kv_heads or config.heads,
+        "E": config.head_width,
+        "F": config.mlp_width,
+        "V": config.vocab_size,
+    }
+    rules = llama.axes(config)
+    used = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract(config)):
+        name = "/".join(part.key for part in path)
+        matching = [rule for rule in rules if re.fullmatch(rule[0], name)]
+        assert len(matching) == 1, (name, matching)
+        used += matching
+        letters = re.findall("[A-Z]", matching[0][1])
+        assert leaf.shape == tuple(sizes[letter] for letter in letters), name
+    assert set(used) == set(rules)
+
+
+def test_axes_give_the_library_roles_and_matrices():
+    signatures = axes.resolve(llama.AXES, abstract(ODD))
+    leaves = jax.tree.leaves(signatures, is_leaf=lambda x: isinstance(x, axes.Signature))
+    D, F, L, V = ODD.width, ODD.mlp_width, ODD.layers, ODD.vocab_size
+    KE = ODD.kv_heads * ODD.head_width
+    assert {s.path: (s.role, s.matrix_shape) for s in leaves if s.is_matrix} == {
+        "embed/embedding": ("embedding", (1, V, D)),
+        "blocks/attention/query/kernel": ("hidden", (L, D, D)),
+        "blocks/attention/key/kernel": ("hidden", (L, D, KE)),
+        "blocks/attention/value/kernel": ("hidden", (L, D, KE)),
+        "blocks/attention/out/kernel": ("hidden", (L, D, D)),
+        "blocks/mlp/gate/kernel": ("hidden", (L, D, F)),
+        "blocks/mlp/up/kernel": ("hidden", (L, D, F)),
+        "blocks/mlp/down/kernel": ("hidden", (L, F, D)),
+        "head/kernel": ("head", (1, D, V)),
+    }
+    assert {s.path for s in leaves if s.role == "vector"} == {
+        "blocks/attention_norm/scale",
+        "blocks/mlp_norm/scale",
+        "final_norm/scale",
+    }
+    axes.resolve(llama.axes(TIED), abstract(TIED))
+    with pytest.raises(ValueError, match="head"):
+        axes.resolve(llama.AXES, abstract(TIED))
+
+
+# --- meshes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sharded_weights_change_nothing(dtype):
+    """Weights over fsdp and tensor, sequences over data and fsdp, model code untouched."""
+    config = dataclasses.replace(ODD, width=32, heads=8, vocab_size=64, dtype=dtype)
+    params, tokens = weights(config), some_tokens(config, B=8)
+    auto = (AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=auto)
+    places = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+    signatures = axes.resolve(llama.AXES, params)
+    place = lambda s: NamedSharding(mesh, PartitionSpec(*(places.get(n) for n in s.names)))
+    shardings = jax.tree.map(place, signatures, is_leaf=lambda x: isinstance(x, axes.Signature))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    step = jax.jit(jax.value_and_grad(lambda p, t: loss(config, p, t)))
+    alone, alone_gradient = step(params, tokens)
+    sharded = jax.device_put(params, shardings)
+    assert len(sharded["blocks"]["mlp"]["gate"]["kernel"].addressable_shards[0].data[0]) == 16
+    with jax.set_mesh(mesh):
+        together, gradient = step(sharded, jax.device_put(tokens, rows))
+    # A sharded sum adds the same numbers in another order. In a sum of n numbers rounding errs by
+    # about sqrt(n) units, as if each weight were off by that much: what that does is measured.
+    unit = {"float32": 2.0**-24, "bfloat16": 2.0**-9}[dtype] * np.sqrt(config.mlp_width)
+    rng = np.random.default_rng(1)
+    off = jax.tree.map(lambda w: w * (1 + unit * rng.normal(size=w.shape)), params)
+    off = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), off)
+    off_loss, off_gradient = step(off, tokens)
+    assert abs(float(alone - together)) < 8 * unit * float(alone)
+    assert abs(float(alone - off_loss)) < 8 * unit * float(alone)
+    for a, b, c in zip(*map(jax.tree.leaves, (alone_gradient, gradient, off_gradient))):
+        assert rms(a - b) < rms(a - c) < 0.5 * rms(a)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 7}, "heads=7 must divide width=512 .* nearest: heads=8"),
+        ({"heads": 512}, "even number of features; nearest: heads=256"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=8; nearest: kv_heads=2"),
+        ({"kv_heads": 0}, "kv_heads=0 must divide heads=8; nearest: kv_heads=1"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"vocab_size": -5}, "vocab_size=-5"),
+        ({"init_std": 0.0}, "init_std=0.0 must be greater than 0"),
+        ({"norm_eps": -1e-6}, "norm_eps=-1e-06"),
+        ({"rope_base": float("nan")}, "rope_base=nan"),
+        ({"dtype": "bf16"}, "dtype='bf16' must be one of .*'bfloat16'"),
+        ({"remat": "all"}, "remat='all' must be one of .*'full'"),
+        ({"attention": "flash"}, "attention='flash' must be one of .*'cudnn'"),
+        ({"attention": "cudnn"}, 'attention="cudnn" needs dtype="bfloat16"'),
+    ],
+)
+def test_impossible_models_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        llama.Config(**change)
