@@ -1,18 +1,19 @@
 """Where text comes from: the standard library's sources, or files of one's own.
 
-A corpus is a sorted list of named texts, split into a training and a held-out part in a way that
-depends on the names alone, so that it is the same on every machine and adding a file moves no
-other. Only this file reads text from the disk.
+A corpus is a sorted list of named texts, split into a training and a held-out part by the names
+and sizes of the files, so that the split is the same on every machine, in every folder, with every
+seed. Only this file reads text from the disk.
 """
 
 import dataclasses
 import glob
 import hashlib
+import math
 import os
 import pathlib
 import sysconfig
 
-HELD_OUT = 0.05  # fraction of the files, and of the text of a very large file
+HELD_OUT = 0.05  # fraction of the text
 
 # What is not prose or code a person wrote, what is not everywhere (Debian ships no tests), and
 # what differs between two builds of the same Python.
@@ -84,28 +85,28 @@ def read(source: str = "stdlib") -> Corpus:
 def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Training and held-out text.
 
-    The name of a file decides whether all of it is held out. A file so large that it alone would
-    be more than the held-out part gives its end instead, whatever its name: so does a single file.
+    Files are held out whole, in an order that their names decide, until they are one part in
+    twenty of the text. A file that alone is more than that gives its end instead: so does a
+    single file.
     """
     total = sum(map(len, texts.values()))
-    train, held_out = {}, {}
+    train, held_out, whole = {}, {}, {}
     for name, text in texts.items():
         if len(text) > HELD_OUT * total:
-            cut = len(text) - round(HELD_OUT * len(text))
+            cut = len(text) - math.ceil(HELD_OUT * len(text))
             train[name], held_out[name] = text[:cut], text[cut:]
-        elif _fraction(name) < HELD_OUT:
-            held_out[name] = text
         else:
-            train[name] = text
-    if not held_out:
-        name = min(train, key=_fraction)
-        held_out[name] = train.pop(name)
-    return train, held_out
+            whole[name] = text
+    missing = HELD_OUT * sum(map(len, whole.values()))
+    for name in sorted(whole, key=_rank):
+        (held_out if missing > 0 else train)[name] = whole[name]
+        missing -= len(whole[name])
+    return dict(sorted(train.items())), dict(sorted(held_out.items()))
 
 
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+def _rank(name: str) -> bytes:
+    """Where a file stands in the order that depends on names alone."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _stdlib() -> tuple[dict[str, pathlib.Path], str]:
