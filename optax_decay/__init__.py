@@ -8,11 +8,17 @@ from optax_decay.axes import Signature as Signature
 from optax_decay.axes import partition_specs as partition_specs
 from optax_decay.axes import signatures as signatures
 from optax_decay.couplings import convert_weight_decay as convert_weight_decay
+from optax_decay.curvature import gnb_from_gradients as gnb_from_gradients
+from optax_decay.curvature import gnb_hessian as gnb_hessian
+from optax_decay.curvature import hutchinson as hutchinson
 from optax_decay.decay import LowPrecisionDecayWarning as LowPrecisionDecayWarning
 from optax_decay.decay import decay as decay
 from optax_decay.decay import proximal_decay as proximal_decay
 from optax_decay.diagnostics import DecayTable as DecayTable
 from optax_decay.diagnostics import decay_table as decay_table
+from optax_decay.exadam import ScaleByExadamState as ScaleByExadamState
+from optax_decay.exadam import exadam as exadam
+from optax_decay.exadam import scale_by_exadam as scale_by_exadam
 from optax_decay.huber_decay import adam_huber_decay as adam_huber_decay
 from optax_decay.huber_decay import huber_decay as huber_decay
 from optax_decay.huber_decay import huber_proximal_decay as huber_proximal_decay
@@ -27,3 +33,8 @@ from optax_decay.pulls import log_cosh as log_cosh
 from optax_decay.pulls import pseudo_huber as pseudo_huber
 from optax_decay.quantity import Quantity as Quantity
 from optax_decay.quantity import constant as constant
+from optax_decay.sophia import ScaleBySophiaState as ScaleBySophiaState
+from optax_decay.sophia import scale_by_sophia as scale_by_sophia
+from optax_decay.sophia import sophia_g as sophia_g
+from optax_decay.sophia import sophia_h as sophia_h
+from optax_decay.sophia import sophia_refresh_is_due as sophia_refresh_is_due

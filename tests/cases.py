@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 import optax_decay
@@ -47,6 +48,31 @@ def last(link: Callable) -> Callable:
         )
 
     return make
+
+
+def decayed(scale: Callable) -> Callable:
+    """A rule for the direction, followed by AdamW's decay and the learning rate."""
+
+    def make(
+        learning_rate: Any = RATE, weight_decay: Any = 0.1, mask: Any = None, **options: Any
+    ) -> optax.GradientTransformation:
+        return optax.chain(
+            scale(**options),
+            optax_decay.decay(weight_decay, mask=mask, axes=toy.AXES),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return make
+
+
+def curvature(params: Any, gradients: Any) -> dict[str, Any]:
+    """A Hessian estimate for Sophia that depends on weights, batch and key."""
+
+    def hessian_fn(_: Any, key: jax.Array) -> Any:
+        u = jax.random.uniform(key)
+        return jax.tree.map(lambda w, g: w * w + g + u, params, gradients)
+
+    return {"hessian_fn": hessian_fn}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,6 +179,66 @@ CASES = (
             "factor": 0.4,
         },
         ("learning_rate", "weight_decay", "factor"),
+        reduction=True,
+    ),
+    Case(
+        "scale_by_exadam",
+        decayed(optax_decay.scale_by_exadam),
+        {"log_growth": True},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2},
+    ),
+    Case(
+        "exadam",
+        optax_decay.exadam,
+        {"learning_rate": RATE, "axes": toy.AXES, "weight_decay": 0.1},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "scale_by_sophia",
+        decayed(optax_decay.scale_by_sophia),
+        {
+            "update_interval": 2,
+            "refresh": "optax",
+            "bias_correction": True,
+            "gamma": 1.0,
+            "b2": 0.5,
+        },
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.6,
+            "eps": 0.1,
+            "gamma": 2.0,
+            "clip_threshold": 0.5,
+        },
+        extra=curvature,
+    ),
+    Case(
+        "sophia_g",
+        optax_decay.sophia_g,
+        {"learning_rate": RATE, "axes": toy.AXES, "update_interval": 3, "gamma": 1.0, "b2": 0.5},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.6,
+            "eps": 0.1,
+            "weight_decay": 0.3,
+            "gamma": 2.0,
+            "clip_threshold": 0.5,
+            "update_interval": 2,
+        },
+        ("learning_rate", "weight_decay"),
+        extra=curvature,
+        reduction=True,
+    ),
+    Case(
+        "sophia_h",
+        optax_decay.sophia_h,
+        {"learning_rate": RATE, "axes": toy.AXES, "update_interval": 3, "b2": 0.5},
+        {"weight_decay": 0.3, "gamma": 2.0},
+        ("weight_decay",),
+        extra=curvature,
         reduction=True,
     ),
 )
