@@ -19,6 +19,7 @@ every matrix from N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -215,13 +216,16 @@ class Llama(nnx.Module):
         if not config.tied:
             self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, place: Callable[[jax.Array], jax.Array]) -> jax.Array:
         config = self.config
         embedding_VD = self.embed.embedding[...]
-        x_BTD = embedding_VD[tokens_BT].astype(config.dtype)
+        x_BTD = place(embedding_VD[tokens_BT].astype(config.dtype))
         angles_TE = rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
-        layer = rematerialised(lambda x_BTD, block: (block(x_BTD, angles_TE), None), config.remat)
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks)
+
+        def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return place(block(x_BTD, angles_TE)), None
+
+        x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, self.blocks)
         x_BTD = self.final_norm(x_BTD)
         if not config.tied:
             return self.head(x_BTD, jnp.float32)
@@ -250,9 +254,27 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(key)), nnx.Param))
 
 
-def forward(config: Config, params: dict[str, Any], tokens_BT: jax.Array) -> jax.Array:
-    """Float32 logits [B, T, V] of the token after each position of `tokens_BT`, integers [B, T]."""
-    return nnx.merge(_graph(config), params)(tokens_BT)
+def forward(
+    config: Config,
+    params: dict[str, Any],
+    tokens_BT: jax.Array,
+    *,
+    place: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Logits: how likely each token is after each position and those before it.
+
+    Args:
+      config: the shape of the model.
+      params: weights as `init` makes them.
+      tokens_BT: integers [B, T] below the vocabulary size.
+      place: called with the activations [B, T, D] before and after every layer. On a mesh whose
+        axes split both sequences and weights it has to say where activations are
+        (`jax.lax.with_sharding_constraint`), else XLA may gather sequences instead of weights.
+
+    Returns:
+      float32 [B, T, V].
+    """
+    return nnx.merge(_graph(config), params)(tokens_BT, place or (lambda x_BTD: x_BTD))
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:
