@@ -38,3 +38,17 @@ from optax_decay.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.sophia import sophia_g as sophia_g
 from optax_decay.sophia import sophia_h as sophia_h
 from optax_decay.sophia import sophia_refresh_is_due as sophia_refresh_is_due
+from optax_decay.width_factors import decay_multipliers as decay_multipliers
+from optax_decay.width_factors import learning_rate_multipliers as learning_rate_multipliers
+from optax_decay.width_laws import Growth as Growth
+from optax_decay.width_laws import WidthLaw as WidthLaw
+from optax_decay.width_laws import decay_exponent as decay_exponent
+from optax_decay.width_laws import timescale_weight_decay as timescale_weight_decay
+from optax_decay.width_laws import width_law as width_law
+from optax_decay.width_scaled_decay import mup_adamw as mup_adamw
+from optax_decay.width_scaled_decay import width_power as width_power
+from optax_decay.width_scaled_decay import width_scaled_decay as width_scaled_decay
+from optax_decay.width_scaled_decay import width_scaled_learning_rate as width_scaled_learning_rate
+from optax_decay.width_scaled_decay import width_scaling as width_scaling
+from optax_decay.width_table import WidthTable as WidthTable
+from optax_decay.width_table import width_table as width_table

@@ -37,6 +37,20 @@ def corrected(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransf
     )
 
 
+def after_decay(link: Callable) -> Callable:
+    """A multiplier of the learning rate, which also multiplies the decay before it."""
+
+    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(),
+            optax_decay.decay(0.2),
+            link(**options),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return make
+
+
 def last(link: Callable) -> Callable:
     """A proximal decay: last in the chain, and given the learning rate."""
 
@@ -240,5 +254,49 @@ CASES = (
         ("weight_decay",),
         extra=curvature,
         reduction=True,
+    ),
+    Case(
+        "width_scaled_decay",
+        before_rate(optax_decay.width_scaled_decay),
+        {"axes": toy.AXES, "base_width": 2, "head": "matrix"},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "width_scaled_decay mup_package",
+        before_rate(optax_decay.width_scaled_decay),
+        {"axes": toy.AXES, "base_width": {"D": 3, "F": 5, "H": 2}, "rule": "mup_package"},
+        {"weight_decay": 0.3, "exponent": 0.6},
+        ("weight_decay",),
+    ),
+    Case(
+        "width_scaling",
+        before_rate(optax_decay.width_scaling),
+        {"axes": toy.AXES, "base_width": 2, "head": "matrix", "optimizer": "conda"},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "width_scaled_learning_rate",
+        after_decay(optax_decay.width_scaled_learning_rate),
+        {"axes": toy.AXES, "base_width": 2},
+        {"learning_rate": 0.05},
+        ("learning_rate",),
+        mask=False,
+    ),
+    Case(
+        "mup_adamw",
+        optax_decay.mup_adamw,
+        {"learning_rate": RATE, "axes": toy.AXES, "base_width": 2, "head": "matrix"},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "eps_root": 1e-2,
+            "weight_decay": 0.3,
+            "exponent": 0.9,
+        },
+        ("learning_rate", "weight_decay"),
     ),
 )
