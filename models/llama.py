@@ -55,7 +55,7 @@ class Config:
     heads: int = 8  # H, must divide the width into heads of an even number of features
     kv_heads: int | None = None  # K, must divide `heads`; None: as many as `heads`
     tied: bool = False  # the head is the transposed embedding, not a matrix of its own
-    rope_base: float = 10_000.0  # longest rotary wavelength / 2π, positions
+    rope_base: float = 10_000.0  # the slowest features turn by 1/rope_base rad per position
     norm_eps: float = 1e-6  # added to the mean square of the features
     init_std: float = 0.02  # standard deviation of every matrix at the start
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32

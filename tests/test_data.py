@@ -492,6 +492,14 @@ def test_other_texts_and_vocabularies_have_entries_of_their_own(folder, cached, 
     assert load(folder, "bpe-600", cache=entry.parent).vocab_size == 600
 
 
+def test_another_split_has_an_entry_of_its_own(folder, cached, monkeypatch):
+    made, entry = cached
+    monkeypatch.setattr(corpus, "HELD_OUT", 0.2)
+    other = load(folder, "bpe-512", cache=entry.parent)
+    assert other.digest == made.digest and len(other.held) > 2 * len(made.held)
+    assert other.cache == "new"
+
+
 def test_a_cache_that_cannot_be_written_is_not_fatal(folder, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not kept"):

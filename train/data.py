@@ -171,8 +171,10 @@ def load(
     found = corpus.read(text)
     entry = None
     if cache is not None:
-        key = f"{found.digest[:16]}-{tokens.version(tokenizer)}-format-{FORMAT}"
-        entry = pathlib.Path(cache).expanduser() / key
+        # The way a text is split may change from one version of this program to the next.
+        parts = {name: len(part) for name, part in found.held_out.items()}
+        key = hashlib.sha256(repr((FORMAT, found.digest, parts)).encode()).hexdigest()
+        entry = pathlib.Path(cache).expanduser() / f"{key[:16]}-{tokens.version(tokenizer)}"
     learned, train, held, state = _encode(found, tokenizer, entry)
     for part, numbers in (("training", train), ("held-out", held)):
         if len(numbers) <= length:
