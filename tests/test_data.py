@@ -225,6 +225,14 @@ def test_learning_twice_gives_the_same_vocabulary():
     assert tokens.learn("bpe-600", texts).to_json() == tokens.learn("bpe-600", texts).to_json()
 
 
+def test_of_much_text_an_even_sample_is_learned_from(monkeypatch):
+    texts = [prose(i) for i in range(10)]
+    all_of_it, sample = tokens.learn("bpe-600", texts), tokens.learn("bpe-600", texts[::3])
+    assert all_of_it.to_json() != sample.to_json()
+    monkeypatch.setattr(tokens, "LEARN_FROM", sum(map(len, texts)) // 2)
+    assert tokens.learn("bpe-600", texts).to_json() == sample.to_json()
+
+
 def test_little_text_has_a_smaller_vocabulary():
     learned = tokens.learn("bpe-4096", ["abc abc"])
     assert 257 < learned.vocab_size < 270
