@@ -99,7 +99,7 @@ def decay(
     check_coupling(coupling, learning_rate, peak_learning_rate)
     masks.check_mask(mask)
     chosen = as_pull(pull)
-    terms = Terms(chosen, _as_tuple(multiplier), mask, axes, metrics)
+    terms = Terms(chosen, as_quantities(multiplier), mask, axes, metrics)
     # After scale_by_learning_rate updates already point downhill.
     sign = -1 if coupling == "none" else 1
 
@@ -159,7 +159,7 @@ def proximal_decay(
         raise ValueError(
             f"pull={chosen.name!r} has no closed-form proximal map; use decay(pull=...) or a huber pull."
         )
-    terms = Terms(chosen, _as_tuple(multiplier), mask, axes, metrics)
+    terms = Terms(chosen, as_quantities(multiplier), mask, axes, metrics)
 
     def init(params: Any) -> DecayState:
         _warn_if_lost(params, terms, learning_rate, weight_decay)
@@ -179,7 +179,8 @@ def proximal_decay(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _as_tuple(multiplier: Quantity | Sequence[Quantity] | None) -> tuple[Quantity, ...]:
+def as_quantities(multiplier: Quantity | Sequence[Quantity] | None) -> tuple[Quantity, ...]:
+    """The factors behind a `multiplier` argument: none, one, or several."""
     if multiplier is None:
         return ()
     chosen = (multiplier,) if isinstance(multiplier, Quantity) else tuple(multiplier)
