@@ -32,9 +32,9 @@ class Range:
         return f"{self.low:g} {'<' if self.above else '<='} value {'<' if self.below else '<='} {self.high:g}"
 
     def holds(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and (
-            value < self.high if self.below else value <= self.high
-        )
+        high_enough = self.low < value if self.above else self.low <= value
+        low_enough = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and high_enough and low_enough
 
 
 Count = Annotated[int, Range(1)]

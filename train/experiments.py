@@ -1,16 +1,63 @@
 """Named experiments: each states only what differs from the defaults of `config.Config`.
 
-The docstring of each says what it is for, its command, hardware, tokens, time and expected result.
+The docstring of each says what it is for, its command, hardware, tokens, time and result.
 """
 
 from collections.abc import Callable
 
-from train.config import Config
+from train.config import Config, Data, Decay, Model, Optimizer, Run
 
 
 def small() -> Config:
-    """AdamHD on the standard library."""
+    """AdamHD on the standard library: the first run.
+
+    Command: python -m train small (or no name at all)
+    Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
+    Result: held-out loss about 3.5 nats per token, where token frequencies alone give 6.46.
+    """
     return Config()
 
 
-EXPERIMENTS: dict[str, Callable[[], Config]] = {make.__name__: make for make in (small,)}
+def small_adamw() -> Config:
+    """AdamW, everything else as in small.
+
+    Command: python -m train small_adamw
+    Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
+    Result: that of small, to within the noise of a seed: one run tells nothing about the decay.
+    """
+    return Config(decay=Decay(pull="l2"), run=Run(name="small_adamw"))
+
+
+def toy() -> Config:
+    """A model too small to be of use, to see all parts of the program work.
+
+    Command: python -m train toy
+    Hardware: 2 CPU cores. Tokens: 0.2M bytes. Time: 20 seconds.
+    Result: held-out loss about 2.9 nats per byte, where byte frequencies alone give 3.41.
+    """
+    return Config(
+        model=Model(preset="toy"),
+        data=Data(tokenizer="bytes", length=64, batch_size=16),
+        optimizer=Optimizer(learning_rate=1e-2),
+        run=Run(name="toy", steps=200, eval_every=20, save_every=50),
+    )
+
+
+def llama_60m() -> Config:
+    """AdamHD on a LLaMA of 60M weights, the smallest of the papers, on text of your own.
+
+    Command: python -m train llama_60m --data.text 'corpus/**/*.txt'
+    Hardware: one GPU or TPU of 16 GB or more. Tokens: 1.3G (20 per weight). Time: not measured.
+    Result: not measured; of this experiment only the first steps have been run, on a CPU.
+    """
+    return Config(
+        model=Model(preset="60M", dtype="bfloat16"),
+        data=Data(tokenizer="bpe-32000", length=512, batch_size=256),
+        optimizer=Optimizer(learning_rate=3e-3),
+        run=Run(name="llama_60m", steps=10_000, eval_every=500, save_every=500, log_every=10),
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[], Config]] = {
+    make.__name__: make for make in (small, small_adamw, toy, llama_60m)
+}

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 STYLES = {
     "hidden": {"color": "#10305a", "linestyle": "-"},
@@ -32,12 +33,15 @@ LOOK = {
 }
 
 
-def draw(records: list[dict[str, Any]], unigram: float, folder: pathlib.Path) -> list[pathlib.Path]:
+def draw(
+    records: list[dict[str, Any]], unigram: float, title: str, folder: pathlib.Path
+) -> list[pathlib.Path]:
     """Writes loss.png and decay.png; returns what was written (nothing is without records).
 
     Args:
         records: of metrics.jsonl.
         unigram: loss of knowing only how frequent each token is [nats per token].
+        title: of both.
         folder: where to; it is made.
     """
     folder.mkdir(exist_ok=True)
@@ -45,9 +49,9 @@ def draw(records: list[dict[str, Any]], unigram: float, folder: pathlib.Path) ->
     written = []
     with plt.rc_context(LOOK):
         if parts["train"]:
-            written.append(_save(_loss(parts, unigram), folder / "loss.png"))
+            written.append(_save(_loss(parts, unigram, title), folder / "loss.png"))
         if parts["weights"]:
-            written.append(_save(_decay(parts["weights"]), folder / "decay.png"))
+            written.append(_save(_decay(parts["weights"], title), folder / "decay.png"))
     return written
 
 
@@ -67,21 +71,23 @@ def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over up to `window` values around each; the window shrinks at the ends."""
+    """Mean over `window` values around each, or over those of them that there are."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
-    half = np.minimum(np.minimum(i, len(values) - 1 - i), window // 2)
-    return (sums[i + half + 1] - sums[i - half]) / (2 * half + 1)
+    first, last = np.maximum(i - window // 2, 0), np.minimum(i + window // 2 + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
 
 
-def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float) -> Any:
+def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float, title: str) -> Any:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
+    figure.suptitle(title, fontsize=9)
     step, loss = _column(parts["train"], "step"), _column(parts["train"], "loss")
-    top.plot(step, loss, color="#c8d2e0", linewidth=0.7, label="training, each step")
-    window = max(1, len(loss) // 25)
-    top.plot(step, smooth(loss, window), color="#5a7aa8", label=f"training, mean of {window} steps")
+    top.plot(step, loss, color="#b4c2d6", linewidth=0.8, label="training")
+    if (window := len(loss) // 25) > 1:
+        mean = smooth(loss, window)
+        top.plot(step, mean, color="#5a7aa8", label=f"training, mean of {window} records")
     if parts["held_out"]:
         held = parts["held_out"]
         line = {"color": "black", "marker": "o", "markersize": 3.5, "linewidth": 1.2}
@@ -104,40 +110,63 @@ def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float) -> Any:
     return figure
 
 
-def _decay(records: list[dict[str, Any]]) -> Any:
+def _decay(records: list[dict[str, Any]], title: str) -> Any:
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
-    step = _column(records, "step")
+    figure.suptitle(title, fontsize=9)
     roles = [role for role in STYLES if role in records[-1]]
     decaying = [role for role in roles if records[-1][role]["decaying"]]
-
-    def series(role: str, name: str) -> np.ndarray:
-        return np.array([record[role][name] for record in records], float)
-
-    size, spread, beyond, share = axes.flat
-    for role in roles:
-        note = "" if role in decaying else " (does not decay)"
-        size.plot(step, series(role, "rms"), label=role + note, **STYLES[role])
-    size.set(title="Size of the weights", ylabel="RMS of w")
+    (size, spread), (beyond, share) = axes
+    _sizes(size, records, roles, decaying)
+    _spread(spread, records, decaying)
+    stepped = [record for record in records if record["step"]]
     for role in decaying:
-        style = STYLES[role]
-        spread.plot(step, series(role, "median"), label=f"{role}, half below", **style)
-        spread.plot(step, series(role, "p99"), label=f"{role}, 99 % below", alpha=0.55, **style)
-        spread.plot(step, series(role, "largest"), label=f"{role}, largest", alpha=0.25, **style)
-        after = step > 0
-        beyond.plot(step[after], 100 * series(role, "beyond")[after], label=role, **style)
-        ratio = series(role, "decay_rms")[after] / np.maximum(
-            series(role, "update_rms")[after], 1e-30
-        )
-        share.plot(step[after], 100 * ratio, label=role, **style)
-    spread.set(title="Spread of the weights that decay", ylabel="|w|", yscale="log")
-    beyond.set(
-        title="Weights beyond the threshold", ylabel="share [%]", xlabel="step", ylim=(0, None)
-    )
-    share.set(
-        title="Strength of the decay", ylabel="RMS of decay / RMS of update [%]", xlabel="step"
-    )
-    share.set_ylim(0, None)
-    for axis in axes.flat:
-        if axis.lines:
-            axis.legend(fontsize=7.5)
+        step = _column(stepped, "step")
+        beyond.plot(step, 100 * _series(stepped, role, "beyond"), label=role, **STYLES[role])
+        update = np.maximum(_series(stepped, role, "update_rms"), 1e-30)
+        ratio = _series(stepped, role, "decay_rms") / update
+        share.plot(step, 100 * ratio, label=role, **STYLES[role])
+    beyond.set(title="Weights beyond the threshold", ylabel="share of the weights [%]")
+    share.set(title="Strength of the decay", ylabel="RMS of decay / RMS of update [%]")
+    for axis in (beyond, share):
+        heights = [y for line in axis.lines for y in line.get_ydata()]
+        axis.set(xlabel="step", ylim=(0, 1.25 * max(heights, default=0.0) or 1.0))
+        if heights:
+            axis.legend(loc="upper left", ncols=len(decaying))
     return figure
+
+
+def _series(records: list[dict[str, Any]], role: str, name: str) -> np.ndarray:
+    return np.array([record[role][name] for record in records], float)
+
+
+def _sizes(axis: Any, records: list[dict[str, Any]], roles: list[str], decaying: list[str]) -> None:
+    for role in roles:
+        label = role if role in decaying else f"{role} (does not decay)"
+        axis.plot(
+            _column(records, "step"), _series(records, role, "rms"), label=label, **STYLES[role]
+        )
+    axis.set(title="Size of the weights, by role", ylabel="RMS of w", yscale="log")
+    _plain(axis)
+    axis.legend(loc="center left")
+
+
+def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> None:
+    """Quantiles of |w|; each line says at its end what it is."""
+    step = _column(records, "step")
+    for name, words in (("median", "half below"), ("p99", "99 % below"), ("largest", "largest")):
+        for role in decaying:
+            axis.plot(step, _series(records, role, name), label=role, **STYLES[role])
+        ends = [_series(records, role, name)[-1] for role in decaying]
+        if ends:
+            place = (float(step[-1]), float(np.sqrt(min(ends) * max(ends))))
+            axis.annotate(words, place, (5, 0), textcoords="offset points", va="center")
+    axis.margins(x=0.05)
+    axis.set(title="Spread of the weights that decay", ylabel="|w|", yscale="log")
+    _plain(axis)
+
+
+def _plain(axis: Any) -> None:
+    """Numbers such as 0.02 on a logarithmic axis, not powers of ten."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

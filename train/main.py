@@ -243,7 +243,7 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
     records = log.read(folder / "metrics.jsonl")
     unigram = program.facts["unigram_entropy"]
-    pictures = figures.draw(records, unigram, folder / "figures")
+    pictures = figures.draw(records, unigram, title(program.config), folder / "figures")
     last = [record for record in records if record["kind"] == "held_out"][-1]
     if done < program.config.run.steps:
         say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")
@@ -255,6 +255,15 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
         f"pictures  {'  '.join(str(path) for path in pictures)}"
     )
     say(further(program.config, folder, done))
+
+
+def title(config: Config) -> str:
+    """What a run was, in one line."""
+    optimizer, decay = config.optimizer, config.decay
+    return (
+        f"{config.run.name}: {config.model.preset}, {optimizer.name} at {optimizer.learning_rate:g}"
+        f" with {decay.pull} decay {decay.weight_decay:g}"
+    )
 
 
 def further(config: Config, folder: pathlib.Path, done: int) -> str:

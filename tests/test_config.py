@@ -1,0 +1,198 @@
+"""Configs: what is refused and how, what may be left open, where a run starts from."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from models import llama
+from train import arguments
+from train.config import (
+    MAY_CHANGE,
+    Config,
+    Range,
+    UserError,
+    differences,
+    flatten,
+    model_config,
+    replace,
+    resolved,
+)
+from train.experiments import EXPERIMENTS
+
+DEFAULT = next(iter(EXPERIMENTS))
+
+
+def refused(*flags: str) -> str:
+    with pytest.raises(UserError) as error:
+        arguments.parse(list(flags))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "value", "allowed", "nearest"),
+    [
+        ("--optimizer.learning_rate -1", "-1.0", "above 0", "above 0"),
+        ("--optimizer.b1 1", "1.0", "0 <= value < 1", "below 1"),
+        ("--optimizer.final 1.5", "1.5", "0 <= value <= 1", "nearest: 1"),
+        ("--decay.weight_decay -0.5", "-0.5", "0 or more", "nearest: 0"),
+        ("--decay.threshold 0", "0.0", "above 0", "above 0"),
+        ("--run.steps 0", "0", "1 or more", "nearest: 1"),
+        ("--run.steps 9 --optimizer.warmup_steps 12", "12", "0 to 9", "nearest: 9"),
+        ("--data.batch_size 6 --run.micro_batches 4", "4", "batch_size = 6", "nearest: 3"),
+        ("--model.preset 60m", "'60m'", "tiny", "nearest: 60M"),
+        ("--model.heads 5", "5", "divide width=128", "nearest: heads=4"),
+        ("smol", "'smol'", "small", f"nearest: {DEFAULT}"),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_allowed_and_the_nearest(flags, value, allowed, nearest):
+    message = refused(*flags.split())
+    assert value in message and allowed in message and nearest in message
+    if flags.startswith("--"):
+        assert flags.split()[-2].split(".")[1] in message  # the field's name
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--decay.pull l2 --decay.threshold 0.1",
+        "--decay.threshold 0.1 --decay.factor 2",
+        "--decay.threshold mean --decay.memory 0.9",
+        "--decay.pull pseudo_huber --decay.proximal True",
+        "--decay.proximal True --decay.cautious True",
+        "--optimizer.name lion --optimizer.eps 1e-6",
+        "--optimizer.schedule constant --optimizer.final 0.5",
+        "--optimizer.schedule constant --optimizer.schedule_steps 5",
+    ],
+)
+def test_a_field_that_would_do_nothing_is_refused(flags):
+    rest = flags.split()[:-2]
+    assert "no effect" in refused(*flags.split())
+    assert arguments.parse(rest) != arguments.parse([])  # what stands before it is fine alone
+
+
+def test_a_typo_in_a_flag_names_the_flag_that_was_meant(capsys):
+    with pytest.raises(SystemExit) as error:
+        arguments.parse(["--optimizer.learning_rat", "1"])
+    said = capsys.readouterr()
+    assert error.value.code == 2
+    assert "--optimizer.learning_rate" in said.err + said.out
+
+
+def test_help_shows_every_field_with_its_text_and_every_experiment(capsys):
+    with pytest.raises(SystemExit):
+        arguments.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"--{name} " in text for name in flatten(Config()))
+    assert all(f"{name}:" in text for name in EXPERIMENTS)
+    assert all(name in text for name in llama.PRESETS)
+    assert "Peak learning rate" in text
+
+
+def test_every_field_has_a_docstring():
+    import inspect
+
+    for group in dataclasses.fields(Config):
+        kind = typing.get_type_hints(Config)[group.name]
+        source = inspect.getsource(kind)
+        for field in dataclasses.fields(kind):
+            after = source.split(f"\n    {field.name}: ")[1].split("\n")[1]
+            assert after.startswith('    """'), f"{group.name}.{field.name}"
+
+
+def test_a_run_starts_from_an_experiment_a_file_or_a_folder(tmp_path):
+    plain = arguments.parse([])
+    assert plain == arguments.parse([DEFAULT]) == arguments.parse(["--experiment", DEFAULT])
+    assert plain == EXPERIMENTS[DEFAULT]()
+    path = tmp_path / "config.json"
+    path.write_text('{"run": {"steps": 7}, "decay": {"mask": ["head"]}}')
+    read = arguments.parse(["--config", str(path), "--run.seed", "3"])
+    assert (read.run.steps, read.run.seed, read.decay.mask) == (7, 3, ("head",))
+    resumed = arguments.parse([f"--resume={tmp_path}", "--run.steps", "20"])
+    assert resumed.run.folder == str(tmp_path)
+    # The schedule keeps the length it had; only the run gets longer.
+    assert (resumed.run.steps, resumed.optimizer.schedule_steps) == (20, 7)
+    assert "one place" in refused(DEFAULT, "--resume", str(tmp_path))
+    assert "no config.json" in refused("--resume", str(tmp_path / "config"))
+    assert "needs a value" in refused("--resume")
+
+
+def test_json_round_trip_of_every_experiment():
+    for make in EXPERIMENTS.values():
+        assert arguments.from_json(arguments.to_json(make()), "there") == make()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "groups of fields"),
+        ('{"run": 3}', "groups of fields"),
+        ('{"run": {"stepz": 3}}', "nearest: 'run.steps'"),
+        ('{"runn": {"steps": 3}}', "nearest: 'run.steps'"),
+        ('{"run": {"steps": "3"}}', "expected int"),
+        ('{"run": {"steps": 3.5}}', "expected int"),
+        ('{"run": {"steps": true}}', "expected int"),
+        ('{"run": {"steps": null}}', "expected int"),
+        ('{"run": {"tensorboard": 1}}', "expected bool"),
+        ('{"optimizer": {"schedule": "cosin"}}', "nearest: 'cosine'"),
+        ('{"decay": {"threshold": "maen"}}', "nearest: 'mean'"),
+        ('{"decay": {"mask": ["hiden"]}}', "nearest: 'hidden'"),
+        ('{"decay": {"mask": "hidden"}}', "expected a list"),
+    ],
+)
+def test_a_bad_json_config_is_refused(text, said):
+    with pytest.raises(UserError, match="there") as error:
+        arguments.from_json(text, "there")
+    assert said in str(error.value)
+
+
+def test_resolved_leaves_nothing_open_that_is_known():
+    full = flatten(resolved(Config()))
+    open_ends = {name for name, value in full.items() if value is None}
+    # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema".
+    assert open_ends == {
+        *("model.vocab_size", "mesh.data", "run.folder", "run.wandb"),
+        *("decay.memory", "model.kv_heads"),
+    } - ({"model.kv_heads"} if llama.PRESETS[Config().model.preset].kv_heads else set())
+    assert resolved(resolved(Config())) == resolved(Config())
+    assert resolved(replace(Config(), {"decay.threshold": "ema"})).decay.memory == 0.99
+
+
+def test_differences_are_those_of_the_resolved_configs():
+    a = Config()
+    b = replace(a, {"decay.threshold": "mean", "run.steps": 9})
+    changed = differences(a, b)
+    assert "decay.threshold" not in changed
+    assert changed["run.steps"] == (a.run.steps, 9)
+    assert "optimizer.schedule_steps" in changed
+    assert set(MAY_CHANGE) <= set(flatten(a))
+
+
+def test_the_embedding_must_hold_every_token():
+    config = resolved(replace(Config(), {"model.vocab_size": 300}))
+    assert model_config(config, 257).vocab_size == 300
+    assert model_config(resolved(Config()), 257).vocab_size == 257
+    with pytest.raises(UserError, match="301"):
+        model_config(config, 301)
+
+
+def test_ranges():
+    assert Range(0, 1, above=True).holds(1) and not Range(0, 1, above=True).holds(0)
+    assert Range(0, 1, below=True).holds(0) and not Range(0, 1, below=True).holds(1)
+    assert not Range(0, 1).holds(float("nan"))
+
+
+def test_experiments_state_only_what_differs_and_say_what_they_are():
+    for name, make in EXPERIMENTS.items():
+        text = make.__doc__ or ""
+        assert make().run.name == name
+        for word in ("Command:", "Hardware:", "Tokens:", "Time:", "Result:"):
+            assert word in text, f"{name} does not say its {word}"
+        assert f"-m train {name}" in text
+
+
+def test_config_json_holds_every_field():
+    saved = json.loads(arguments.to_json(Config()))
+    assert {f"{g}.{f}" for g, part in saved.items() for f in part} == set(flatten(Config()))

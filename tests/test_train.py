@@ -1,0 +1,235 @@
+"""The training program as a whole: what it leaves, that it goes on where it stopped, what it says."""
+
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import TOY, flags, interrupt_after, losses, program, records, write_text
+from train import __main__ as command
+from train import checkpoint, main
+from train.experiments import EXPERIMENTS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of six steps that nothing disturbed; its folder is `whole / "run"`."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main.main(flags(folder)) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(whole, monkeypatch):
+    """They take a second, and one run has drawn its own before this."""
+    monkeypatch.setattr(main.figures, "draw", lambda *_: [])
+
+
+def final_state(folder: pathlib.Path):
+    """The newest checkpoint of a toy run, as arrays."""
+    ready = program(folder)
+    meta = json.loads((folder / "run/checkpoints/6/meta/metadata").read_text())
+    with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
+        state, step = checkpoints.restore(ready.placed_shapes(), meta, print)
+    assert step == 6
+    return jax.device_get(state)
+
+
+def test_a_run_leaves_its_folder(whole):
+    run = whole / "run"
+    assert {p.name for p in run.iterdir()} == {
+        *("config.json", "environment.json", "decay.txt", "metrics.jsonl", "lock"),
+        *("checkpoints", "figures"),
+    }
+    assert {p.name for p in (run / "figures").iterdir()} == {"loss.png", "decay.png"}
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (run / "figures").iterdir())
+    (start,) = json.loads((run / "environment.json").read_text())
+    assert start["versions"]["jax"] == jax.__version__ and start["devices"]["count"] == 8
+    assert re.fullmatch("[0-9a-f]{64}", start["text"]["digest"])
+    assert start["commit"] is None or re.fullmatch("[0-9a-f]{40}", start["commit"])
+    assert "head/kernel" in (run / "decay.txt").read_text()
+
+
+def test_records_have_every_step_and_numbers_that_agree(whole):
+    seen = records(whole / "run")
+    assert [r["step"] for r in seen if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    held_out = [r for r in seen if r["kind"] == "held_out"]
+    assert [r["step"] for r in held_out] == [0, 2, 4, 6]
+    assert [r["step"] for r in seen if r["kind"] == "weights"] == [0, 2, 4, 6]
+    start = json.loads((whole / "run/environment.json").read_text())[0]
+    for record in held_out:
+        assert record["perplexity"] == pytest.approx(np.exp(record["loss"]), rel=1e-12)
+        bits = record["loss"] / np.log(2) / start["text"]["bytes_per_token"]
+        assert record["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+    # Before training every token is about as likely as any other.
+    assert held_out[0]["loss"] == pytest.approx(np.log(257), abs=0.05)
+    assert held_out[-1]["loss"] < held_out[0]["loss"] - 0.01
+    last = [r for r in seen if r["kind"] == "weights"][-1]
+    assert last["hidden"]["decaying"] == last["head"]["decaying"] == 1
+    assert last["embedding"]["decaying"] == last["vector"]["decaying"] == 0
+    assert 0.1 < last["hidden"]["beyond"] < 0.4  # about 23 % of normal weights are beyond 1.5 mean|w|
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys, number):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, number)
+        assert main.main(flags(tmp_path)) == 128 + number
+    said = capsys.readouterr().out
+    assert "stopped after step 3 of 6" in said
+    assert max(losses(tmp_path / "run")) == 3
+    # As if the process had been killed while it wrote about a step after the last checkpoint.
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 4, "loss": 99.0}\n{"kind": "train", "st')
+    command_line = re.search(r"go on +\S.* -m train (--resume \S+)", said)
+    assert command_line is not None
+    assert main.main(command_line.group(1).split()) == 0
+    assert records(tmp_path / "run") == records(whole / "run")
+    a, b = final_state(tmp_path), final_state(whole)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    starts = json.loads((tmp_path / "run/environment.json").read_text())
+    assert [start["start"] for start in starts] == [0, 3]
+
+
+def test_a_complete_run_says_so_and_can_be_made_longer(whole, tmp_path, capsys):
+    assert main.main(flags(whole)) == 0
+    said = capsys.readouterr().out
+    assert "complete: step 6 of 6" in said and "--run.steps 12" in said
+    assert len(losses(whole / "run")) == 6
+
+
+def test_two_runs_without_a_folder_get_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = [*flags(tmp_path), "--run.folder", "None", "--run.steps", "1", "--run.name", "mine"]
+    assert [main.main(asked), main.main(asked)] == [0, 0]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["mine-001", "mine-002"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_starts(name, tmp_path):
+    steps = [*TOY, "--run.steps", "2", "--data.text", str(write_text(tmp_path))]
+    small = [*steps, "--data.cache", str(tmp_path), "--run.folder", str(tmp_path / "run")]
+    assert main.main([name, *small]) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["optimizer"]["learning_rate"] == EXPERIMENTS[name]().optimizer.learning_rate
+    assert records(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
+    grid = "--mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split()
+    ready = program(tmp_path, *grid)
+    split = ready.shardings["params"]["blocks"]["mlp"]["up"]["kernel"].spec
+    assert tuple(split) == (None, "fsdp", "tensor")
+    moment = ready.shardings["optimizer"]["direction"].mu["blocks"]["mlp"]["up"]["kernel"]
+    assert moment.spec == split
+    assert main.main(flags(tmp_path, *grid)) == 0
+    one, eight = losses(whole / "run"), losses(tmp_path / "run")
+    assert set(one) == set(eight)
+    # The issue's bound; sums in another order move a loss of 5 by about 1e-6.
+    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+    starts = json.loads((tmp_path / "run/environment.json").read_text())
+    assert starts[0]["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):
+    wild = "--optimizer.learning_rate 1e30 --optimizer.clip None --run.save_every 1".split()
+    assert command.main(flags(tmp_path, *wild)) == 2
+    said = capsys.readouterr()
+    assert "diverged" in said.err and "--optimizer.learning_rate" in said.err
+    assert "Traceback" not in said.out + said.err
+    first = re.search(r"loss of step (\d+)", said.err)
+    saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+    # A checkpoint follows its own step's number; of one step later it can know nothing.
+    assert first is not None and max(saved, default=0) < int(first.group(1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--data.text", "EMPTY"], "no text in"),
+        (["--data.text", "ABSENT"], "no file or folder"),
+        (["--data.length", "5000"], "too little text"),
+        (["--run.folder", "/proc/x"], "cannot be written"),
+        (["--run.folder", "EMPTY/../cache"], "is not empty and not a run folder"),
+        (["--optimizer.learning_rate", "-1"], "learning_rate = -1.0"),
+        (["--mesh.tensor", "16"], "there are 8"),
+        (["--mesh.data", "3"], "nearest"),
+        (["--run.wandb", "mine"], "needs the package wandb"),
+    ],
+)
+def test_what_a_newcomer_meets_is_one_paragraph(whole, tmp_path, capsys, changed, said):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/something").write_text("else")
+    changed = [re.sub("^(EMPTY|ABSENT)", rf"{tmp_path}/\1", word) for word in changed]
+    text = ["--data.text", str(whole / "text.txt"), "--data.cache", str(whole / "cache")]
+    asked = [*TOY, *text, "--run.folder", str(tmp_path / "run"), *changed]
+    assert command.main(asked) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "Traceback" not in error and "\n\n" not in error
+
+
+def start(asked: list[str], **options) -> subprocess.Popen:
+    variables = {k: v for k, v in os.environ.items() if k not in ("CI", "XLA_FLAGS")}
+    cache = jax.config.jax_compilation_cache_dir
+    variables |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "TERM": "xterm"}
+    variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "COLUMNS": "120"}
+    line = [sys.executable, "-m", "train", *asked]
+    return subprocess.Popen(line, cwd=ROOT, env=variables, **options)
+
+
+def test_ctrl_c_in_a_pipe_then_on_in_a_terminal(whole, tmp_path):
+    long = flags(tmp_path, "--run.steps", "100000", "--run.eval_every", "100000")
+    piped = start(long, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert piped.stdout is not None
+    metrics = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert piped.poll() is None, piped.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    piped.send_signal(signal.SIGINT)
+    said, _ = piped.communicate(timeout=120)
+    assert piped.returncode == 130
+    assert "\x1b" not in said and "\r" not in said and "Traceback" not in said
+    assert "saving" in said and f"--resume {tmp_path}/run" in said
+    reached = max(losses(tmp_path / "run"))
+    assert (tmp_path / f"run/checkpoints/{reached}").is_dir()
+
+    ours, theirs = pty.openpty()
+    more = ["--resume", str(tmp_path / "run"), "--run.steps", str(reached + 2)]
+    live = start(more, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 120)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+    assert live.wait(timeout=60) == 0
+    screen = shown.decode()
+    assert "\x1b[" in screen and f"step {reached + 2}/{reached + 2}" in screen
+    assert f"continued after step {reached}" in screen
+    assert max(losses(tmp_path / "run")) == reached + 2
+
+
+def test_the_readme_gives_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    for line in ("python3 train/environment.py -m train", "python3 train/environment.py -m pytest"):
+        assert f"\n    {line}\n" in text or f"\n{line}\n" in text
+    shown = set(re.findall(r"--([a-z]+\.[a-z0-9_]+)", text))
+    from train.config import Config, flatten
+
+    assert shown and shown <= set(flatten(Config()))
