@@ -1,12 +1,19 @@
 """Weight decay for JAX: composable, sharded, observable optax gradient transformations."""
 
+from optax_decay.adadecay import adadecay as adadecay
+from optax_decay.adadecay import block_adadecay as block_adadecay
+from optax_decay.adadecay import block_gradient_sigmoid as block_gradient_sigmoid
 from optax_decay.apply_updates import apply_updates as apply_updates
 from optax_decay.apply_updates import kahan_apply_updates as kahan_apply_updates
 from optax_decay.apply_updates import kahan_init as kahan_init
 from optax_decay.apply_updates import round_stochastically as round_stochastically
+from optax_decay.awd_decay import awd_decay as awd_decay
+from optax_decay.awd_decay import gradient_to_weight as gradient_to_weight
 from optax_decay.axes import Signature as Signature
 from optax_decay.axes import partition_specs as partition_specs
 from optax_decay.axes import signatures as signatures
+from optax_decay.cautious_decay import cautious_decay as cautious_decay
+from optax_decay.corrected_decay import corrected_decay as corrected_decay
 from optax_decay.couplings import convert_weight_decay as convert_weight_decay
 from optax_decay.curvature import gnb_from_gradients as gnb_from_gradients
 from optax_decay.curvature import gnb_hessian as gnb_hessian
@@ -16,12 +23,17 @@ from optax_decay.decay import decay as decay
 from optax_decay.decay import proximal_decay as proximal_decay
 from optax_decay.diagnostics import DecayTable as DecayTable
 from optax_decay.diagnostics import decay_table as decay_table
+from optax_decay.elastic_net_decay import elastic_net as elastic_net
+from optax_decay.elastic_net_decay import elastic_net_proximal_decay as elastic_net_proximal_decay
 from optax_decay.exadam import ScaleByExadamState as ScaleByExadamState
 from optax_decay.exadam import exadam as exadam
 from optax_decay.exadam import scale_by_exadam as scale_by_exadam
 from optax_decay.huber_decay import adam_huber_decay as adam_huber_decay
 from optax_decay.huber_decay import huber_decay as huber_decay
 from optax_decay.huber_decay import huber_proximal_decay as huber_proximal_decay
+from optax_decay.lp_decay import lp as lp
+from optax_decay.lp_decay import lp_decay as lp_decay
+from optax_decay.lp_decay import lp_proximal_decay as lp_proximal_decay
 from optax_decay.metrics import Metrics as Metrics
 from optax_decay.product import DecayState as DecayState
 from optax_decay.pulls import Pull as Pull
@@ -38,6 +50,15 @@ from optax_decay.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.sophia import sophia_g as sophia_g
 from optax_decay.sophia import sophia_h as sophia_h
 from optax_decay.sophia import sophia_refresh_is_due as sophia_refresh_is_due
+from optax_decay.spectral_gain_report import GainReport as GainReport
+from optax_decay.spectral_gain_report import spectral_gain_report as spectral_gain_report
+from optax_decay.stable_decay import adam_stable_decay as adam_stable_decay
+from optax_decay.stable_decay import inverse_gradient_rms as inverse_gradient_rms
+from optax_decay.stable_decay import stable_decay as stable_decay
+from optax_decay.target_norm_decay import norm_excess as norm_excess
+from optax_decay.target_norm_decay import target_norm_decay as target_norm_decay
+from optax_decay.top_singular_values import sublayer_gains as sublayer_gains
+from optax_decay.top_singular_values import top_singular_values as top_singular_values
 from optax_decay.width_factors import decay_multipliers as decay_multipliers
 from optax_decay.width_factors import learning_rate_multipliers as learning_rate_multipliers
 from optax_decay.width_laws import Growth as Growth
