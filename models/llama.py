@@ -14,6 +14,11 @@ and an optimizer sees seven matrices instead of 7 L.
 
 **Differs from the paper**: grouped queries (K < H) and a tied head are possible. The presets draw
 every matrix from N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
+
+With a `base_width` d₀ the model is parametrised for the transfer of hyper-parameters from that
+width (μP, arXiv 2203.03466): hidden matrices start with the variance init_std² d₀/D, what the head
+reads is multiplied by d₀/D, and attention scores by sqrt(E₀)/E instead of 1/sqrt(E). At the base
+width itself it is the model that it is without.
 """
 
 import dataclasses
@@ -58,6 +63,8 @@ class Config:
     rope_base: float = 10_000.0  # the slowest features turn by 1/rope_base rad per position
     norm_eps: float = 1e-6  # added to the mean square of the features
     init_std: float = 0.02  # standard deviation of every matrix at the start
+    base_width: int | None = None  # D₀, where the hyper-parameters were found; None: here
+    base_head_width: int | None = None  # E₀, width of a head there; None: as here
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     attention: Literal["xla", "cudnn"] = "xla"  # cudnn: NVIDIA GPUs, bfloat16 only
     remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes in a layer:
@@ -67,6 +74,12 @@ class Config:
         for name in ("vocab_size", "width", "mlp_width", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("base_width", "base_head_width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1, or None")
+        if self.base_head_width is not None and self.base_width is None:
+            raise ValueError(f"base_head_width={self.base_head_width} needs a base_width as well")
         for name in ("rope_base", "norm_eps", "init_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
@@ -90,6 +103,23 @@ class Config:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+    @property
+    def readout(self) -> float:
+        """What the head's input is multiplied by: D₀/D."""
+        return 1.0 if self.base_width is None else self.base_width / self.width
+
+    @property
+    def hidden_std(self) -> float:
+        """Standard deviation of hidden matrices at the start."""
+        return self.init_std * math.sqrt(self.readout)
+
+    @property
+    def attention_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return math.sqrt((self.base_head_width or self.head_width) / self.head_width) / math.sqrt(
+            self.head_width
+        )
 
 
 # toy and tiny are ours (tests; the first run); the others are GaLore's (arXiv 2403.03507), which
@@ -153,11 +183,11 @@ def rotate(x_BTHE: jax.Array, angles_TE: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         D, H, K, E = config.width, config.heads, config.kv_heads or config.heads, config.head_width
-        self.query = Linear((D,), (H, E), config.init_std, rngs)
-        self.key = Linear((D,), (K, E), config.init_std, rngs)
-        self.value = Linear((D,), (K, E), config.init_std, rngs)
-        self.out = Linear((H, E), (D,), config.init_std, rngs)
-        self.scale = 1 / math.sqrt(E)
+        self.query = Linear((D,), (H, E), config.hidden_std, rngs)
+        self.key = Linear((D,), (K, E), config.hidden_std, rngs)
+        self.value = Linear((D,), (K, E), config.hidden_std, rngs)
+        self.out = Linear((H, E), (D,), config.hidden_std, rngs)
+        self.scale = config.attention_scale
         self.implementation = config.attention
 
     def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
@@ -178,9 +208,9 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
-        self.gate = Linear((D,), (F,), config.init_std, rngs)
-        self.up = Linear((D,), (F,), config.init_std, rngs)
-        self.down = Linear((F,), (D,), config.init_std, rngs)
+        self.gate = Linear((D,), (F,), config.hidden_std, rngs)
+        self.up = Linear((D,), (F,), config.hidden_std, rngs)
+        self.down = Linear((F,), (D,), config.hidden_std, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
@@ -226,7 +256,7 @@ class Llama(nnx.Module):
             return place(block(x_BTD, angles_TE)), None
 
         x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, self.blocks)
-        x_BTD = self.final_norm(x_BTD)
+        x_BTD = self.final_norm(x_BTD) * config.readout
         if not config.tied:
             return self.head(x_BTD, jnp.float32)
         embedding_VD = embedding_VD.astype(x_BTD.dtype)

@@ -42,6 +42,8 @@ def _sequence(config, weights, tokens, rounding):
         gated = rounding(rounding(gate / (1 + np.exp(-gate))) * up)
         x = rounding(x + rounding(gated @ weights("blocks/mlp/down/kernel", layer)))
     x = rounding(_norm(x, weights("final_norm/scale"), config.norm_eps))
+    if config.base_width:
+        x = rounding(x * config.base_width / config.width)
     head = weights("embed/embedding").T if config.tied else weights("head/kernel")
     return x @ head
 
@@ -64,6 +66,8 @@ def _attention(config, weights, layer, x, rounding):
         mixed = np.zeros_like(v)
         for t in range(len(x)):
             scores = np.array([q[t] @ k[s] for s in range(t + 1)]) / np.sqrt(q.shape[1])
+            if config.base_head_width:
+                scores *= np.sqrt(config.base_head_width / q.shape[1])
             odds = np.exp(scores - scores.max())
             mixed[t] = rounding(odds / odds.sum()) @ v[: t + 1]
         total += rounding(mixed) @ out[head]

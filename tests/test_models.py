@@ -16,7 +16,9 @@ from tests import reference_llama
 
 TOY = llama.PRESETS["toy"]
 # No field of these is at its default, so that a field that is not read shows.
-ODD = dataclasses.replace(TOY, rope_base=50.0, norm_eps=0.02, init_std=0.3)
+ODD = dataclasses.replace(
+    TOY, rope_base=50.0, norm_eps=0.02, init_std=0.3, base_width=18, base_head_width=10
+)
 TIED = dataclasses.replace(ODD, tied=True, kv_heads=None, heads=3, layers=2)
 
 
@@ -354,6 +356,29 @@ def test_placed_activations_stay_with_their_sequences():
     assert most_communicated(None) >= activations
 
 
+def test_weights_of_a_wider_model():
+    """Hidden matrices have the variance init_std² · base/width, all others that of the base."""
+    config = dataclasses.replace(TOY, init_std=0.07, width=48, mlp_width=80, base_width=12)
+    params = jax.jit(lambda key: llama.init(config, key))(jax.random.key(3))
+    described = axes.signatures(llama.axes(config), params)
+    for (path, leaf), signature in zip(
+        jax.tree_util.tree_leaves_with_path(params), described.values()
+    ):
+        std = {"hidden": 0.035, "embedding": 0.07, "head": 0.07, "vector": 0.0}[signature.role]
+        assert abs(float(leaf.std()) - std) <= 5 * std / np.sqrt(leaf.size), path
+
+
+def test_at_its_base_width_a_model_is_as_without():
+    based = dataclasses.replace(TOY, base_width=TOY.width, base_head_width=TOY.head_width)
+    params, tokens = weights(TOY), some_tokens(TOY)
+    jax.tree.map(np.testing.assert_array_equal, params, weights(based))
+    one, other = (
+        jax.jit(lambda p, t, c=config: llama.forward(c, p, t))(params, tokens)
+        for config in (TOY, based)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 # --- mistakes
 
 
@@ -368,6 +393,8 @@ def test_placed_activations_stay_with_their_sequences():
         ({"vocab_size": -5}, "vocab_size=-5"),
         ({"init_std": 0.0}, "init_std=0.0 must be greater than 0"),
         ({"norm_eps": -1e-6}, "norm_eps=-1e-06"),
+        ({"base_width": 0}, "base_width=0 must be at least 1, or None"),
+        ({"base_head_width": 64}, "base_head_width=64 needs a base_width"),
         ({"rope_base": float("nan")}, "rope_base=nan"),
         ({"dtype": "bf16"}, "dtype='bf16' must be one of .*'bfloat16'"),
         ({"remat": "all"}, "remat='all' must be one of .*'full'"),
