@@ -135,7 +135,7 @@ def scale_by_one_bit_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     *,
-    layout: str = "per_leaf",
+    layout: str = "joined",
     compress: masks.Mask = None,
     axes: axes_lib.Axes = None,
     param_specs: Any = None,
@@ -151,8 +151,8 @@ def scale_by_one_bit_adam(
         warmup_steps: T, steps with a plain mean, at least 1; or a `VarianceCriterion` that decides.
         b1, b2: β₁, β₂, in [0, 1).
         eps: ε, in gradients, >= 0.
-        layout: ``"per_leaf"``, one buffer and one scale per parameter as in the released code, or ``"flat"``, one
-            buffer for all (`sign_buffers`).
+        layout: ``"joined"``, one scale per parameter as in the released code and all in one exchange; ``"per_leaf"``,
+            the same numbers and one exchange per parameter; ``"flat"``, one scale for all (`sign_buffers`).
         compress: which leaves are compressed, in any form of `masks.resolve`. None: every leaf this link is given.
         axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`.
         param_specs: tree (or prefix) of PartitionSpec if the parameters are sharded over other mesh axes.
@@ -230,6 +230,7 @@ def scale_by_one_bit_adam(
         packed = [i for i, leaf in enumerate(leaves) if leaf.compressed]
         plain = [i for i, leaf in enumerate(leaves) if not leaf.compressed]
         specs = [leaves[i].spec for i in packed]
+        groups = sign_buffers.exchanges(buffers, layout)
 
         frozen = state.freeze_count > 0
 
@@ -242,7 +243,7 @@ def scale_by_one_bit_adam(
 
         def signs(g: Any, m: Any, v: Any, worker: Any, server: Any) -> Any:
             m = [adam.momentum(*x) for x in zip(g, m)]
-            m, worker, server = sign_buffers.compress(m, specs, worker, server, buffers, axis_name)
+            m, worker, server = sign_buffers.compress(m, specs, worker, server, groups, axis_name)
             if variance_floor is not None:
                 m = [jnp.where(x > variance_floor, y, 0) for x, y in zip(v, m)]
             return m, v, worker, server
@@ -296,7 +297,7 @@ def one_bit_adam(
     eps: float = 1e-8,
     weight_decay: Any = 0.0,
     *,
-    layout: str = "per_leaf",
+    layout: str = "joined",
     compress: masks.Mask = masks.MATRICES,
     mask: masks.Mask = masks.MATRICES,
     weight_decay_mask: masks.Mask = None,

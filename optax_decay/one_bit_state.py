@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay import axes as axes_lib
 from optax_decay import sign_buffers
 from optax_decay import sign_compression as sc
 from optax_decay.one_bit_adam import OneBitAdamState
+from optax_decay.paths import path_string
 
 CONVERSIONS = ("reset", "redistribute")
 
@@ -62,7 +62,7 @@ def state_partition_specs(
     leaves = jax.tree_util.tree_flatten_with_path(
         param_specs, is_leaf=lambda x: isinstance(x, jax.P)
     )[0]
-    specs = {axes_lib.path_string(key): spec or jax.P() for key, spec in leaves}
+    specs = {path_string(key): spec or jax.P() for key, spec in leaves}
     axes = sc.axis_tuple(axis_name)
 
     def reduced(spec: Any) -> jax.sharding.PartitionSpec:
@@ -74,7 +74,7 @@ def state_partition_specs(
         return jax.P(*(k[0] if len(k) == 1 else k or None for k in kept))
 
     def like_param(key: Any, leaf: Any) -> jax.sharding.PartitionSpec:
-        path = axes_lib.path_string(key)
+        path = path_string(key)
         fits = [p for p in specs if path == p or path.endswith("/" + p)]
         spec = specs[max(fits, key=len)] if fits else jax.P()
         return reduced(spec) if len(spec) <= len(leaf.shape) else jax.P()

@@ -1,9 +1,19 @@
 """Which arrays share one compressed buffer, and how large its errors are.
 
-``"per_leaf"`` gives every array a buffer of its own: one scale per array, as the public implementation has it.
-``"flat"`` joins all arrays of a device into one buffer: fewer collectives and less padding, one scale for all, other
-numbers. Arrays that a mesh axis splits (FSDP inside a slice) are compressed as the shards they already are, so scales
-are per shard, and the flat layout joins only arrays that are split over the same axes.
+A buffer has one scale and one pair of errors; an exchange is one all-to-all and one all-gather of bytes, with two
+all-gathers of scales.
+
+========== ================================= ============ ========================================================
+layout     buffers                           exchanges    numbers
+========== ================================= ============ ========================================================
+joined     one per array                     one          those of the released code
+per_leaf   one per array                     one each     the same
+flat       one for all arrays                one          one scale for all: less padding, but arrays with momenta
+                                                          far below the others' drown in the noise
+========== ================================= ============ ========================================================
+
+Arrays that a mesh axis splits (FSDP inside a slice) are compressed as the shards they already are: scales are per
+shard, and arrays split over different axes share neither buffers nor exchanges.
 
 Errors are a dictionary by buffer name: the path of the array, or ``"flat"`` followed by the splitting axes
 (``"flat/fsdp"``). Each is a [devices, elements] array with one row per device that holds its own numbers: N rows for a
@@ -17,10 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_decay import sign_compression as sc
 
-LAYOUTS = ("per_leaf", "flat")
+LAYOUTS = ("joined", "per_leaf", "flat")
 
 Errors = dict[str, jax.Array]
 
@@ -116,7 +127,7 @@ def plan(
     groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, piece in enumerate(pieces):
         split = spec_axes(piece.spec)
-        name = piece.path if layout == "per_leaf" else "/".join(("flat", *split))
+        name = "/".join(("flat", *split)) if layout == "flat" else piece.path
         groups.setdefault((name, split), []).append(i)
 
     def buffer(name: str, split: tuple[str, ...], members: list[int]) -> Buffer:
@@ -150,15 +161,25 @@ def check_errors(buffers: Sequence[Buffer], worker: Any, server: Any) -> None:
                 )
 
 
+def exchanges(buffers: Sequence[Buffer], layout: str) -> list[list[Buffer]]:
+    """The buffers that travel together."""
+    if layout != "joined":
+        return [[b] for b in buffers]
+    groups: dict[tuple[str, ...], list[Buffer]] = {}
+    for b in buffers:
+        groups.setdefault(b.split, []).append(b)
+    return list(groups.values())
+
+
 def compress(
     arrays: Sequence[jax.Array],
     specs: Sequence[Any],
     worker: Errors,
     server: Errors,
-    buffers: Sequence[Buffer],
+    groups: Sequence[Sequence[Buffer]],
     axis_name: sc.AxisName,
 ) -> tuple[list[jax.Array], Errors, Errors]:
-    """Sign-compressed mean of every array over the axis, with the new errors.
+    """Sign-compressed mean of every array over the axis, with the new errors; one exchange per group.
 
     Splitting axes that the surrounding `shard_map` leaves to the compiler are entered here, so that every device packs
     its own shard and nothing is gathered.
@@ -168,19 +189,25 @@ def compress(
         arrays: list[jax.Array], worker: Errors, server: Errors
     ) -> tuple[list[jax.Array], Errors, Errors]:
         means, new_worker, new_server = list(arrays), {}, {}
-        for b in buffers:
-            parts = [arrays[i] for i in b.members]
-            flat = jnp.concatenate([x.astype(b.dtype).reshape(-1) for x in parts])
-            mean, e, s = sc.sign_compressed_mean(
-                flat, worker[b.name][0], server[b.name][0], axis_name
+        for group in groups:
+            flat = [
+                jnp.concatenate([arrays[i].astype(b.dtype).reshape(-1) for i in b.members])
+                for b in group
+            ]
+            results = sc.sign_compressed_means(
+                flat,
+                [worker[b.name][0] for b in group],
+                [server[b.name][0] for b in group],
+                axis_name,
             )
-            new_worker[b.name], new_server[b.name] = e[None], s[None]
-            offset = 0
-            for i, x in zip(b.members, parts):
-                means[i] = mean[offset : offset + x.size].reshape(x.shape).astype(x.dtype)
-                offset += x.size
+            for b, mean, e, s in zip(group, *results):
+                new_worker[b.name], new_server[b.name] = e[None], s[None]
+                ends = np.cumsum([arrays[i].size for i in b.members])[:-1]
+                for i, part in zip(b.members, jnp.split(mean, ends)):
+                    means[i] = part.reshape(arrays[i].shape).astype(arrays[i].dtype)
         return means, new_worker, new_server
 
+    buffers = [b for group in groups for b in group]
     loose = sorted({axis for b in buffers for axis in b.split if not sc.is_bound(axis)})
     if not loose:
         return body(list(arrays), worker, server)

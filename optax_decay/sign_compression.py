@@ -21,10 +21,12 @@ multiple of N · lcm(N, 8), the padded zeros take part in both norms and have er
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AxisName = str | tuple[str, ...]
 
@@ -87,45 +89,69 @@ def padded_size(size: int, workers: int) -> int:
     return -(-size // block) * block
 
 
-def _scale(z: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(z * z) / z.size)
-
-
-def _quantize(z: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Signs of z, and what ``scale · sign`` leaves out."""
+def encode(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of `z` [P]: its signs, 8 to a byte, the first in the highest bit; their scale; what they leave out of `z`."""
+    scale = jnp.sqrt(jnp.sum(z * z) / z.size)
     positive = z >= 0
-    return positive, z - jnp.where(positive, scale, -scale)
+    return jnp.packbits(positive), scale, z - jnp.where(positive, scale, -scale)
 
 
-def sign_compressed_mean(
-    x: jax.Array, worker_error: jax.Array, server_error: jax.Array, axis_name: AxisName
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The mean of `x` over the mesh axis, to one bit per element with error feedback; for use inside `shard_map`.
+def decode(packed: jax.Array, scale: jax.Array) -> jax.Array:
+    """``scale · sign``; the scale broadcasts against uint8 [..., P/8], with its last axis of size 1 or P."""
+    return jnp.where(jnp.unpackbits(packed, axis=-1).astype(bool), scale, -scale)
+
+
+def decode_sum(packed: jax.Array, scales: jax.Array) -> jax.Array:
+    """``Σ_n scales[n] · sign(packed[n])``: uint8 [N, P/8] and [N] to [P]."""
+
+    def add(total: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + decode(*row), None
+
+    # Row by row: no rounding of operands as in a dot on accelerators, and 50 times faster on CPUs than a reduction
+    # over the first axis.
+    total, _ = jax.lax.scan(add, decode(packed[0], scales[0]), (packed[1:], scales[1:]), unroll=8)
+    return total
+
+
+def sign_compressed_means(
+    xs: Sequence[jax.Array],
+    worker_errors: Sequence[jax.Array],
+    server_errors: Sequence[jax.Array],
+    axis_name: AxisName,
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
+    """Means over a mesh axis, to one bit per element with error feedback; for use inside `shard_map`.
+
+    Every vector has scales of its own; all travel in one exchange: one all-to-all and one all-gather of bytes, and two
+    all-gathers of scales, however many vectors there are.
 
     Args:
-        x: [size] float array, this worker's own.
-        worker_error: [P], this worker's own, P = ``padded_size(size, N)``; zeros at the start.
-        server_error: [P/N], this worker's own; zeros at the start.
+        xs: [size_i] float arrays, this worker's own.
+        worker_errors: [P_i], this worker's own, P_i = ``padded_size(size_i, N)``; zeros at the start.
+        server_errors: [P_i/N], this worker's own; zeros at the start.
         axis_name: mesh axis of the N workers, or a tuple of axes.
 
     Returns:
-        The mean [size], equal on all workers, and the two new errors. One worker gets `x` back.
+        The means [size_i], equal on all workers, and the new errors. One worker gets `xs` back.
     """
     workers = jax.lax.axis_size(axis_name)
     if workers == 1:
-        return jax.lax.pmean(x, axis_name), worker_error, server_error
-    z = jnp.pad(x, (0, worker_error.size - x.size)) + worker_error
-    scale = _scale(z)
-    positive, worker_error = _quantize(z, scale)
-    packed = jnp.packbits(positive).reshape(workers, -1)
+        return jax.lax.pmean(list(xs), axis_name), list(worker_errors), list(server_errors)
+    padded = [jnp.pad(x, (0, e.size - x.size)) for x, e in zip(xs, worker_errors)]
+    coded = [encode(x + e) for x, e in zip(padded, worker_errors)]
+    packed = jnp.concatenate([signs.reshape(workers, -1) for signs, _, _ in coded], axis=1)
     packed = jax.lax.all_to_all(packed, axis_name, 0, 0, tiled=True)
-    shares = jax.lax.all_gather(scale, axis_name)[:, None] / workers
-    signs = jnp.unpackbits(packed, axis=1).astype(bool)
-    # A sum, not a dot: accelerators round the operands of a float32 dot to bfloat16.
-    c = jnp.sum(jnp.where(signs, shares, -shares), axis=0) + server_error
-    scale = _scale(c)
-    positive, server_error = _quantize(c, scale)
-    packed = jax.lax.all_gather(jnp.packbits(positive), axis_name, to="invarying")
-    scales = jax.lax.all_gather(scale, axis_name, to="invarying")[:, None]
-    mean = jnp.where(jnp.unpackbits(packed, axis=1).astype(bool), scales, -scales)
-    return mean.reshape(-1)[: x.size], worker_error, server_error
+    scales = jax.lax.all_gather(jnp.stack([s for _, s, _ in coded]), axis_name) / workers
+    ends = np.cumsum([e.size // 8 for e in server_errors])[:-1]
+    chunks = [
+        decode_sum(part, scales[:, i].astype(e.dtype)) + e
+        for i, (part, e) in enumerate(zip(jnp.split(packed, ends, axis=1), server_errors))
+    ]
+    recoded = [encode(c) for c in chunks]
+    packed = jnp.concatenate([signs for signs, _, _ in recoded])
+    packed = jax.lax.all_gather(packed, axis_name, to="invarying")
+    scales = jax.lax.all_gather(jnp.stack([s for _, s, _ in recoded]), axis_name, to="invarying")
+    means = [
+        decode(part, scales[:, i : i + 1].astype(x.dtype)).reshape(-1)[: x.size]
+        for i, (part, x) in enumerate(zip(jnp.split(packed, ends, axis=1), xs))
+    ]
+    return means, [e for _, _, e in coded], [e for _, _, e in recoded]
