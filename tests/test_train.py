@@ -79,7 +79,9 @@ def test_records_have_every_step_and_numbers_that_agree(whole):
     last = [r for r in seen if r["kind"] == "weights"][-1]
     assert last["hidden"]["decaying"] == last["head"]["decaying"] == 1
     assert last["embedding"]["decaying"] == last["vector"]["decaying"] == 0
-    assert 0.1 < last["hidden"]["beyond"] < 0.4  # about 23 % of normal weights are beyond 1.5 mean|w|
+    assert (
+        0.1 < last["hidden"]["beyond"] < 0.4
+    )  # about 23 % of normal weights are beyond 1.5 mean|w|
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -128,7 +130,7 @@ def test_every_experiment_starts(name, tmp_path):
 
 
 def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
-    grid = "--mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split()
+    grid = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     ready = program(tmp_path, *grid)
     split = ready.shardings["params"]["blocks"]["mlp"]["up"]["kernel"].spec
     assert tuple(split) == (None, "fsdp", "tensor")
@@ -144,7 +146,7 @@ def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
 
 
 def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):
-    wild = "--optimizer.learning_rate 1e30 --optimizer.clip None --run.save_every 1".split()
+    wild = ["--optimizer.learning_rate", "1e30", "--optimizer.clip", "None", "--run.save_every", "1"]
     assert command.main(flags(tmp_path, *wild)) == 2
     said = capsys.readouterr()
     assert "diverged" in said.err and "--optimizer.learning_rate" in said.err

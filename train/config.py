@@ -101,7 +101,7 @@ class Optimizer:
 
     name: Literal["adam", "lion"] = "adam"
     """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 3e-3
     """Peak learning rate [per step]."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
@@ -165,7 +165,7 @@ class Run:
     """Names the run folder, runs/NAME-001, 002, ..."""
     folder: str | None = None
     """The run folder itself; an existing one is continued if the config agrees."""
-    steps: Count = 500
+    steps: Count = 700
     """Updates in all, those of an earlier part of the run included [steps]."""
     seed: Whole = 0
     """Of the initial weights and of the order of the data."""
@@ -242,11 +242,13 @@ def resolved(config: Config) -> Config:
             f"model.preset = {model.preset!r} does not exist; allowed are"
             f" {', '.join(llama.PRESETS)}; nearest: {nearest(model.preset, list(llama.PRESETS))}."
         )
-    preset = dataclasses.asdict(llama.PRESETS[model.preset])
+    preset = llama.PRESETS[model.preset]
     steps = optimizer.schedule_steps or config.run.steps
     named = decay.threshold is None or isinstance(decay.threshold, str)
     fill: dict[str, Any] = {
-        f"model.{name}": preset[name] for name in preset if name != "vocab_size"
+        f"model.{name}": getattr(preset, name)
+        for name in vars(model)
+        if name not in ("preset", "vocab_size")
     }
     fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
     if optimizer.name == "adam":
@@ -275,7 +277,8 @@ def model_config(config: Config, vocab_size: int) -> llama.Config:
             f" nearest: {vocab_size}."
         )
     try:
-        return llama.Config(**(fields | {"vocab_size": rows}))
+        preset = llama.PRESETS[config.model.preset]
+        return dataclasses.replace(preset, **(fields | {"vocab_size": rows}))
     except ValueError as error:
         raise UserError(f"The model does not work out: {error}.") from None
 

@@ -42,19 +42,22 @@ class Folder:
         try:
             self.path = _new(config.run.name) if config.run.folder is None else _given(config)
             self._lock = _locked(self.path)
-            self.config = replace(config, {"run.folder": str(self.path)})
-            saved = self.path / "config.json"
-            self.is_new = not saved.exists()
-            if not self.is_new:
-                refuse_changes(
-                    from_json(saved.read_text(), str(saved)), self.config, str(self.path)
-                )
-            write(saved, to_json(self.config))
         except OSError as error:
             raise UserError(
                 f"The run folder cannot be written: {error.strerror or error} ({error.filename})."
                 " Name another with --run.folder."
             ) from None
+        self.config = replace(config, {"run.folder": str(self.path)})
+        try:
+            saved = self.path / "config.json"
+            if saved.exists():
+                refuse_changes(
+                    from_json(saved.read_text(), str(saved)), self.config, str(self.path)
+                )
+            write(saved, to_json(self.config))
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> "Folder":
         return self

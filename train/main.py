@@ -116,7 +116,7 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
-    forward = functools.partial(llama.forward, model)
+    forward = functools.partial(llama.forward, model, place=sharding.place_activations(mesh))
     rate = optimizer.schedule(config.optimizer)
     update = step.compile_update(forward, tx, rate, config.run.micro_batches, shardings)
     loss = jax.jit(functools.partial(step.loss, forward))

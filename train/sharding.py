@@ -115,6 +115,12 @@ def of_train_state(axes: Any, state: Any, mesh: jax.sharding.Mesh) -> Any:
     }
 
 
+def place_activations(mesh: jax.sharding.Mesh) -> Any:
+    """The function for a model's `place`: activations [B, T, D] are split by sequences alone."""
+    where = NamedSharding(mesh, ROWS)
+    return lambda x_BTD: jax.lax.with_sharding_constraint(x_BTD, where)
+
+
 def put_batch(make: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh) -> jax.Array:
     """A batch over the devices, where each process makes only the rows that its devices hold.
 

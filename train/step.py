@@ -85,7 +85,8 @@ def compile_update(
     """`update` of state and tokens, jitted. It overwrites the state it is given (donation).
 
     Shardings of the result are pinned to those of the argument: else the second call would
-    compile again.
+    compile again. Arguments that nothing reads, such as the last step's metrics, are kept: else
+    their memory would not be used again.
     """
     step = functools.partial(update, forward, tx, rate, micro_batches)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))
