@@ -28,6 +28,15 @@ def before_rate(link: Callable) -> Callable:
     return make
 
 
+def adamc(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+    """Corrected decay is told the learning rate of its chain."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax_decay.corrected_decay(learning_rate, **options),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def corrected(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
     """The corrected coupling is told the learning rate of its chain."""
     return optax.chain(
@@ -77,6 +86,22 @@ def decayed(scale: Callable) -> Callable:
         )
 
     return make
+
+
+def before_adam(link: Callable) -> Callable:
+    """A decay that looks at gradients and is added to them."""
+
+    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            link(**options), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
+        )
+
+    return make
+
+
+def with_gradients(params: Any, gradients: Any) -> dict[str, Any]:
+    """What a decay that looks at gradients needs after Adam."""
+    return {"gradients": gradients}
 
 
 def curvature(params: Any, gradients: Any) -> dict[str, Any]:
@@ -298,5 +323,97 @@ CASES = (
             "exponent": 0.9,
         },
         ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "lp_decay",
+        before_rate(optax_decay.lp_decay),
+        {"axes": toy.AXES, "p": 1.5},
+        {"weight_decay": 0.3},
+        ("weight_decay",),
+    ),
+    Case(
+        "lp_proximal_decay",
+        last(optax_decay.lp_proximal_decay),
+        {"axes": toy.AXES, "p": 0.8, "linearize_at": "new", "weight_decay": 0.1},
+        {"learning_rate": 0.05, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "elastic_net_proximal_decay",
+        last(optax_decay.elastic_net_proximal_decay),
+        {"axes": toy.AXES},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "l1_ratio": 0.2},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "cautious_decay",
+        before_rate(optax_decay.cautious_decay),
+        {"axes": toy.AXES},
+        {"weight_decay": 0.3},
+        ("weight_decay",),
+    ),
+    Case(
+        "corrected_decay",
+        adamc,
+        {"axes": toy.AXES, "peak_learning_rate": 2 * RATE},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "target_norm_decay",
+        before_rate(optax_decay.target_norm_decay),
+        {"axes": toy.AXES, "target": 0.3},
+        {"weight_decay": 0.3, "target": 0.1},
+        ("weight_decay", "target"),
+        reduction=True,
+    ),
+    Case(
+        "target_norm_decay initial",
+        before_rate(optax_decay.target_norm_decay),
+        {"axes": toy.AXES},
+        {"weight_decay": 0.3},
+        reduction=True,
+    ),
+    Case(
+        "stable_decay",
+        before_rate(optax_decay.stable_decay),
+        {"axes": toy.AXES, "weight_decay": 0.03},
+        {"weight_decay": 0.1, "b2": 0.5},
+        ("weight_decay",),
+        extra=with_gradients,
+        reduction=True,
+    ),
+    Case(
+        "adam_stable_decay",
+        optax_decay.adam_stable_decay,
+        {"learning_rate": RATE, "axes": toy.AXES, "weight_decay": 0.03},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.1},
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+    ),
+    Case(
+        "awd_decay",
+        before_adam(optax_decay.awd_decay),
+        {"axes": toy.AXES},
+        {"weight_decay": 0.3, "average": 0.5, "eps": 1.0},
+        ("weight_decay",),
+        reduction=True,
+    ),
+    Case(
+        "adadecay",
+        before_adam(optax_decay.adadecay),
+        {"axes": toy.AXES},
+        {"weight_decay": 0.3, "sharpness": 2.0},
+        ("weight_decay",),
+        reduction=True,
+    ),
+    Case(
+        "block_adadecay",
+        before_rate(optax_decay.block_adadecay),
+        {"axes": toy.AXES, "refresh_every": 2},
+        {"weight_decay": 0.3, "sharpness": 2.0, "refresh_every": 4},
+        ("weight_decay",),
+        extra=with_gradients,
+        reduction=True,
     ),
 )
