@@ -6,6 +6,7 @@ import pathlib
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from tests.runs import TOY, flags, interrupt_after, losses, program, records, write_text
 from train import __main__ as command
 from train import checkpoint, main
+from train.arguments import parse
 from train.experiments import EXPERIMENTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -146,7 +148,14 @@ def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
 
 
 def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):
-    wild = ["--optimizer.learning_rate", "1e30", "--optimizer.clip", "None", "--run.save_every", "1"]
+    wild = [
+        "--optimizer.learning_rate",
+        "1e30",
+        "--optimizer.clip",
+        "None",
+        "--run.save_every",
+        "1",
+    ]
     assert command.main(flags(tmp_path, *wild)) == 2
     said = capsys.readouterr()
     assert "diverged" in said.err and "--optimizer.learning_rate" in said.err
@@ -227,11 +236,18 @@ def test_ctrl_c_in_a_pipe_then_on_in_a_terminal(whole, tmp_path):
     assert max(losses(tmp_path / "run")) == reached + 2
 
 
-def test_the_readme_gives_the_two_commands():
-    text = (ROOT / "README.md").read_text()
-    for line in ("python3 train/environment.py -m train", "python3 train/environment.py -m pytest"):
-        assert f"\n    {line}\n" in text or f"\n{line}\n" in text
-    shown = set(re.findall(r"--([a-z]+\.[a-z0-9_]+)", text))
-    from train.config import Config, flatten
-
-    assert shown and shown <= set(flatten(Config()))
+def test_the_readme_gives_the_two_commands_and_flags_that_exist():
+    lines = [
+        line[4:] for line in (ROOT / "README.md").read_text().splitlines() if line[:4] == " " * 4
+    ]
+    launcher = "python3 train/environment.py"
+    assert {f"{launcher} -m train", f"{launcher} -m pytest"} <= set(lines)
+    asked = [shlex.split(line) for line in lines if line.startswith(f"{launcher} -m train ")]
+    assert len(asked) >= 3
+    for _, script, _, module, *rest in asked:
+        assert (ROOT / script).is_file() and module == "train"
+        if rest[0] == "--resume":  # a folder that the command before it would have made
+            assert re.fullmatch(r"runs/[a-z_]+-\d{3}", rest[1])
+            rest = rest[2:]
+        if rest != ["--help"]:
+            parse(rest)
