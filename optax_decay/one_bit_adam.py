@@ -156,7 +156,8 @@ def scale_by_one_bit_adam(
         compress: which leaves are compressed, in any form of `masks.resolve`. None: every leaf this link is given.
         axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`.
         param_specs: tree (or prefix) of PartitionSpec if the parameters are sharded over other mesh axes.
-        mesh: tells ``init`` the number of workers where neither `shard_map` nor ``jax.set_mesh`` does.
+        mesh: tells ``init`` the number of workers where neither `shard_map` nor ``jax.set_mesh`` does. (It is callable:
+            ``optax.inject_hyperparams`` needs it in ``static_args``.)
         variance_floor: momenta are 0 where the frozen v is at most this, in squared gradients; None: nowhere.
         bias_correct_frozen_variance: divide the frozen v by 1 − β₂^T, once it is frozen.
         bias_correction: divide m by 1 − β₁^t and v by 1 − β₂^t, in both phases.

@@ -4,8 +4,8 @@
     python -m train.bytes_report --preset 1B --workers 8 --fsdp 4 --run-steps 20000 --warmup-steps 3000
 
 Compiled for `workers` devices and searched for collectives: plain means of all gradients, and 1-bit Adam's step in the
-warm-up, in the compressed phase, and in that with every leaf compressed. With `fsdp` > 1 only what crosses the
-compressed axis counts: traffic inside a slice is the same for all. Inputs are shapes, so that no model is allocated.
+warm-up, in the compressed phase, and in that with every leaf compressed. All start from each worker's gradient, already
+reduced inside the worker if `fsdp` > 1. Inputs are shapes, so that no model is allocated.
 
 A step pays where ``bytes/bandwidth + codec`` is less than the plain mean's ``bytes/bandwidth``. The codec (packing,
 unpacking, summing, error feedback) is timed on one device here, or given.
@@ -28,7 +28,7 @@ from optax_decay import sign_compression as sc
 from optax_decay.masks import MATRICES
 from optax_decay.one_bit_adam import scale_by_one_bit_adam
 from optax_decay.one_bit_state import state_partition_specs
-from train.collectives import Collective, collectives, crossing, operations, sent
+from train.collectives import Collective, collectives, operations, sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,7 @@ class Programs:
         return self._read(jax.jit(step).lower(self._gradients(), state))
 
     def _read(self, lowered: Any) -> list[Collective]:
-        found = collectives(lowered.compile().as_text())
-        return crossing(found, self.options.workers) if self.options.fsdp > 1 else found
+        return collectives(lowered.compile().as_text())
 
 
 def _split(x: Any, signature: axes_lib.Signature, parts: int) -> jax.sharding.PartitionSpec:

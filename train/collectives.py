@@ -89,11 +89,6 @@ def _group_size(line: str, partitions: int) -> int:
     raise ValueError(f"cannot read the groups of this collective: {line.strip()[:300]}")
 
 
-def crossing(found: Sequence[Collective], workers: int) -> list[Collective]:
-    """Those among groups of `workers` devices: with parameters split inside a slice, what leaves the slice."""
-    return [c for c in found if c.devices == workers]
-
-
 def sent(found: Sequence[Collective], width: int | None = None) -> float:
     return sum(c.sent(width) for c in found)
 
