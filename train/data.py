@@ -74,7 +74,7 @@ class Data:
           int32 [rows, length + 1]: inputs `[:, :-1]` and targets `[:, 1:]`.
         """
         row = np.arange(self.batch_size)[slice(None) if rows is None else rows]
-        epoch, position = np.divmod(int(step) * self.batch_size + row, self.windows)
+        epoch, position = np.divmod(step * self.batch_size + row, self.windows)
         start = np.empty_like(row)
         for e in np.unique(epoch).tolist():
             here = epoch == e
