@@ -62,7 +62,7 @@ _GRID = 2048
 # ln(θ / mean eigenvalue) where nothing is known yet.
 DEFAULT_CENTRE = math.log(0.5)
 _PASSES = 3
-_TOLERANCE = 0.01
+TOLERANCE = 0.01
 # Beyond this error, relative to α-1, the spectrum is narrower than the resolution: flat, as far as can be told.
 FLAT = 0.2
 # Medians below this part of the mean eigenvalue are taken for a null space; the largest eigenvalue is no smaller.
@@ -232,7 +232,7 @@ def tail_exponent(
         excess, excess_other = 1 / jnp.maximum(h, small), 1 / jnp.maximum(other, small)
         error = jnp.abs(excess - excess_other)
         floor = excess * excess / (2 * jnp.maximum(density, small))
-        resolved = error <= jnp.maximum(_TOLERANCE * excess, floor)
+        resolved = error <= jnp.maximum(TOLERANCE * excess, floor)
         near = jnp.abs(z) < 1
         # Another look must differ from this one.
         more = ~near | (~resolved & (giants < 2 * giant))

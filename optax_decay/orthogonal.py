@@ -25,6 +25,7 @@ from optax_decay.whole_matrices import each_matrix
 
 MUON = ((3.4445, -4.7750, 2.0315),) * 5
 NEWTON_SCHULZ = ((1.875, -1.25, 0.375),) * 12
+SPLIT = 256  # rows from which Hermitian products are computed by quarters
 
 
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -39,6 +40,57 @@ def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     half = exponent // 2
     scaled = jnp.ldexp(jnp.ldexp(x, -half), half - exponent)
     return jnp.where(usable, scaled, 0), jnp.ldexp(jnp.ones_like(top), exponent)
+
+
+def adjoint(x: jax.Array) -> jax.Array:
+    """The conjugate transpose of the last two axes."""
+    x = jnp.swapaxes(x, -1, -2)
+    return jnp.conj(x) if jnp.iscomplexobj(x) else x
+
+
+def _gram(x: jax.Array, precision: Any) -> jax.Array:
+    """``X X^H``, of which a quarter follows from the others: not computed where the parts are large enough."""
+    m = x.shape[-2]
+    if m < SPLIT:
+        return jnp.matmul(x, adjoint(x), precision=precision)
+    upper, lower = x[..., : m // 2, :], x[..., m // 2 :, :]
+    corner = jnp.matmul(upper, adjoint(lower), precision=precision)
+    top = [jnp.matmul(upper, adjoint(upper), precision=precision), corner]
+    bottom = [adjoint(corner), jnp.matmul(lower, adjoint(lower), precision=precision)]
+    return jnp.concatenate(
+        [jnp.concatenate(top, axis=-1), jnp.concatenate(bottom, axis=-1)], axis=-2
+    )
+
+
+def quintic_steps(x: jax.Array, coefficients: Any, *, precision: Any = None) -> jax.Array:
+    """The steps alone, on matrices that are here and whose singular values are at most 1.
+
+    One step is compiled, whatever K (``lax.scan``). A and A A are Hermitian: an eighth (wide matrices) to a sixth
+    (square ones) of the arithmetic is saved.
+
+    Args:
+        x: ``[..., m, n]``, real or complex, of any orientation, in the dtype of the products.
+        coefficients: ``[K, 3]``.
+        precision: of the products, as in ``jnp.matmul``.
+
+    Returns:
+        Array like x.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    # Coefficients keep their digits where products are rounded to 16 bits: a polynomial that is bounded with the
+    # digits given need not be with three of them.
+    table = jnp.asarray(coefficients, jnp.finfo(wide).dtype)
+    flip = x.shape[-2] > x.shape[-1]
+
+    def step(y: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
+        a, b, c = abc[0], abc[1], abc[2]
+        gram = _gram(y, precision)
+        mixed = b * gram.astype(wide) + c * _gram(gram, precision).astype(wide)
+        last = jnp.matmul(mixed.astype(y.dtype), y, precision=precision)
+        return (a * y.astype(wide) + last.astype(wide)).astype(y.dtype), None
+
+    y, _ = jax.lax.scan(step, adjoint(x) if flip else x, table)
+    return adjoint(y) if flip else y
 
 
 def newton_schulz(
@@ -75,21 +127,11 @@ def newton_schulz(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     dtype = wide if dtype is None else dtype
 
-    def step(y: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
-        a, b, c = abc[0], abc[1], abc[2]
-        gram = jnp.matmul(y, jnp.swapaxes(y, -1, -2), precision=precision)
-        mixed = b * gram + c * jnp.matmul(gram, gram, precision=precision)
-        return a * y + jnp.matmul(mixed, y, precision=precision), None
-
     def iterate(stack: jax.Array) -> jax.Array:
         y, scale = unit_scale(stack.astype(wide))
         norm = jnp.sqrt(jnp.sum(y * y, axis=(-2, -1), keepdims=True))
         y = (y / (norm + eps / scale)).astype(dtype)
-        flip = y.shape[-2] > y.shape[-1]
-        y = jnp.swapaxes(y, -1, -2) if flip else y
-        # One compiled step; for large matrices the loop costs nothing beside its products.
-        y, _ = jax.lax.scan(step, y, jnp.asarray(table, dtype))
-        return jnp.swapaxes(y, -1, -2) if flip else y
+        return quintic_steps(y, table, precision=precision)
 
     return each_matrix(iterate, x, mesh=mesh, spec=spec)
 

@@ -37,11 +37,12 @@ def split_axes(spec: Sequence[Any]) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _manual() -> bool:
+def inside_shard_map() -> bool:
+    """True in code that sees shards."""
     return AxisType.Manual in (jax.sharding.get_abstract_mesh().axis_types or ())
 
 
-def _known_mesh(x: jax.Array, mesh: Any) -> Any:
+def known_mesh(x: jax.Array, mesh: Any) -> Any:
     """The mesh to spread matrices over, or None if none is known."""
     own = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     for found in (mesh, own, jax.sharding.get_abstract_mesh()):
@@ -61,15 +62,6 @@ def _spare_axes(count: int, sizes: dict[str, int], taken: int) -> tuple[str, ...
         return math.ceil(count / devices), devices
 
     return min(choices, key=cost)
-
-
-def share(x: jax.Array, *, lead: int | None = None, mesh: Any = None, spec: Any = None) -> int:
-    """How many matrices `each_matrix` works on at once at this place: the devices it knows of, or 1."""
-    lead = x.ndim - 2 if lead is None else lead
-    if _manual():
-        return math.prod(jax.lax.axis_size(a) for a, _ in split_axes(spec or ()))
-    found = _known_mesh(x, mesh)
-    return 1 if found is None else math.prod(found.shape.values())
 
 
 def each_matrix(
@@ -102,7 +94,7 @@ def each_matrix(
     if lead < 0:
         raise ValueError(f"an array of shape {x.shape} holds no matrices: expected [..., m, n].")
     entries = tuple(spec or ()) + (None,) * (x.ndim - len(spec or ()))
-    if _manual():
+    if inside_shard_map():
         if spec is None and varying_axes(x):
             raise ValueError(
                 f"an array of shape {x.shape} inside shard_map is a shard (it varies over "
@@ -113,7 +105,7 @@ def each_matrix(
                 f"the leading axes of shape {x.shape[:lead]} are split ({spec}) inside shard_map; split the matrices."
             )
         return _spread(fn, (x, *others), lead, entries[lead:], ())
-    found = _known_mesh(x, mesh)
+    found = known_mesh(x, mesh)
     if found is None:
         return _spread(fn, (x, *others), lead, (), ())
     explicit = AxisType.Explicit in found.axis_types
@@ -182,14 +174,13 @@ def _spread(
     padding = -count % devices
     flat = [jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in flat]
     mine = (count + padding) // devices
-    position = _position(names)
+    position = device_position(names)
 
     x = flat[0]
     if spare:
         part = x.shape[0] // math.prod(jax.lax.axis_size(a) for a in spare)
-        x = jax.lax.dynamic_slice_in_dim(x, _position(spare) * part, part)
-    for name, dimension in moves:
-        x = jax.lax.all_to_all(x, name, 0, dimension + 1, tiled=True)
+        x = jax.lax.dynamic_slice_in_dim(x, device_position(spare) * part, part)
+    x = bring_together(x, moves)
     rest = [jax.lax.dynamic_slice_in_dim(a, position * mine, mine) for a in flat[1:]]
     whole = x.shape[1:]
     out = fn(x, *rest)
@@ -211,7 +202,18 @@ def _spread(
     return jax.tree.map(give_back, out)
 
 
-def _position(names: Sequence[str]) -> jax.Array:
+def bring_together(x: jax.Array, moves: Sequence[tuple[str, int]]) -> jax.Array:
+    """Inside ``shard_map``: ``[D·b, *shard] -> [b, *whole]`` by one all-to-all per mesh axis of `moves` (`split_axes`).
+
+    D is the number of devices along those axes; the one at `device_position` i gets rows i·b to (i+1)·b.
+    """
+    for name, dimension in moves:
+        x = jax.lax.all_to_all(x, name, 0, dimension + 1, tiled=True)
+    return x
+
+
+def device_position(names: Sequence[str]) -> jax.Array:
+    """Inside ``shard_map``: this device's index along several mesh axes, the first varying slowest."""
     index = jnp.zeros([], jnp.int32)
     for name in names:
         index = index * jax.lax.axis_size(name) + jax.lax.axis_index(name)
