@@ -1,0 +1,136 @@
+"""One compiled function for all matrices of one shape, whichever parameters they belong to.
+
+Iterations and decompositions of whole matrices have two costs that grow with the number of parameters: a compiled
+copy per parameter, and, when matrices are sharded, collectives inside every product. Both go away when matrices of
+one shape are stacked, the stack is mapped over, and the stack's own axis is what is sharded: each device then works
+on whole matrices of its own, and data moves once on the way in and once on the way out.
+
+    [B1, m, n], [B2, m, n], …  →  [B1 + B2 + …, m, n]  →  each device B/devices of them  →  back
+
+Under `jax.set_mesh` the stack is spread over every Auto axis of the mesh unless told otherwise. Arrays with Explicit
+shardings are handled by `on_auto_axes`. Without a mesh in context the partitioner decides alone.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+Function = Callable[[jax.Array], jax.Array]
+
+
+def on_auto_axes(function: Callable[..., Any], like: Any, *args: Any) -> Any:
+    """``function(*args)`` where explicitly sharded arrays are seen as Auto ones.
+
+    Products over sharded axes, which Explicit mode refuses to guess about, are then up to the partitioner.
+
+    Args:
+        function: of `args`, returning a tree of the structure of `like`.
+        like: tree of arrays whose explicit shardings the results get.
+        args: trees of arrays.
+    """
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves((like, args))]
+    explicit = [m for m in meshes if AxisType.Explicit in _axis_types(m).values()]
+    if not explicit:
+        return function(*args)
+    names = tuple(a for a, kind in _axis_types(explicit[0]).items() if kind == AxisType.Explicit)
+
+    def place(x: jax.Array) -> Any:
+        sharding = jax.typeof(x).sharding
+        return sharding if not sharding.mesh.empty else jax.NamedSharding(explicit[0], jax.P())
+
+    shardings = jax.tree.map(place, like)
+    return jax.sharding.auto_axes(function, axes=names, out_sharding=shardings)(*args)
+
+
+def _axis_types(mesh: Any) -> dict[str, AxisType]:
+    return dict(zip(mesh.axis_names, mesh.axis_types))
+
+
+def stack_axes_in_context(stack_axes: Any = None) -> tuple[str, ...]:
+    """The mesh axes over which stacks are spread here.
+
+    Args:
+        stack_axes: None for all Auto axes of the mesh in context, a name, or a tuple of names (() for none).
+
+    Raises:
+        ValueError: a name that the mesh in context does not have.
+    """
+    kinds = _axis_types(jax.sharding.get_abstract_mesh())
+    usable = tuple(name for name, kind in kinds.items() if kind == AxisType.Auto)
+    if stack_axes is None:
+        return usable
+    chosen = (stack_axes,) if isinstance(stack_axes, str) else tuple(stack_axes)
+    for name in chosen:
+        if name not in kinds:
+            raise ValueError(
+                f"stack_axes names {name!r}, which the mesh in context does not have; its axes are "
+                f"{tuple(kinds)}. Put the mesh in context with jax.set_mesh(mesh)."
+            )
+    return tuple(name for name in chosen if name in usable)
+
+
+def map_matrices(
+    function: Function,
+    stacks: Sequence[jax.Array],
+    *,
+    stack_axes: Any = None,
+    entries_at_once: int = 2**20,
+) -> list[jax.Array]:
+    """Applies `function` to every matrix of several stacks.
+
+    Args:
+        function: ``[k, m, n] -> [k, ...]``, independent over k. Compiled once.
+        stacks: arrays ``[B_i, m, n]`` of one shape but for B_i.
+        stack_axes: as in `stack_axes_in_context`. The stack is padded with zero matrices to a multiple of the
+            devices.
+        entries_at_once: upper bound of k·m·n (k is at least 1): small matrices are batched, large ones are not,
+            which bounds the workspace.
+
+    Returns:
+        One array ``[B_i, ...]`` per stack.
+    """
+    sizes = [len(stack) for stack in stacks]
+    x = jnp.concatenate(stacks) if len(stacks) > 1 else stacks[0]
+    axes = stack_axes_in_context(stack_axes)
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    devices = math.prod(mesh_shape[name] for name in axes)
+    local = functools.partial(_map_chunks, function, entries_at_once=entries_at_once)
+    if devices == 1:
+        y = local(x)
+    else:
+        total = len(x)
+        x = jnp.pad(x, ((0, -total % devices), (0, 0), (0, 0)))
+        spec = jax.P(axes)
+        x = jax.lax.with_sharding_constraint(_in_hops(x, axes), spec)
+        y = jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names=set(axes))(x)
+        y = _in_hops(y, axes, back=True)[:total]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return list(jnp.split(y, ends))
+
+
+def _in_hops(x: jax.Array, axes: tuple[str, ...], back: bool = False) -> jax.Array:
+    """Moves the stack's sharding over one mesh axis at a time.
+
+    From a matrix sharded over two axes straight to a sharded stack the partitioner finds no way but gathering
+    everything; one axis at a time is an all-to-all each.
+    """
+    hops = [axes[i:] for i in range(len(axes) - 1, 0, -1)]
+    free = [jax.P.UNCONSTRAINED] * (x.ndim - 1)
+    for hop in hops[::-1] if back else hops:
+        x = jax.lax.with_sharding_constraint(x, jax.P(hop, *free))
+    return x
+
+
+def _map_chunks(function: Function, x: jax.Array, *, entries_at_once: int) -> jax.Array:
+    count = len(x)
+    fit = max(1, entries_at_once // math.prod(x.shape[1:]))
+    chunk = max(k for k in range(1, min(count, fit) + 1) if count % k == 0)
+    if chunk == count:
+        return function(x)
+    y = jax.lax.map(function, x.reshape(count // chunk, chunk, *x.shape[1:]))
+    return y.reshape(count, *y.shape[2:])
