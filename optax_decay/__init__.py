@@ -15,6 +15,8 @@ from optax_decay.axes import signatures as signatures
 from optax_decay.cautious_decay import cautious_decay as cautious_decay
 from optax_decay.corrected_decay import corrected_decay as corrected_decay
 from optax_decay.couplings import convert_weight_decay as convert_weight_decay
+from optax_decay.cpr_decay import CprState as CprState
+from optax_decay.cpr_decay import cpr_decay as cpr_decay
 from optax_decay.curvature import gnb_from_gradients as gnb_from_gradients
 from optax_decay.curvature import gnb_hessian as gnb_hessian
 from optax_decay.curvature import hutchinson as hutchinson
@@ -35,6 +37,12 @@ from optax_decay.lp_decay import lp as lp
 from optax_decay.lp_decay import lp_decay as lp_decay
 from optax_decay.lp_decay import lp_proximal_decay as lp_proximal_decay
 from optax_decay.metrics import Metrics as Metrics
+from optax_decay.one_bit_adam import OneBitAdamState as OneBitAdamState
+from optax_decay.one_bit_adam import one_bit_adam as one_bit_adam
+from optax_decay.one_bit_adam import scale_by_one_bit_adam as scale_by_one_bit_adam
+from optax_decay.one_bit_state import change_workers as change_workers
+from optax_decay.one_bit_state import one_bit_phase as one_bit_phase
+from optax_decay.one_bit_state import state_partition_specs as state_partition_specs
 from optax_decay.product import DecayState as DecayState
 from optax_decay.pulls import Pull as Pull
 from optax_decay.pulls import fair as fair
@@ -45,6 +53,12 @@ from optax_decay.pulls import log_cosh as log_cosh
 from optax_decay.pulls import pseudo_huber as pseudo_huber
 from optax_decay.quantity import Quantity as Quantity
 from optax_decay.quantity import constant as constant
+from optax_decay.rotational import RotationalState as RotationalState
+from optax_decay.rotational import center_rows as center_rows
+from optax_decay.rotational import rotational_adamw as rotational_adamw
+from optax_decay.rotational import rotational_update as rotational_update
+from optax_decay.sign_compression import local_params as local_params
+from optax_decay.sign_compression import sign_compressed_means as sign_compressed_means
 from optax_decay.sophia import ScaleBySophiaState as ScaleBySophiaState
 from optax_decay.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.sophia import sophia_g as sophia_g
@@ -59,6 +73,7 @@ from optax_decay.target_norm_decay import norm_excess as norm_excess
 from optax_decay.target_norm_decay import target_norm_decay as target_norm_decay
 from optax_decay.top_singular_values import sublayer_gains as sublayer_gains
 from optax_decay.top_singular_values import top_singular_values as top_singular_values
+from optax_decay.variance_freeze import VarianceCriterion as VarianceCriterion
 from optax_decay.width_factors import decay_multipliers as decay_multipliers
 from optax_decay.width_factors import learning_rate_multipliers as learning_rate_multipliers
 from optax_decay.width_laws import Growth as Growth

@@ -88,6 +88,22 @@ def decayed(scale: Callable) -> Callable:
     return make
 
 
+def constrained(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+    """CPR stands last in the chain and is told its learning rate."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.scale_by_learning_rate(learning_rate),
+        optax_decay.cpr_decay(learning_rate=learning_rate, **options),
+    )
+
+
+def rotated(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+    """Rotation takes the place of the learning rate."""
+    return optax.chain(
+        optax.scale_by_adam(), optax_decay.rotational_update(learning_rate, **options)
+    )
+
+
 def before_adam(link: Callable) -> Callable:
     """A decay that looks at gradients and is added to them."""
 
@@ -97,6 +113,27 @@ def before_adam(link: Callable) -> Callable:
         )
 
     return make
+
+
+def one_worker(make: Callable) -> Callable:
+    """An optimizer for use inside `shard_map`, on an axis of one worker, which every program has."""
+
+    def alone(**options: Any) -> optax.GradientTransformation:
+        tx = optax.with_extra_args_support(make(axis_name="worker", **options))
+
+        def on_axis(function: Callable) -> Callable:
+            run = jax.vmap(
+                lambda _, args, extra: function(*args, **extra),
+                in_axes=None,
+                out_axes=None,
+                axis_size=1,
+                axis_name="worker",
+            )
+            return lambda *args, **extra: run(None, args, extra)
+
+        return optax.GradientTransformationExtraArgs(on_axis(tx.init), on_axis(tx.update))
+
+    return alone
 
 
 def with_gradients(params: Any, gradients: Any) -> dict[str, Any]:
@@ -230,6 +267,19 @@ CASES = (
         "exadam",
         optax_decay.exadam,
         {"learning_rate": RATE, "axes": toy.AXES, "weight_decay": 0.1},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "scale_by_one_bit_adam",
+        one_worker(decayed(optax_decay.scale_by_one_bit_adam)),
+        {"warmup_steps": 3, "axes": toy.AXES, "bias_correction": True},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "warmup_steps": 2},
+    ),
+    Case(
+        "one_bit_adam",
+        one_worker(optax_decay.one_bit_adam),
+        {"learning_rate": RATE, "warmup_steps": 3, "axes": toy.AXES, "weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
     ),
@@ -414,6 +464,39 @@ CASES = (
         {"weight_decay": 0.3, "sharpness": 2.0, "refresh_every": 4},
         ("weight_decay",),
         extra=with_gradients,
+        reduction=True,
+    ),
+    Case(
+        "cpr_decay",
+        constrained,
+        {"axes": toy.AXES, "bound": "uniform", "bound_parameter": 0.5},
+        {"learning_rate": 0.05, "bound_parameter": 1.0, "rate": 0.5},
+        ("learning_rate", "rate"),
+        reduction=True,
+    ),
+    Case(
+        "cpr_decay inflection",
+        constrained,
+        {"axes": toy.AXES, "bound_parameter": 1},
+        {"rate": 4.0},
+        reduction=True,
+    ),
+    Case(
+        "rotational_update",
+        rotated,
+        {"axes": toy.AXES},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "average": 0.5, "eps": 1.0},
+        ("learning_rate", "weight_decay"),
+        mask=False,
+        reduction=True,
+    ),
+    Case(
+        "rotational_adamw",
+        optax_decay.rotational_adamw,
+        {"learning_rate": RATE, "axes": toy.AXES},
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        ("learning_rate", "weight_decay"),
+        mask=False,
         reduction=True,
     ),
 )

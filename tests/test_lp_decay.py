@@ -23,8 +23,8 @@ def test_proximal_form_is_padam(p, where):
     )
     prox = lambda t, n, q, eta, w: reference.padam(q, w, eta * DECAY, p, where == "new")
     # |w|^(2-p) has an infinite slope at 0 for p > 1, so that rounding of weights that cross 0 grows without bound:
-    # start them at |w| > 1, from where 12 steps of 0.05 do not get to 0. For p < 1 small weights are amplified by 2 - p per
-    # step on their way to 0, which leaves errors of at most ten times those of the other weights.
+    # start them at |w| > 1, from where 12 steps of 0.05 do not get to 0. For p < 1 small weights are amplified by
+    # 2 - p per step on their way to 0, which leaves errors of at most ten times those of the other weights.
     params = toy.flat_params()
     if p > 1:
         params = {n: np.sign(w) * (1 + np.abs(w)) for n, w in params.items()}
