@@ -41,7 +41,8 @@ gradients are each worker's own. A link in front of this one (clipping) sees the
 Parameters must not be sharded over the compressed axis. Over other axes they may: shard the model inside a slice, pass
 `param_specs`, and compress over the slow outer axis only. The `shard_map` then needs to be over that axis alone
 (``axis_names={"slice"}``; the compiler does the rest as before), or over all. Momenta are compressed shard by shard, so
-scales are per shard and the trajectory depends on the number of shards.
+scales are per shard and the trajectory depends on the number of shards. Make the axes inside the slice Auto: with
+Explicit ones jax 0.10 gathers shards around the exchange (inside the slice; 0.12 does not).
 """
 
 import difflib

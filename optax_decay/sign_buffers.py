@@ -208,6 +208,8 @@ def compress(
         return means, new_worker, new_server
 
     buffers = [b for group in groups for b in group]
+    if not buffers or buffers[0].workers == 1:
+        return jax.lax.pmean(list(arrays), axis_name), worker, server
     loose = sorted({axis for b in buffers for axis in b.split if not sc.is_bound(axis)})
     if not loose:
         return body(list(arrays), worker, server)

@@ -92,7 +92,9 @@ def check_update(
                 f"the gradient of {leaf.path!r} is the same on all workers of {missing[0]!r}: it has been summed over "
                 f"the mesh already. Differentiate with respect to optax_decay.local_params(params, {axis_name!r})."
             )
-        extra = sorted(sc.varying_axes(m) - set(sign_buffers.spec_axes(leaf.spec)))
+        # The first holds axes of the shard_map, the second those of an Explicit mesh that it leaves to the compiler.
+        split = sc.varying_axes(m) | set(sign_buffers.spec_axes(jax.typeof(m).sharding.spec))
+        extra = sorted(split - set(sign_buffers.spec_axes(leaf.spec)))
         if leaf.compressed and extra:
             raise ValueError(
                 f"the momentum of {leaf.path!r} is split over {extra[0]!r}, which its entry {leaf.spec} in param_specs "

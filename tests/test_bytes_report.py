@@ -30,6 +30,9 @@ LINES = {
     "%a = (f32[4]{0}, f32[32]{0:T(1024)}) all-gather-start(%x), replica_groups=[1,8]<=[8], dimensions={0}": (
         "all-gather", (("f32", 32),), 8, 7 / 8 * 128,
     ),
+    "%a = s8[12]{0} all-gather(%x), replica_groups=mesh['p'=4,'q'=2], device_ids=([2,4]T(1,0)) {'p'}, dimensions={0}": (
+        "all-gather", (("s8", 12),), 4, 3 / 4 * 12,
+    ),
     "%a = f32[32]{0} all-gather-done(%b)": None,
     "%a = s32[5]{0} reduce-scatter(%x), replica_groups={}, dimensions={0}, to_apply=%add": (
         "reduce-scatter", (("s32", 5),), 6, 5 * 20,
@@ -52,9 +55,10 @@ def test_reads_a_line(line):
     assert found[0].sent() == pytest.approx(size)
 
 
-def test_unknown_groups_are_refused():
+@pytest.mark.parametrize("groups", ["?", "mesh['p'=4] {'p':(1)2}"])
+def test_unknown_groups_are_refused(groups):
     with pytest.raises(ValueError, match="cannot read the groups"):
-        collectives("%a = f32[8]{0} all-reduce(%x), replica_groups=?, to_apply=%add")
+        collectives(f"%a = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add")
 
 
 def test_reads_a_compiled_program():

@@ -81,7 +81,7 @@ def _group_size(line: str, partitions: int) -> int:
         return len(listed[1].split(","))
     if counted := re.match(r"\[[0-9]+,([0-9]+)\]<=", text):
         return int(counted[1])
-    if named := re.match(r"mesh\[(.*?)\] \{(.*?)\}", text):
+    if named := re.match(r"mesh\[(.*?)\][^{]*\{([^:}]*)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=([0-9]+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     if re.match(r"\{\}", text):
