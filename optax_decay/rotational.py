@@ -212,8 +212,9 @@ def center_rows(
         per_neuron, mask, axes: as in `rotational_update`.
 
     >>> import jax.numpy as jnp, optax_decay
-    >>> optax_decay.center_rows({"w": jnp.array([[3.0], [4.0]])})["w"].ravel().round(3)
-    Array([-3.536,  3.536], dtype=float32)
+    >>> centred = optax_decay.center_rows({"w": jnp.array([[0.0], [2.0]])})["w"]
+    >>> [round(float(x), 3) for x in centred.ravel()]
+    [-1.414, 1.414]
     """
     rows = _rows(params, per_neuron, mask, axes)
 
