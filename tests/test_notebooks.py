@@ -1,0 +1,33 @@
+"""Every notebook runs from top to bottom at toy size, in a kernel of its own."""
+
+import pathlib
+
+import jupytext
+import nbclient
+import pytest
+
+NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
+
+# What the `parameters` cell of each is replaced by.
+TOY = {
+    "01_one_link_of_a_chain": "steps, width = 120, 64",
+    "02_spectral_alpha": "rows, columns, draws = 64, 160, 2",
+}
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+    notebook = jupytext.read(path)
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1, "one cell is tagged parameters"
+    cells[0].source += "\n" + TOY[path.stem]
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(
+        cwd=str(NOTEBOOKS)
+    )
+    printed = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output
+    ]
+    assert printed
