@@ -177,8 +177,9 @@ def scale_by_one_bit_adam(
     >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     >>> tx = optax_decay.scale_by_one_bit_adam("data", warmup_steps=100, mesh=mesh)
     >>> state = tx.init({"w": jnp.ones((3, 4))})
-    >>> optax_decay.state_partition_specs(state, "data").worker_error
-    {'w': PartitionSpec('data',)}
+    >>> specs = optax_decay.state_partition_specs(state, "data")
+    >>> tuple(specs.worker_error["w"]), tuple(specs.mu["w"])
+    (('data',), ())
     """
     for name, value in (("b1", b1), ("b2", b2)):
         check(name, value, 0.0, 1.0, open_high=True)

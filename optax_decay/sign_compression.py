@@ -28,19 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_decay.meshes import varying_axes
+
 AxisName = str | tuple[str, ...]
 
 
 def axis_tuple(axis_name: AxisName) -> tuple[str, ...]:
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-
-
-def varying_axes(x: Any) -> frozenset[str]:
-    """Mesh axes of the surrounding `shard_map` over which `x` differs; empty under ``check_vma=False``."""
-    kind = jax.typeof(x)
-    # Older and newer releases of JAX call it .vma.
-    manual = getattr(kind, "manual_axis_type", None)
-    return manual.varying if manual is not None else getattr(kind, "vma", frozenset())
 
 
 def is_bound(axis: str) -> bool:

@@ -8,6 +8,7 @@ import jax
 from optax_decay import axes as axes_lib
 from optax_decay import masks, sign_buffers
 from optax_decay import sign_compression as sc
+from optax_decay.meshes import varying_axes
 
 
 class Leaf(NamedTuple):
@@ -68,7 +69,7 @@ def check_placement(leaves: Sequence[Leaf], arrays: Sequence[Any], axis_name: sc
         spec = getattr(sharding, "spec", jax.P())
         check_not_split(leaf.path, sign_buffers.spec_axes(spec), axis_name)
         if traced:
-            check_not_split(leaf.path, sc.varying_axes(x), axis_name)
+            check_not_split(leaf.path, varying_axes(x), axis_name)
 
 
 def check_update(
@@ -85,15 +86,15 @@ def check_update(
     if not sc.tracks_varying(axis_name):
         return
     for leaf, g, m in zip(leaves, grads, mu):
-        check_not_split(leaf.path, sc.varying_axes(m), axis_name)
-        missing = [axis for axis in axes if axis not in sc.varying_axes(g)]
+        check_not_split(leaf.path, varying_axes(m), axis_name)
+        missing = [axis for axis in axes if axis not in varying_axes(g)]
         if missing:
             raise ValueError(
                 f"the gradient of {leaf.path!r} is the same on all workers of {missing[0]!r}: it has been summed over "
                 f"the mesh already. Differentiate with respect to optax_decay.local_params(params, {axis_name!r})."
             )
         # The first holds axes of the shard_map, the second those of an Explicit mesh that it leaves to the compiler.
-        split = sc.varying_axes(m) | set(sign_buffers.spec_axes(jax.typeof(m).sharding.spec))
+        split = varying_axes(m) | set(sign_buffers.spec_axes(jax.typeof(m).sharding.spec))
         extra = sorted(split - set(sign_buffers.spec_axes(leaf.spec)))
         if leaf.compressed and extra:
             raise ValueError(
