@@ -97,6 +97,17 @@ def test_a_run_without_a_readable_checkpoint_starts_again(copied, capsys):
     assert losses(copied / "run") == expected
 
 
+def test_a_run_whose_checkpoints_are_all_unreadable_is_left_alone(copied):
+    for step in (2, 4, 6):
+        target = largest_file(copied / f"run/checkpoints/{step}/state")
+        target.write_bytes(target.read_bytes()[:10])
+    before = (copied / "run/metrics.jsonl").read_bytes()
+    for _ in range(2):  # and so it stays
+        with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
+            main.main(again(copied))
+    assert (copied / "run/metrics.jsonl").read_bytes() == before
+
+
 def test_another_config_is_refused_by_name_and_value(copied):
     with pytest.raises(UserError) as error:
         main.main(again(copied, "--decay.weight_decay", "0.3", "--run.seed", "5"))

@@ -39,8 +39,9 @@ class Checkpoints:
     """The folder of checkpoints of one run. At most `keep` are kept, the newest ones."""
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        # Failures are told in our words; Orbax logs them too, at length.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Failures are told in our words; Orbax and its abandoned reads log them too, at length.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -73,7 +74,7 @@ class Checkpoints:
     def restore(
         self, abstract: Any, meta: dict[str, Any], say: Callable[[str], None]
     ) -> tuple[Any, int] | None:
-        """The newest state that can be read, and its step; None if there is none.
+        """The newest state that can be read, and its step; None if nothing was ever saved.
 
         Args:
             abstract: tree of ShapeDtypeStruct with shardings: where to put what.
@@ -81,7 +82,8 @@ class Checkpoints:
             say: told about checkpoints that had to be passed over.
 
         Raises:
-            UserError: the checkpoint belongs to another config, text or structure.
+            UserError: the checkpoint belongs to another config, text or structure, or none of those
+                that there are can be read.
         """
         for step in reversed(self.steps):
             try:
@@ -94,6 +96,11 @@ class Checkpoints:
                 return self._read(step, state=ocp.args.StandardRestore(abstract))["state"], step
             except Exception as error:
                 self._set_aside(step, error, say)
+        if any(self.folder.glob("unreadable-*")):
+            raise UserError(
+                f"No checkpoint in {self.folder} can be read. To train again from the start, remove"
+                f" {self.folder.parent} or name another --run.folder."
+            )
         return None
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -105,7 +112,7 @@ class Checkpoints:
         (self.folder / str(step)).rename(place)
         self._manager.reload()
         say(
-            f"The checkpoint of step {step} cannot be read and was moved to {place}; using the one"
+            f"The checkpoint of step {step} cannot be read and was moved to {place}; trying the one"
             f" before it. ({type(error).__name__}: {reason})"
         )
 

@@ -13,7 +13,8 @@ def small() -> Config:
 
     Command: python -m train small (or no name at all)
     Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
-    Result: held-out loss about 3.5 nats per token, where token frequencies alone give 6.46.
+    Result: held-out loss 3.49 nats per token, 1.49 bits per byte (Python 3.11.7, one seed); token
+    frequencies alone give 6.47 nats.
     """
     return Config()
 
@@ -23,7 +24,7 @@ def small_adamw() -> Config:
 
     Command: python -m train small_adamw
     Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
-    Result: that of small, to within the noise of a seed: one run tells nothing about the decay.
+    Result: for a comparison with small over several seeds; one run of each tells nothing.
     """
     return Config(decay=Decay(pull="l2"), run=Run(name="small_adamw"))
 
@@ -32,8 +33,8 @@ def toy() -> Config:
     """A model too small to be of use, to see all parts of the program work.
 
     Command: python -m train toy
-    Hardware: 2 CPU cores. Tokens: 0.2M bytes. Time: 20 seconds.
-    Result: held-out loss about 2.9 nats per byte, where byte frequencies alone give 3.41.
+    Hardware: 2 CPU cores. Tokens: 0.2M bytes. Time: half a minute.
+    Result: held-out loss 2.52 nats per byte, where byte frequencies alone give 3.41.
     """
     return Config(
         model=Model(preset="toy"),

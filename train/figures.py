@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 STYLES = {
     "hidden": {"color": "#10305a", "linestyle": "-"},
     "head": {"color": "#b4521e", "linestyle": "--"},
-    "embedding": {"color": "#3c8c84", "linestyle": "-."},
-    "vector": {"color": "#a0a0a0", "linestyle": ":"},
+    "embedding": {"color": "#4f9c93", "linestyle": "-."},
+    "vector": {"color": "#a8a8a8", "linestyle": ":"},
 }
 LOOK = {
     "figure.dpi": 150,
@@ -140,29 +140,43 @@ def _series(records: list[dict[str, Any]], role: str, name: str) -> np.ndarray:
 
 
 def _sizes(axis: Any, records: list[dict[str, Any]], roles: list[str], decaying: list[str]) -> None:
+    ends = []
     for role in roles:
-        label = role if role in decaying else f"{role} (does not decay)"
-        axis.plot(
-            _column(records, "step"), _series(records, role, "rms"), label=label, **STYLES[role]
-        )
+        line = _series(records, role, "rms")
+        axis.plot(_column(records, "step"), line, **STYLES[role])
+        words = role if role in decaying else f"{role} (no decay)"
+        ends.append((line[-1], words, STYLES[role]["color"]))
     axis.set(title="Size of the weights, by role", ylabel="RMS of w", yscale="log")
     _plain(axis)
-    axis.legend(loc="center left")
+    _label(axis, records[-1]["step"], ends)
+
+
+QUANTILES = {"largest": ("largest", 0.8), "p99": ("99 % below", 1.4), "median": ("half below", 2.2)}
 
 
 def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> None:
-    """Quantiles of |w|; each line says at its end what it is."""
-    step = _column(records, "step")
-    for name, words in (("median", "half below"), ("p99", "99 % below"), ("largest", "largest")):
+    """Quantiles of |w|, the higher the thinner."""
+    ends = []
+    for name, (words, width) in QUANTILES.items():
         for role in decaying:
-            axis.plot(step, _series(records, role, name), label=role, **STYLES[role])
-        ends = [_series(records, role, name)[-1] for role in decaying]
-        if ends:
-            place = (float(step[-1]), float(np.sqrt(min(ends) * max(ends))))
-            axis.annotate(words, place, (5, 0), textcoords="offset points", va="center")
-    axis.margins(x=0.05)
+            line = _series(records, role, name)
+            style = STYLES[role] | {"linewidth": width}
+            axis.plot(_column(records, "step"), line, **style)
+            ends.append((line[-1], f"{role}, {words}", style["color"]))
     axis.set(title="Spread of the weights that decay", ylabel="|w|", yscale="log")
     _plain(axis)
+    _label(axis, records[-1]["step"], ends)
+
+
+def _label(axis: Any, step: float, ends: list[tuple[float, str, str]]) -> None:
+    """Says at the end of each line what it is, given (height, words, colour); the axis is logarithmic."""
+    low, high = np.log(axis.get_ylim())
+    place = -np.inf
+    for value, words, color in sorted(ends):
+        # Labels of lines that end close together move apart, upwards.
+        place = max(place + 0.055 * (high - low), np.log(value))
+        where = {"textcoords": "offset points", "xytext": (5, 0), "va": "center"}
+        axis.annotate(words, (step, np.exp(place)), color=color, fontsize=8, **where)
 
 
 def _plain(axis: Any) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from train.config import UserError
 from train.display import Speed, make_display, say
+from train.folder import write
 
 
 class Diverged(UserError):
@@ -57,7 +58,7 @@ class Recorder:
     ):
         """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None."""
         kept = read(path, start)
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
         self._sinks = [sink for sink in sinks if sink is not None]
         self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every

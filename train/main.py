@@ -131,8 +131,8 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
         return float(np.mean(jax.device_get(losses), dtype=np.float64))
 
     def look(state: step.State) -> dict[str, dict[str, float]]:
-        done = observe.decay(described, state["optimizer"]["decay"])
-        return observe.merge(done, jax.device_get(sizes(state["params"])))
+        seen = jax.device_get((state["optimizer"]["decay"].metrics, sizes(state["params"])))
+        return observe.merge(observe.decay(described, seen[0]), seen[1])
 
     program = Program(
         *(config, data, data.summary(), mesh, model, axes, shapes, shardings),

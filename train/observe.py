@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.axes import Signature
+from optax_decay import Metrics, Signature
 from optax_decay.paths import leaf_paths
 
 SAMPLE = 65_536  # weights per role for the quantiles
@@ -49,14 +49,16 @@ def weights(signatures: dict[str, Signature], params: Any) -> dict[str, dict[str
     return found
 
 
-def decay(signatures: dict[str, Signature], state: Any) -> dict[str, dict[str, float]]:
-    """What the decay did in its last step, by role, from the `Metrics` in the decay's state."""
+def decay(
+    signatures: dict[str, Signature], metrics: dict[str, Metrics]
+) -> dict[str, dict[str, float]]:
+    """What the decay did in its last step, by role, from the metrics that its state keeps by path."""
     sums: Any = collections.defaultdict(lambda: collections.defaultdict(float))
     for path, signature in signatures.items():
         total, size = sums[signature.role], math.prod(signature.shape)
         total["weights"] += size
-        if path in state.metrics:
-            seen = state.metrics[path]
+        if path in metrics:
+            seen = metrics[path]
             total["decaying"] += size
             total["beyond"] += size * float(np.mean(seen.beyond))
             total["decay"] += size * float(np.mean(np.square(seen.decay_rms)))
