@@ -13,6 +13,9 @@ from optax_decay.axes import Signature as Signature
 from optax_decay.axes import partition_specs as partition_specs
 from optax_decay.axes import signatures as signatures
 from optax_decay.cautious_decay import cautious_decay as cautious_decay
+from optax_decay.conda import ScaleByCondaState as ScaleByCondaState
+from optax_decay.conda import conda as conda
+from optax_decay.conda import scale_by_conda as scale_by_conda
 from optax_decay.corrected_decay import corrected_decay as corrected_decay
 from optax_decay.couplings import convert_weight_decay as convert_weight_decay
 from optax_decay.cpr_decay import CprState as CprState
@@ -37,6 +40,7 @@ from optax_decay.lp_decay import lp as lp
 from optax_decay.lp_decay import lp_decay as lp_decay
 from optax_decay.lp_decay import lp_proximal_decay as lp_proximal_decay
 from optax_decay.metrics import Metrics as Metrics
+from optax_decay.newton_fit import fit_coefficients as fit_coefficients
 from optax_decay.one_bit_adam import OneBitAdamState as OneBitAdamState
 from optax_decay.one_bit_adam import one_bit_adam as one_bit_adam
 from optax_decay.one_bit_adam import scale_by_one_bit_adam as scale_by_one_bit_adam
@@ -53,6 +57,10 @@ from optax_decay.pulls import log_cosh as log_cosh
 from optax_decay.pulls import pseudo_huber as pseudo_huber
 from optax_decay.quantity import Quantity as Quantity
 from optax_decay.quantity import constant as constant
+from optax_decay.root import ScaleByRootState as ScaleByRootState
+from optax_decay.root import momentum_spectra as momentum_spectra
+from optax_decay.root import root as root
+from optax_decay.root import scale_by_root as scale_by_root
 from optax_decay.rotational import RotationalState as RotationalState
 from optax_decay.rotational import center_rows as center_rows
 from optax_decay.rotational import rotational_adamw as rotational_adamw
