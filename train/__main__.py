@@ -6,7 +6,11 @@ import sys
 from train.config import UserError
 
 # Command to the module whose `main(arguments) -> exit code` it calls.
-COMMANDS = {"run": "train.main"}
+COMMANDS = {
+    "run": "train.main",
+    "width": "train.width",
+    "coordinate_check": "train.coordinate_check",
+}
 
 
 def main(arguments: list[str]) -> int:
