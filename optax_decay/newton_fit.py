@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 
 from optax_decay.ranges import check
 
@@ -229,6 +228,8 @@ def _sensitivity(
 def _search(
     x: np.ndarray, weight: np.ndarray, starts: list[np.ndarray], steps: int, strength: float
 ) -> np.ndarray:
+    import scipy.optimize  # a second at import that most runs need not spend
+
     form = starts[0].shape
     points, split = np.concatenate([x, _GRID]), len(x)
     root, scale = np.sqrt(weight), np.sqrt(strength / len(_GRID))
