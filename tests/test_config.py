@@ -64,6 +64,7 @@ def test_a_bad_value_is_refused_with_the_allowed_and_the_nearest(flags, value, a
         "--optimizer.name lion --optimizer.eps 1e-6",
         "--optimizer.schedule constant --optimizer.final 0.5",
         "--optimizer.schedule constant --optimizer.schedule_steps 5",
+        "--decay.pull l2 --decay.width_rule constant",
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(flags):
@@ -151,10 +152,11 @@ def test_a_bad_json_config_is_refused(text, said):
 def test_resolved_leaves_nothing_open_that_is_known():
     full = flatten(resolved(Config()))
     open_ends = {name for name, value in full.items() if value is None}
-    # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema".
+    # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema", a rule to a base width.
     assert open_ends == {
         *("model.vocab_size", "mesh.data", "run.folder", "run.wandb"),
         *("decay.memory", "model.kv_heads"),
+        *("model.base_width", "model.base_head_width", "decay.width_rule"),
     } - ({"model.kv_heads"} if llama.PRESETS[Config().model.preset].kv_heads else set())
     assert resolved(resolved(Config())) == resolved(Config())
     assert resolved(replace(Config(), {"decay.threshold": "ema"})).decay.memory == 0.99

@@ -57,6 +57,52 @@ def test_the_chain_of_a_config_is_the_ready_made_optimizer():
     assert any((adamw[path] != ours[path]).any() for path in ours)
 
 
+@pytest.mark.parametrize("rule", ["fan2025", "mup_package"])
+@pytest.mark.parametrize("coupling", ["lr", "none"])
+def test_the_chain_of_a_config_follows_the_width(rule, coupling):
+    steady = {
+        "optimizer__schedule": "constant",
+        "optimizer__warmup_steps": 0,
+        "optimizer__learning_rate": 2e-3,
+        "decay__pull": "l2",
+        "decay__weight_decay": 0.1,
+        "decay__coupling": coupling,
+    }
+    ours = trajectory(
+        chain(
+            model__base_width=2,
+            model__base_head_width=4,
+            decay__width_rule=None if rule == "fan2025" else rule,
+            **steady,
+        )
+    )
+    theirs = trajectory(
+        optax_decay.mup_adamw(
+            *(2e-3, 2),
+            b2=0.95,
+            weight_decay=0.1,
+            rule=rule,
+            coupling=coupling,
+            axes=toy.AXES,
+        )
+    )
+    plain = trajectory(chain(**steady))
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path])
+        same = path not in toy.MATRICES or (path == "head/kernel" and rule == "mup_package")
+        assert np.array_equal(ours[path], plain[path]) == same, path
+
+
+def test_a_proximal_decay_has_no_learning_rate_behind_it_that_follows_the_width():
+    """τ = η λ m^(s-r): with the l2 pull w ← θ/(1+τ)."""
+    steady = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 0}
+    base = {"model__base_width": 2, "decay__pull": "l2", "optimizer__learning_rate": 0.02}
+    some = chain(decay__proximal=True, decay__weight_decay=5.0, **base, **steady)
+    none = chain(decay__weight_decay=0.0, **base, **steady)
+    a, b = trajectory(some, 1)["mix/kernel"], trajectory(none, 1)["mix/kernel"]
+    np.testing.assert_allclose(a, b / (1 + 0.02 * 5.0 * 4**-0.5), rtol=1e-6)
+
+
 def test_the_learning_rate_climbs_falls_and_stays():
     config = Optimizer(learning_rate=3e-3, schedule_steps=40, warmup_steps=8, final=0.2)
     seen = [float(optimizer.schedule(config)(jnp.asarray(s))) for s in range(60)]

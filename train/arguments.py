@@ -168,6 +168,7 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
         "decay.cautious": (not full["decay.proximal"], "the explicit decay (decay.proximal False)"),
         "decay.factor": (isinstance(threshold, str), "a threshold given by name"),
         "decay.memory": (threshold == "ema", "decay.threshold ema"),
+        "decay.width_rule": (full["model.base_width"] is not None, "a model.base_width"),
     }
 
 

@@ -71,6 +71,10 @@ class Model:
     """Added to the mean square in a norm."""
     init_std: Positive | None = None
     """Standard deviation of every matrix at the start."""
+    base_width: Count | None = None
+    """Width that the learning rate and the decay were found at; model and optimizer scale from it."""
+    base_head_width: Count | None = None
+    """Width of an attention head there; None: as here."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations; weights are float32."""
     attention: Literal["xla", "cudnn"] | None = None
@@ -143,6 +147,8 @@ class Decay:
     """Shrink per step, with r the rate: weight_decay times r, r/peak, r*r/peak, or 1."""
     mask: tuple[Literal["hidden", "head", "embedding", "vector"], ...] = ("hidden", "head")
     """Roles of parameters that decay."""
+    width_rule: Literal["fan2025", "mup_package", "constant", "qiu2025", "timescale"] | None = None
+    """How the decay of matrices follows the width, with model.base_width; default fan2025."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +261,8 @@ def resolved(config: Config) -> Config:
         fill |= {"optimizer.eps": 1e-8}
     if optimizer.schedule != "constant":
         fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
+    if model.base_width:
+        fill |= {"decay.width_rule": "fan2025"}
     if decay.pull in BOUNDED:
         fill |= {"decay.threshold": "mean"}
         fill |= {"decay.factor": 1.5} if named else {}

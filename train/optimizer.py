@@ -3,8 +3,10 @@
     clip → direction → decay → rate
 
 `direction` turns gradients into steps of unit size, `decay` is the product of `optax_decay.decay`,
-`rate` multiplies by -η_t. A new optimizer is one case of `direction`, a new pull one of `pull`.
-Links have names, so that the state of each can be found in a checkpoint whatever stands beside it.
+`rate` multiplies by -η_t. With a `model.base_width` a link `width` before `rate` makes the learning
+rate of matrices follow the width, and the decay follows by its rule. A new optimizer is one case of
+`direction`, a new pull one of `pull`. Links have names, so that the state of each can be found in a
+checkpoint whatever stands beside it.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
+from optax_decay.width_laws import OPTIMIZERS
 from train.config import Config, Decay, Optimizer
 
 
@@ -22,14 +25,17 @@ def build(config: Config, axes: Any) -> optax.GradientTransformationExtraArgs:
     rate = schedule(config.optimizer)
     links = [] if config.optimizer.clip is None else [("clip", clip(config.optimizer.clip))]
     links.append(("direction", direction(config.optimizer)))
-    last = [
-        ("decay", decay(config, rate, axes)),
-        ("rate", optax.scale_by_learning_rate(rate)),
-    ]
-    # These two work on the finished step, so the learning rate comes before them.
-    if config.decay.coupling == "none" or config.decay.proximal:
-        last.reverse()
+    rates = [("rate", optax.scale_by_learning_rate(rate))]
+    if config.model.base_width is not None:
+        rates.insert(0, ("width", width(config, axes)))
+    shrink = [("decay", decay(config, rate, axes))]
+    last = [*rates, *shrink] if on_the_finished_step(config.decay) else [*shrink, *rates]
     return optax.named_chain(*links, *last)
+
+
+def on_the_finished_step(config: Decay) -> bool:
+    """Whether the decay stands last in the chain, behind the learning rate."""
+    return config.coupling == "none" or config.proximal
 
 
 def direction(config: Optimizer) -> optax.GradientTransformation:
@@ -64,6 +70,7 @@ def decay(config: Config, rate: Any, axes: Any) -> optax.GradientTransformation:
         "axes": axes,
         "coupling": config.decay.coupling,
         "peak_learning_rate": config.optimizer.learning_rate,
+        "multiplier": width_multiplier(config, axes),
         "metrics": True,
     }
     if config.decay.proximal:
@@ -76,8 +83,45 @@ def decay(config: Config, rate: Any, axes: Any) -> optax.GradientTransformation:
     )
 
 
-def decay_table(config: Config, params: Any, axes: Any) -> optax_decay.DecayTable:
+def growth(config: Optimizer) -> str:
+    """The row of `optax_decay.width_laws.OPTIMIZERS` for a direction."""
+    return config.name if config.name in OPTIMIZERS else "adam"
+
+
+def width(config: Config, axes: Any) -> optax.GradientTransformation:
+    return optax_decay.width_scaled_learning_rate(
+        config.model.base_width, optimizer=growth(config.optimizer), axes=axes
+    )
+
+
+def width_multiplier(config: Config, axes: Any) -> optax_decay.Quantity | None:
+    """What the decay of matrices is multiplied with for the sake of their width."""
+    if config.model.base_width is None or config.decay.width_rule is None:
+        return None
+    law = optax_decay.width_law(config.decay.width_rule, optimizer=growth(config.optimizer))
+    # Behind the learning rate nothing multiplies the decay by the learning rate of its matrix.
+    exponent = law.decay - law.rate if on_the_finished_step(config.decay) else law.decay
+    return optax_decay.width_power(
+        config.model.base_width, exponent, vectors=law.vectors, axes=axes
+    )
+
+
+def decay_table(
+    config: Config, params: Any, axes: Any
+) -> optax_decay.DecayTable | optax_decay.WidthTable:
     """What decays and how fast, at the peak of the learning rate."""
+    if config.model.base_width is not None:
+        return optax_decay.width_table(
+            params,
+            config.optimizer.learning_rate,
+            config.decay.weight_decay,
+            config.model.base_width,
+            rule=config.decay.width_rule or "fan2025",
+            optimizer=growth(config.optimizer),
+            mask=config.decay.mask,
+            coupling=config.decay.coupling,
+            axes=axes,
+        )
     return optax_decay.decay_table(
         params,
         config.decay.weight_decay,
