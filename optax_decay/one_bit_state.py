@@ -101,23 +101,70 @@ def state_partition_specs(
     return jax.tree_util.tree_map_with_path(walk, opt_state, is_leaf=_is_one_bit)
 
 
+def _workers(state: OneBitAdamState) -> int:
+    """The number of workers that the errors were made for; 0 without errors."""
+    pairs = zip(jax.tree.leaves(state.worker_error), jax.tree.leaves(state.server_error))
+    return next((w.shape[1] // s.shape[1] for w, s in pairs), 0)
+
+
 def _redistribute(
-    worker: jax.Array, server: jax.Array, wanted: Any, wanted_server: Any
-) -> tuple[jax.Array, jax.Array] | None:
-    """Errors of other workers with the same mean, or None where the shards differ too."""
-    old_workers, new_workers = (
-        worker.shape[1] // server.shape[1],
-        (wanted.shape[1] // wanted_server.shape[1]),
+    old: OneBitAdamState, new: OneBitAdamState, name: str
+) -> tuple[jax.Array, jax.Array]:
+    """Errors of one buffer for other workers: all get the mean of what the old ones had not sent."""
+    before, after, target = _workers(old), _workers(new), new.worker_error[name]
+    if name in old.worker_error:
+        worker, server = old.worker_error[name], old.server_error[name]
+        shards = worker.shape[0] // before
+        if shards == target.shape[0] // after:
+            pending = jnp.mean(worker.reshape(before, shards, -1), axis=0)
+            pending += server.reshape(before, shards, -1).swapaxes(0, 1).reshape(shards, -1)
+            # The padding at the end differs with the number of workers; nothing is pending there.
+            pending = pending[:, : target.shape[1]]
+            pending = jnp.pad(pending, ((0, 0), (0, target.shape[1] - pending.shape[1])))
+            rows = jnp.broadcast_to(pending, (after, *pending.shape)).reshape(target.shape)
+            empty = new.server_error[name]
+            return rows.astype(target.dtype), jnp.zeros(empty.shape, empty.dtype)
+    raise ValueError(
+        f"the errors of {name!r} cannot be redistributed: the layout, the compressed leaves or the shards per worker "
+        f"changed; use errors='reset'."
     )
-    shards = worker.shape[0] // old_workers
-    if shards != wanted.shape[0] // new_workers:
-        return None
-    pending = jnp.mean(worker.reshape(old_workers, shards, -1), axis=0)
-    chunks = server.reshape(old_workers, shards, -1).transpose(1, 0, 2).reshape(shards, -1)
-    pending = (pending + chunks)[:, : wanted.shape[1]]
-    pending = jnp.pad(pending, ((0, 0), (0, wanted.shape[1] - pending.shape[1])))
-    rows = jnp.broadcast_to(pending, (new_workers, *pending.shape)).reshape(wanted.shape)
-    return rows.astype(wanted.dtype), jnp.zeros(wanted_server.shape, wanted_server.dtype)
+
+
+def _convert(
+    old: OneBitAdamState, new: OneBitAdamState, errors: str
+) -> tuple[OneBitAdamState, str]:
+    """`old` with errors of the shapes of `new`, and what was done."""
+    if _shapes((old.worker_error, old.server_error)) == _shapes(
+        (new.worker_error, new.server_error)
+    ):
+        return old, "The errors fit as they are and were kept."
+    if errors == "redistribute":
+        done = "redistributed"
+        pairs = {name: _redistribute(old, new, name) for name in new.worker_error}
+        worker, server = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+    else:
+        done = "reset to 0"
+        worker, server = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (new.worker_error, new.server_error)
+        )
+    note = (
+        f"The errors of {_workers(old)} workers were {done} for {_workers(new)} workers; momentum, variance and phase "
+        f"were kept."
+    )
+    return old._replace(worker_error=worker, server_error=server), note
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def _rest(opt_state: Any) -> Any:
+    """The state without the errors of its 1-bit Adams."""
+    return jax.tree.map(
+        lambda x: x._replace(worker_error=(), server_error=()) if _is_one_bit(x) else x,
+        opt_state,
+        is_leaf=_is_one_bit,
+    )
 
 
 def change_workers(
@@ -147,65 +194,16 @@ def change_workers(
     if errors not in CONVERSIONS:
         raise ValueError(f"errors={errors!r} is not known; allowed: {', '.join(CONVERSIONS)}.")
     before, after = _states(opt_state), _states(fresh)
-    notes = []
-
-    def convert(old: OneBitAdamState, new: OneBitAdamState) -> OneBitAdamState:
-        same = jax.tree.map(lambda x: (x.shape, x.dtype), (old.worker_error, old.server_error))
-        if same == jax.tree.map(lambda x: (x.shape, x.dtype), (new.worker_error, new.server_error)):
-            notes.append("The errors fit as they are and were kept.")
-            return old
-        worker, server = (
-            {n: jnp.zeros(x.shape, x.dtype) for n, x in part.items()} for part in new[4:6]
-        )
-        count = {w.shape[1] // s.shape[1] for w, s in zip(old[4].values(), old[5].values())}
-        target = {w.shape[1] // s.shape[1] for w, s in zip(new[4].values(), new[5].values())}
-        done = "were reset to 0"
-        if errors == "redistribute":
-            for name in new.worker_error:
-                pair = None
-                if name in old.worker_error:
-                    args = (old.worker_error[name], old.server_error[name])
-                    pair = _redistribute(*args, new.worker_error[name], new.server_error[name])
-                if pair is None:
-                    raise ValueError(
-                        f"the errors of {name!r} cannot be redistributed: the layout, the compressed leaves or the "
-                        f"shards per worker changed; use errors='reset'."
-                    )
-                worker[name], server[name] = pair
-            done = "were redistributed"
-        notes.append(
-            f"The errors of {_join(count)} workers {done} for {_join(target)} workers; momentum, variance and phase "
-            f"were kept."
-        )
-        return old._replace(worker_error=worker, server_error=server)
-
-    shapes = [
-        jax.tree.map(lambda x: tuple(x.shape), tree, is_leaf=None)
-        for tree in (
-            _without_errors(opt_state),
-            _without_errors(fresh),
-        )
-    ]
-    if len(before) != len(after) or shapes[0] != shapes[1]:
+    if _shapes(_rest(opt_state)) != _shapes(_rest(fresh)):
         raise ValueError(
             "the two states differ in more than the workers' errors: they belong to different chains or parameters."
         )
-    leaves, treedef = jax.tree.flatten(opt_state, is_leaf=_is_one_bit)
-    targets = iter(after)
-    state = treedef.unflatten([convert(x, next(targets)) if _is_one_bit(x) else x for x in leaves])
-    note = "1-bit Adam: " + " ".join(notes)
+    pairs = [_convert(old, new, errors) for old, new in zip(before, after, strict=True)]
+    converted = iter([state for state, _ in pairs])
+    state = jax.tree.map(
+        lambda x: next(converted) if _is_one_bit(x) else x, opt_state, is_leaf=_is_one_bit
+    )
+    note = "1-bit Adam: " + " ".join(note for _, note in pairs)
     if report is not None:
         report(note)
     return state, note
-
-
-def _join(numbers: set[int]) -> str:
-    return "/".join(str(n) for n in sorted(numbers)) or "no"
-
-
-def _without_errors(opt_state: Any) -> Any:
-    return jax.tree.map(
-        lambda x: x._replace(worker_error=(), server_error=()) if _is_one_bit(x) else x,
-        opt_state,
-        is_leaf=_is_one_bit,
-    )

@@ -193,7 +193,9 @@ def test_replicas_are_bit_identical(check_vma):
         state = tx.init(params)
     step = workers.compiled(tx, state, mesh, check_vma=check_vma)
     for t in range(STEPS):
-        params, state = step(params, state, {k: g[t] for k, g in grads.items()})
+        params, state = jax.block_until_ready(
+            step(params, state, {k: g[t] for k, g in grads.items()})
+        )
     assert one_bit_phase(state) == "compressed"
     for leaf in jax.tree.leaves((params, state[0].mu, state[0].nu)):
         copies = {np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards}

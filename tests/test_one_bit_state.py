@@ -201,7 +201,7 @@ def test_fsdp_inside_a_slice(layout, manual):
             out_shardings=shardings, donate_argnums=(0, 1),
         )  # fmt: skip
         for t in range(10):
-            p, state = step(p, state, {k: g[t] for k, g in grads.items()})
+            p, state = jax.block_until_ready(step(p, state, {k: g[t] for k, g in grads.items()}))
         assert step._cache_size() == 1
         split = state[0].worker_error["flat/fsdp" if layout == "flat" else "w"]
         assert split.sharding.spec == jax.P(("slice", "fsdp")) and split.shape[0] == 8
@@ -235,7 +235,9 @@ def test_automatic_freeze_counts_all_shards():
     step = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=(own, placed), out_specs=placed))
     v = {k: np.zeros_like(p) for k, p in params.items()}
     for t in range(5):
-        state = step({k: g[t].astype(np.float32) for k, g in grads.items()}, state)
+        state = jax.block_until_ready(
+            step({k: g[t].astype(np.float32) for k, g in grads.items()}, state)
+        )
         v = {k: 0.8 * v[k] + 0.2 * g[t].mean(0) ** 2 for k, g in grads.items()}
     np.testing.assert_allclose(state.look.norm, sum(x.sum() for x in v.values()), rtol=1e-5)
 
@@ -388,7 +390,7 @@ def test_low_precision_gradients_unknown_arguments_and_traced_numbers():
     )
     before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
     for t in range(8):
-        updates, state = step(state, {k: g[t] for k, g in grads.items()})
+        updates, state = jax.block_until_ready(step(state, {k: g[t] for k, g in grads.items()}))
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
     assert int(state.inner_state.freeze_count) == 2

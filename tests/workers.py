@@ -1,4 +1,7 @@
-"""Training on fake devices where every worker has its own gradient: what the tests of 1-bit Adam share."""
+"""Training on fake devices where every worker has its own gradient: what the tests of 1-bit Adam share.
+
+Loops wait for every step: eight fake devices on few cores can wait for each other forever when steps pile up.
+"""
 
 import functools
 from typing import Any
