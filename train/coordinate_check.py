@@ -83,7 +83,7 @@ def coordinate_check(
     vocab_size: int,
     *,
     learning_rate: float,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
 ) -> list[dict[str, Any]]:
     """Sizes of activations at several widths, before and after every update.
 
@@ -94,10 +94,10 @@ def coordinate_check(
         batches: tokens [B, T + 1] of each update; sizes are taken on the first.
         vocab_size: of the tokens.
         learning_rate: of the proxy, constant.
-        seed: of the initial weights.
+        seeds: of the initial weights; one run each.
 
     Returns:
-        One record per width, step and name: {"width", "step", "name", "rms"}.
+        One record per width, seed, step and name: {"width", "seed", "step", "name", "rms"}.
     """
     task = dataclasses.replace(task, steps=10**9, warmup=1e-9)  # a constant learning rate
     records = []
@@ -114,17 +114,20 @@ def coordinate_check(
             return optax.apply_updates(params, change), state
 
         look = jax.jit(functools.partial(activations, config))
-        params = jax.jit(functools.partial(llama.init, config))(jax.random.key(seed))
-        state = tx.init(params)
-        first = look(params, batches[0][:, :-1])
-        for i in range(len(batches) + 1):
-            if i:
-                params, state = update(params, state, batches[i - 1])
-            now = look(params, batches[0][:, :-1])
-            for name in NAMES:
-                records.append({"width": width, "step": i, "name": name, "rms": _rms(now[name])})
-                change = _rms(now[name] - first[name])
-                records.append({"width": width, "step": i, "name": f"Δ {name}", "rms": change})
+        init = jax.jit(functools.partial(llama.init, config))
+        for seed in seeds:
+            params = init(jax.random.key(seed))
+            state = tx.init(params)
+            first = look(params, batches[0][:, :-1])
+            for i in range(len(batches) + 1):
+                if i:
+                    params, state = update(params, state, batches[i - 1])
+                now = look(params, batches[0][:, :-1])
+                at = {"width": width, "seed": seed, "step": i}
+                for name in NAMES:
+                    records.append({**at, "name": name, "rms": _rms(now[name])})
+                    change = _rms(now[name] - first[name])
+                    records.append({**at, "name": f"Δ {name}", "rms": change})
     return records
 
 
@@ -153,7 +156,7 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
     marks = dict(zip(NAMES, "os^Dv"))
     with plt.rc_context(figures.LOOK):
         picture, panels = plt.subplots(
-            2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 5.5)
+            2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 6.5)
         )
         for column, (title, records) in enumerate(found.items()):
             powers = slopes(records, at)
@@ -173,7 +176,12 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
                     )
             panels[0, column].set_title(f"{title}, after {at} updates")
             for row in range(2):
-                panels[row, column].legend(fontsize=6.5)
+                panels[row, column].legend(
+                    fontsize=6.5,
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.08 - 0.1 * row),
+                    ncols=2,
+                )
             panels[1, column].set_xlabel("width")
             widths = sorted({r["width"] for r in records})
             panels[1, column].set_xticks(widths, labels=map(str, widths), minor=False)
@@ -214,18 +222,11 @@ def main(arguments: list[str]) -> int:
     batches = [data.batch(i) for i in range(options.steps)]
     found: dict[str, list[dict[str, Any]]] = {}
     for parametrisation in ("standard", "mup"):
-        for seed in range(options.seeds):
-            found.setdefault(parametrisation, []).extend(
-                coordinate_check(
-                    task,
-                    parametrisation,
-                    options.widths,
-                    batches,
-                    data.vocab_size,
-                    learning_rate=options.learning_rate,
-                    seed=seed,
-                )
-            )
+        found[parametrisation] = coordinate_check(
+            *(task, parametrisation, options.widths, batches, data.vocab_size),
+            learning_rate=options.learning_rate,
+            seeds=range(options.seeds),
+        )
         powers = slopes(found[parametrisation], options.steps)
         say(f"\n{parametrisation}: RMS ∝ width^b after {options.steps} updates")
         for name, power in powers.items():

@@ -183,7 +183,7 @@ def loop(
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
+def signals(unit: str = "step") -> Iterator[list[int]]:
     """The signals to stop that arrived: Ctrl-C or a request to end. A second one stops at once."""
     arrived: list[int] = []
 
@@ -191,7 +191,7 @@ def signals() -> Iterator[list[int]]:
         if arrived:
             raise KeyboardInterrupt
         arrived.append(number)
-        say("stopping after this step, and saving (Ctrl-C again stops at once) ...")
+        say(f"stopping after this {unit}, and saving (Ctrl-C again stops at once) ...")
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -31,6 +31,7 @@ from train import width_figures
 from train.config import UserError, nearest
 from train.display import clock, say
 from train.folder import environment, write
+from train.main import signals
 from train.width_analysis import RULES, TITLES, optimum, spectral_exponents, surfaces, transfer
 from train.width_runs import Task, run_group
 
@@ -110,13 +111,16 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"There is nothing to train on: {error}.") from None
         note_start(folder, data.summary())
         results = read(folder / "results.jsonl")
-        run(sweep, data, results, folder / "results.jsonl")
+        with signals("group of runs") as stop:
+            run(sweep, data, results, folder / "results.jsonl", stop)
         text = summary(results, task.base_width)
         write(folder / "summary.txt", text + "\n")
         say(f"\n{text}")
         picture = width_figures.draw(results, task.base_width, folder / "width.png")
         say(f"\nresults   {folder / 'results.jsonl'}\npicture   {picture}")
-    return 0
+        if stop:
+            say(f"stopped; the same command goes on:  python -m train width ... --folder {folder}")
+    return 128 + stop[0] if stop else 0
 
 
 def parse(arguments: Sequence[str]) -> Sweep:
@@ -213,9 +217,13 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def run(
-    sweep: Sweep, data: data_lib.Data, results: list[dict[str, Any]], path: pathlib.Path
+    sweep: Sweep,
+    data: data_lib.Data,
+    results: list[dict[str, Any]],
+    path: pathlib.Path,
+    stop: Sequence[int] = (),
 ) -> None:
-    """Runs what is not in `results` yet, and adds it there and to the file at `path`."""
+    """Runs what is not in `results` yet, until `stop` is not empty; adds it there and to the file at `path`."""
     path.write_text("".join(json.dumps(result) + "\n" for result in results))
     groups = todo(sweep, results)
     if len(groups) < 2 * len(sweep.widths) * len(sweep.learning_rates):
@@ -236,6 +244,8 @@ def run(
             f"{100 * finished / sum(work):3.0f} %  {parametrisation:8s}  width {width:4d}"
             f"  η {eta:<8g}  best loss {min(r['loss'] for r in found):.3f}  {clock(left)} left"
         )
+        if stop:
+            return
 
 
 def todo(

@@ -59,9 +59,9 @@ def draw(results: Sequence[Mapping[str, Any]], base_width: int, path: pathlib.Pa
                     )
             panels[row, 0].set_title(TITLES[rule])
             panels[row, 0].set_ylabel("held-out loss")
-        if np.isfinite(lowest):
+        if np.isfinite(lowest) and panels[-1, 0].lines:
             panels[0, 0].set_ylim(lowest - 0.03, rest + 0.35)
-            panels[0, 0].legend(fontsize=7)
+            panels[-1, 0].legend(fontsize=7)
         panels[-1, 0].set_xlabel("η of the proxy, at its best λ")
         panels[-1, 1].set_xlabel("λ of the proxy, at its best η")
         picture.tight_layout()

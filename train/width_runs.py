@@ -160,9 +160,12 @@ def _compiled(task: Task, parametrisation: str, width: int, vocab_size: int) -> 
     def tx(eta: jax.Array, lam: jax.Array) -> optax.GradientTransformation:
         return transformation(task, parametrisation, axes, eta, lam)
 
-    def begin(eta: jax.Array, lam: jax.Array, seed: jax.Array) -> Any:
-        params = llama.init(config, jax.random.key(seed))
-        return params, tx(eta, lam).init(params)
+    def begin(eta: jax.Array, lambdas: jax.Array, seeds: jax.Array) -> Any:
+        one = jax.vmap(lambda seed: llama.init(config, jax.random.key(seed)))(seeds)
+        copies = lambda w: jnp.repeat(w[:, None], len(lambdas), axis=1)
+        params = jax.tree.map(copies, one)
+        make = over_runs(lambda lam, p: tx(eta, lam).init(p), (None, 0), (0, 0))
+        return params, make(lambdas, params)
 
     def one_step(state: Any, eta: jax.Array, lam: jax.Array, tokens: jax.Array) -> Any:
         params, opt = state
@@ -190,7 +193,7 @@ def _compiled(task: Task, parametrisation: str, width: int, vocab_size: int) -> 
         return jnp.mean(losses), tops
 
     return (
-        jax.jit(over_runs(begin, (None, None, 0), (None, 0, None))),
+        jax.jit(begin),
         jax.jit(advance, donate_argnums=0),
         jax.jit(over_runs(end, (0, None), (0, None))),
     )
