@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from optax_decay import axes as axes_lib
 from optax_decay import masks, sign_buffers
 from optax_decay import sign_compression as sc
 from optax_decay.meshes import varying_axes
+from optax_decay.paths import leaf_paths
 
 
 class Leaf(NamedTuple):
@@ -25,8 +27,11 @@ def resolve(
     """The leaves of `tree` in flattening order.
 
     Raises:
-        ValueError: a mask, axes or specs that do not fit, or a spec that names a compressed axis.
+        ValueError: a mask, axes or specs that do not fit, a spec that names a compressed axis, numbers without a sign.
     """
+    for path, x in zip(leaf_paths(tree), jax.tree.leaves(tree)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{path!r} holds {x.dtype}; one_bit_adam takes real floating numbers.")
     signatures = axes_lib.signatures(axes, tree)
     chosen = masks.resolve(compress, tree, signatures)
     specs: list[Any] = []

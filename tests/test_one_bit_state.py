@@ -305,6 +305,8 @@ def test_misuse_is_named():
     with pytest.raises(ValueError, match=r"dimension 1 of 'w'.* split 2 ways"):
         mesh = workers.mesh_of(4, 2, names=("data", "fsdp"))
         link(param_specs={"w": jax.P(None, "fsdp")}, mesh=mesh).init(params)
+    with pytest.raises(ValueError, match=r"'w' holds complex64"):
+        link(mesh=workers.mesh_of(4)).init({"w": 1j * params["w"]})
     with pytest.raises(ValueError, match=r"param_specs is not a tree"):
         link(param_specs={"v": jax.P()}, mesh=workers.mesh_of(4)).init(params)
 
