@@ -24,7 +24,11 @@ def trajectory(tx: optax.GradientTransformation, steps: int = 3) -> dict[str, np
     state = tx.init(params)
     for seed in range(steps):
         gradient = cast(toy.flat_params(seed + 1))
-        change, state = tx.update(gradient, state, params, gradients=gradient)
+        looks = {
+            "gradients": gradient,
+            "hessian_fn": lambda p, key, g=gradient: jax.tree.map(jnp.square, g),
+        }
+        change, state = tx.update(gradient, state, params, **looks)
         params = optax.apply_updates(params, change)
     return toy.unnest(params)
 

@@ -18,7 +18,9 @@ import tyro
 
 from train.config import (
     BOUNDED,
+    OPTIMIZERS,
     PROXIMAL,
+    SPECTRAL,
     Config,
     Range,
     UserError,
@@ -160,7 +162,17 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
     threshold = full["decay.threshold"]
     varying = full["optimizer.schedule"] != "constant"
     return {
-        "optimizer.eps": (full["optimizer.name"] == "adam", "optimizer.name adam"),
+        **{
+            f"optimizer.{field}": (
+                field in OPTIMIZERS[full["optimizer.name"]],
+                "optimizer.name " + " or ".join(n for n in OPTIMIZERS if field in OPTIMIZERS[n]),
+            )
+            for field in ("eps", "momentum", "refresh_every", "scale", "gamma")
+        },
+        **{
+            f"decay.{field}": (full["decay.spectral"] is not None, "decay.spectral")
+            for field in SPECTRAL
+        },
         "optimizer.schedule_steps": (varying, "the schedules cosine and linear"),
         "optimizer.final": (varying, "the schedules cosine and linear"),
         "decay.threshold": (bounded, f"the pulls {', '.join(BOUNDED)}"),

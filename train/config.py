@@ -43,6 +43,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Momentum = Annotated[float, Range(0, 1, below=True)]
 Share = Annotated[float, Range(0, 1)]
+Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Data:
 class Optimizer:
     """Turns gradients into updates; its link of the chain before the decay."""
 
-    name: Literal["adam", "lion"] = "adam"
-    """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW."""
+    name: Literal["adam", "lion", "exadam", "conda", "root", "sophia"] = "adam"
+    """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW. sophia is Sophia-G."""
     learning_rate: Positive = 3e-3
     """Peak learning rate [per step]."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -120,7 +121,15 @@ class Optimizer:
     b2: Momentum = 0.95
     """Share of the second moment (for lion: of the momentum) that is kept per step."""
     eps: Positive | None = None
-    """Added to the root of the second moment, for adam; default 1e-8."""
+    """Added to the root of the second moment; default 1e-8. For sophia, added to the curvature; 1e-15."""
+    momentum: Momentum | None = None
+    """Share of root's momentum that is kept per step; b1 and b2 are of its Adam part; default 0.95."""
+    refresh_every: Count | None = None
+    """Between two bases of conda (default 2000) or two curvatures of sophia (default 10) [steps]."""
+    scale: Positive | None = None
+    """Step of conda's matrices over that of its Adam part; default 0.25."""
+    gamma: Positive | None = None
+    """Of sophia: curvature times gamma is what a momentum of unit win rate has; default 0.05."""
     clip: Positive | None = 1.0
     """Longest gradient, as a global norm; None: no clipping."""
 
@@ -147,6 +156,16 @@ class Decay:
     """Shrink per step, with r the rate: weight_decay times r, r/peak, r*r/peak, or 1."""
     mask: tuple[Literal["hidden", "head", "embedding", "vector"], ...] = ("hidden", "head")
     """Roles of parameters that decay."""
+    spectral: Spectral | None = None
+    """Multiply the decay of each hidden matrix by a map of this number of its spectrum (AlphaDecay)."""
+    spectral_low: NotNegative | None = None
+    """Multiplier of the matrix with the smallest number; default 2/3."""
+    spectral_high: NotNegative | None = None
+    """Multiplier of the matrix with the largest number; default 3."""
+    spectral_every: Count | None = None
+    """Between two measurements of one matrix [steps]; default 500."""
+    spectral_size: Count | None = None
+    """Matrices with fewer eigenvalues are not measured; default 50."""
     width_rule: Literal["fan2025", "mup_package", "constant", "qiu2025", "timescale"] | None = None
     """How the decay of matrices follows the width, with model.base_width; default fan2025."""
 
@@ -209,6 +228,22 @@ class Config:
 BOUNDED = ("huber", "pseudo_huber", "log_cosh", "fair")
 PROXIMAL = ("l2", "l1", "huber", "fair")
 
+# What only some optimizers have, and its default.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"eps": 1e-8},
+    "lion": {},
+    "exadam": {"eps": 1e-8},
+    "conda": {"eps": 1e-8, "refresh_every": 2000, "scale": 0.25},
+    "root": {"eps": 1e-8, "momentum": 0.95},
+    "sophia": {"eps": 1e-15, "refresh_every": 10, "gamma": 0.05},
+}
+SPECTRAL = {
+    "spectral_low": 2 / 3,
+    "spectral_high": 3.0,
+    "spectral_every": 500,
+    "spectral_size": 50,
+}
+
 # What a run may change when it is continued: nothing of this moves a weight (a mesh does, by rounding).
 MAY_CHANGE = (
     *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
@@ -257,10 +292,11 @@ def resolved(config: Config) -> Config:
         if name not in ("preset", "vocab_size")
     }
     fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
-    if optimizer.name == "adam":
-        fill |= {"optimizer.eps": 1e-8}
+    fill |= {f"optimizer.{name}": value for name, value in OPTIMIZERS[optimizer.name].items()}
     if optimizer.schedule != "constant":
         fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
+    if decay.spectral:
+        fill |= {f"decay.{name}": value for name, value in SPECTRAL.items()}
     if model.base_width:
         fill |= {"decay.width_rule": "fan2025"}
     if decay.pull in BOUNDED:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "hidden": {"color": "#10305a", "linestyle": "-"},
     "head": {"color": "#b4521e", "linestyle": "--"},
     "embedding": {"color": "#4f9c93", "linestyle": "-."},
@@ -34,15 +34,20 @@ LOOK = {
 
 
 def draw(
-    records: list[dict[str, Any]], unigram: float, title: str, folder: pathlib.Path
+    records: list[dict[str, Any]],
+    unigram: float,
+    title: str,
+    folder: pathlib.Path,
+    metric: str | None = None,
 ) -> list[pathlib.Path]:
-    """Writes loss.png and decay.png; returns what was written (nothing is without records).
+    """Writes loss.png, decay.png and spectrum.png; returns what was written (nothing is without records).
 
     Args:
         records: of metrics.jsonl.
         unigram: loss of knowing only how frequent each token is [nats per token].
         title: of both.
         folder: where to; it is made.
+        metric: what the spectral multiplier measures.
     """
     folder.mkdir(exist_ok=True)
     parts = {kind: [r for r in records if r["kind"] == kind] for kind in KINDS}
@@ -52,10 +57,13 @@ def draw(
             written.append(_save(_loss(parts, unigram, title), folder / "loss.png"))
         if parts["weights"]:
             written.append(_save(_decay(parts["weights"], title), folder / "decay.png"))
+        if measured := [r for r in parts["spectrum"] if r["step"] > 0]:
+            picture = _spectrum(measured, metric or "metric", title)
+            written.append(_save(picture, folder / "spectrum.png"))
     return written
 
 
-KINDS = ("train", "held_out", "weights")
+KINDS = ("train", "held_out", "weights", "spectrum")
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
@@ -118,12 +126,11 @@ def _decay(records: list[dict[str, Any]], title: str) -> Any:
     (size, spread), (beyond, share) = axes
     _sizes(size, records, roles, decaying)
     _spread(spread, records, decaying)
-    stepped = [record for record in records if record["step"]]
     for role in decaying:
-        step = _column(stepped, "step")
-        beyond.plot(step, 100 * _series(stepped, role, "beyond"), label=role, **STYLES[role])
-        update = np.maximum(_series(stepped, role, "update_rms"), 1e-30)
-        ratio = _series(stepped, role, "decay_rms") / update
+        step = _column(records, "step")
+        beyond.plot(step, 100 * _series(records, role, "beyond"), label=role, **STYLES[role])
+        update = np.maximum(_series(records, role, "update_rms"), 1e-30)
+        ratio = _series(records, role, "decay_rms") / update
         share.plot(step, 100 * ratio, label=role, **STYLES[role])
     beyond.set(title="Weights beyond the threshold", ylabel="share of the weights [%]")
     share.set(title="Strength of the decay", ylabel="RMS of decay / RMS of update [%]")
@@ -133,6 +140,32 @@ def _decay(records: list[dict[str, Any]], title: str) -> Any:
         if heights:
             axis.legend(loc="upper left", ncols=len(decaying))
     return figure
+
+
+def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
+    """Two heat maps, matrices by steps: what was measured, and the multiplier of the decay."""
+    matrices = sorted(records[-1]["metric"], key=_by_layer)
+    rows = max(3.2, 0.16 * len(matrices) + 1.2)
+    figure, axes = plt.subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    words = {"metric": f"{metric} of the spectrum", "multiplier": "multiplier of the decay"}
+    steps = _column(records, "step")
+    for axis, (kind, name) in zip(axes, words.items(), strict=True):
+        values = np.array([[record[kind][m] for record in records] for m in matrices], float)
+        image = axis.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+        shown = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(int))
+        axis.set_xticks(shown, [f"{steps[i]:.0f}" for i in shown])
+        axis.set(title=name, xlabel="step")
+        axis.grid(False)
+        figure.colorbar(image, ax=axis, shrink=0.9)
+    axes[0].set_yticks(range(len(matrices)), matrices, fontsize=6)
+    return figure
+
+
+def _by_layer(name: str) -> tuple[int, str]:
+    """Matrices of a stack are named NAME/LAYER; those of one layer stand together."""
+    head, _, last = name.rpartition("/")
+    return (int(last), head) if last.isdigit() else (0, name)
 
 
 def _series(records: list[dict[str, Any]], role: str, name: str) -> np.ndarray:
@@ -168,7 +201,7 @@ def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> No
     _label(axis, records[-1]["step"], ends)
 
 
-def _label(axis: Any, step: float, ends: list[tuple[float, str, str]]) -> None:
+def _label(axis: Any, step: float, ends: list[tuple[Any, str, str]]) -> None:
     """Says at the end of each line what it is, given (height, words, colour); the axis is logarithmic."""
     low, high = np.log(axis.get_ylim())
     place = -np.inf

@@ -5,6 +5,7 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
     {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds"}
     {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
+    {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectral
 
 `step` counts finished updates; losses are nats per token; seconds are of training alone (compiling
 included, evaluation and saving not), over all parts of the run. When a run goes on, records after
@@ -107,6 +108,10 @@ class Recorder:
 
     def weights(self, step: int, seen: dict[str, Any]) -> None:
         self._write("weights", step, seen)
+
+    def spectrum(self, step: int, seen: dict[str, Any]) -> None:
+        if seen:
+            self._write("spectrum", step, seen)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ class Program:
     init: Callable[[jax.Array], step.State]
     update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
     evaluate: Callable[[step.State], float]  # held-out loss, nats per token
-    look: Callable[[step.State], dict[str, dict[str, float]]]  # observe.py
+    look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
 
     def batch(self, index: int) -> jax.Array:
         return self.place(lambda rows: self.data.batch(index, rows))
@@ -117,11 +117,15 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
     forward = functools.partial(llama.forward, model, place=sharding.place_activations(mesh))
-    rate = optimizer.schedule(config.optimizer)
-    update = step.compile_update(forward, tx, rate, config.run.micro_batches, shardings)
+    rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
+    update = step.compile_update(forward, tx, rate, parts, shardings)
     loss = jax.jit(functools.partial(step.loss, forward))
+
     described = signatures(axes, shapes["params"])
     sizes = jax.jit(functools.partial(observe.weights, described))
+    gradient = functools.partial(step.gradient, forward, parts)
+    observed = optimizer.build(config, axes, metrics=True)
+    try_decay = jax.jit(functools.partial(observe.try_decay, gradient, observed))
 
     def evaluate(state: step.State) -> float:
         losses = [
@@ -130,8 +134,8 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
         ]
         return float(np.mean(jax.device_get(losses), dtype=np.float64))
 
-    def look(state: step.State) -> dict[str, dict[str, float]]:
-        seen = jax.device_get((state["optimizer"]["decay"].metrics, sizes(state["params"])))
+    def look(state: step.State, tokens: jax.Array) -> dict[str, dict[str, float]]:
+        seen = jax.device_get((try_decay(state, tokens), sizes(state["params"])))
         return observe.merge(observe.decay(described, seen[0]), seen[1])
 
     program = Program(
@@ -162,11 +166,12 @@ def loop(
     def evaluate() -> None:
         with records.pause():
             records.held_out(done, program.evaluate(state), program.data.bytes_per_token)
-            records.weights(done, program.look(state))
+            records.weights(done, program.look(state, tokens))
+            records.spectrum(done, observe.spectrum(state["optimizer"]["decay"]))
 
+    tokens = program.batch(start)
     if start == 0:
         evaluate()
-    tokens = program.batch(start)
     while done < run.steps and not stop:
         state, noted = program.update(state, tokens)
         done += 1
@@ -243,7 +248,8 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
     records = log.read(folder / "metrics.jsonl")
     unigram = program.facts["unigram_entropy"]
-    pictures = figures.draw(records, unigram, title(program.config), folder / "figures")
+    name, metric = title(program.config), program.config.decay.spectral
+    pictures = figures.draw(records, unigram, name, folder / "figures", metric)
     last = [record for record in records if record["kind"] == "held_out"][-1]
     if done < program.config.run.steps:
         say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")

@@ -1,4 +1,4 @@
-"""What the weights look like and what the decay did to them, per role of parameter.
+"""What the weights look like and what the decay does to them, per role of parameter.
 
     weights        number of weights
     rms            root of the mean square of the weights
@@ -9,21 +9,25 @@
     decay_rms      RMS of the decay term, weight_decay * multiplier * pull(w), over decaying weights
     update_rms     RMS of the update that the decay was added to, over decaying weights
 
-The last three are of the last step and come from the state of the decay. Both RMS stand before the
+The last three are of the step that comes next, tried without taking it. Both RMS stand before the
 learning rate (after it for the decays that stand last in the chain), so that their ratio says how
-much of a step is decay.
+much of a step is decay. Looking moves no weight: the step itself keeps no such numbers, which would
+cost it passes over memory.
 """
 
 import collections
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from optax_decay import Metrics, Signature
+from optax_decay import Metrics, Signature, diagnostics
 from optax_decay.paths import leaf_paths
+from train.step import State
 
 SAMPLE = 65_536  # weights per role for the quantiles
 
@@ -49,10 +53,33 @@ def weights(signatures: dict[str, Signature], params: Any) -> dict[str, dict[str
     return found
 
 
+def try_decay(
+    gradient: Callable[[Any, jax.Array], Any],
+    observed: optax.GradientTransformationExtraArgs,
+    state: State,
+    tokens: jax.Array,
+) -> dict[str, Metrics]:
+    """What the decay would do in a step on `tokens`, by path. Pure; to be jitted.
+
+    Args:
+        gradient: (params, tokens) to a tree like params.
+        observed: the optimizer of the state, built with metrics.
+        state: of the training step.
+        tokens: a batch.
+    """
+    params, kept = state["params"], state["optimizer"]
+    empty = jax.eval_shape(observed.init, params)["decay"].metrics
+    room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+    before = {**kept, "decay": kept["decay"]._replace(metrics=room)}
+    found = gradient(params, tokens)
+    after: Any = observed.update(found, before, params, gradients=found, hessian=None)[1]
+    return after["decay"].metrics
+
+
 def decay(
     signatures: dict[str, Signature], metrics: dict[str, Metrics]
 ) -> dict[str, dict[str, float]]:
-    """What the decay did in its last step, by role, from the metrics that its state keeps by path."""
+    """What a decay does, by role, from its metrics by path."""
     sums: Any = collections.defaultdict(lambda: collections.defaultdict(float))
     for path, signature in signatures.items():
         total, size = sums[signature.role], math.prod(signature.shape)
@@ -73,6 +100,16 @@ def decay(
         }
         for role, total in sums.items()
     }
+
+
+def spectrum(state: Any) -> dict[str, dict[str, float]]:
+    """Per hidden matrix, what a spectral multiplier measured last and what it made of it; empty without one."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in diagnostics.metrics(state).items():
+        kind, _, matrix = name.partition("/")
+        if kind in ("metric", "multiplier"):
+            found.setdefault(kind, {})[matrix.replace("blocks/", "").replace("/kernel", "")] = value
+    return found
 
 
 def merge(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -20,15 +20,21 @@ from optax_decay.width_laws import OPTIMIZERS
 from train.config import Config, Decay, Optimizer
 
 
-def build(config: Config, axes: Any) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a resolved config, for parameters described by `axes`."""
+def build(
+    config: Config, axes: Any, metrics: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a resolved config, for parameters described by `axes`.
+
+    With `metrics` the state of the decay tells what it did (`optax_decay.Metrics`), and on a CPU an
+    update takes twice as long: for `observe.py`, not for the step.
+    """
     rate = schedule(config.optimizer)
     links = [] if config.optimizer.clip is None else [("clip", clip(config.optimizer.clip))]
-    links.append(("direction", direction(config.optimizer)))
+    links.append(("direction", direction(config.optimizer, axes)))
     rates = [("rate", optax.scale_by_learning_rate(rate))]
     if config.model.base_width is not None:
         rates.insert(0, ("width", width(config, axes)))
-    shrink = [("decay", decay(config, rate, axes))]
+    shrink = [("decay", decay(config, rate, axes, metrics))]
     last = [*rates, *shrink] if on_the_finished_step(config.decay) else [*shrink, *rates]
     return optax.named_chain(*links, *last)
 
@@ -38,12 +44,27 @@ def on_the_finished_step(config: Decay) -> bool:
     return config.coupling == "none" or config.proximal
 
 
-def direction(config: Optimizer) -> optax.GradientTransformation:
+def direction(config: Optimizer, axes: Any) -> optax.GradientTransformation:
+    b1, b2, eps, every = config.b1, config.b2, config.eps or 0.0, config.refresh_every or 1
     match config.name:
         case "adam":
-            return optax.scale_by_adam(config.b1, config.b2, config.eps or 0.0)
+            return optax.scale_by_adam(b1, b2, eps)
         case "lion":
-            return optax.scale_by_lion(config.b1, config.b2)
+            return optax.scale_by_lion(b1, b2)
+        case "exadam":
+            return optax_decay.scale_by_exadam(b1, b2, eps)
+        case "conda":
+            scale = config.scale or 0.0
+            return optax_decay.scale_by_conda(
+                b1, b2, eps, refresh_every=every, scale=scale, axes=axes
+            )
+        case "root":
+            return optax_decay.scale_by_root(
+                config.momentum or 0.0, b1=b1, b2=b2, eps=eps, axes=axes
+            )
+        case "sophia":
+            gamma = config.gamma or 0.0
+            return optax_decay.scale_by_sophia(b1, b2, eps, gamma, update_interval=every)
 
 
 def pull(config: Decay) -> optax_decay.Pull:
@@ -63,15 +84,15 @@ def pull(config: Decay) -> optax_decay.Pull:
             return optax_decay.fair(*bound)
 
 
-def decay(config: Config, rate: Any, axes: Any) -> optax.GradientTransformation:
+def decay(config: Config, rate: Any, axes: Any, metrics: bool) -> optax.GradientTransformation:
     shared = {
         "pull": pull(config.decay),
         "mask": config.decay.mask,
         "axes": axes,
         "coupling": config.decay.coupling,
         "peak_learning_rate": config.optimizer.learning_rate,
-        "multiplier": width_multiplier(config, axes),
-        "metrics": True,
+        "multiplier": multipliers(config, axes),
+        "metrics": metrics,
     }
     if config.decay.proximal:
         return optax_decay.proximal_decay(rate, config.decay.weight_decay, **shared)
@@ -80,6 +101,24 @@ def decay(config: Config, rate: Any, axes: Any) -> optax.GradientTransformation:
         cautious=config.decay.cautious,
         learning_rate=rate,
         **shared,
+    )
+
+
+def multipliers(config: Config, axes: Any) -> tuple[optax_decay.Quantity, ...]:
+    """What the decay of each matrix is multiplied with."""
+    found = [width_multiplier(config, axes), spectral(config.decay)]
+    return tuple(quantity for quantity in found if quantity is not None)
+
+
+def spectral(config: Decay) -> optax_decay.Quantity | None:
+    if config.spectral is None:
+        return None
+    return optax_decay.spectral_alpha(
+        metric=config.spectral,
+        min_ratio=config.spectral_low or 0.0,
+        max_ratio=config.spectral_high or 0.0,
+        refresh_every=config.spectral_every,
+        min_eigenvalues=config.spectral_size or 1,
     )
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import optax_decay
+
 State = dict[str, Any]
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, tokens [B, T]) -> logits [B, T, V]
 
@@ -35,6 +37,11 @@ def loss(forward: Forward, params: Any, tokens: jax.Array) -> jax.Array:
     return cross_entropy(forward(params, tokens[:, :-1]), tokens[:, 1:])
 
 
+def parts(tokens: jax.Array, micro_batches: int) -> jax.Array:
+    """[n, B/n, T + 1]: row r goes to part r mod n, so that every device keeps its own rows."""
+    return tokens.reshape(-1, micro_batches, tokens.shape[1]).swapaxes(0, 1)
+
+
 def loss_and_gradient(
     forward: Forward, params: Any, tokens: jax.Array, micro_batches: int
 ) -> tuple[jax.Array, Any]:
@@ -42,15 +49,17 @@ def loss_and_gradient(
     both = jax.value_and_grad(functools.partial(loss, forward))
     if micro_batches == 1:
         return both(params, tokens)
-    # Row r goes to part r mod n, so that every device keeps its own rows.
-    parts = tokens.reshape(-1, micro_batches, tokens.shape[1]).swapaxes(0, 1)
 
     def add(total: Any, part: jax.Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, both(params, part)), None
 
     zero = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zero, parts)
+    total, _ = jax.lax.scan(add, zero, parts(tokens, micro_batches))
     return jax.tree.map(lambda x: x / micro_batches, total)
+
+
+def gradient(forward: Forward, micro_batches: int, params: Any, tokens: jax.Array) -> Any:
+    return loss_and_gradient(forward, params, tokens, micro_batches)[1]
 
 
 def update(
@@ -64,8 +73,15 @@ def update(
     """The state after one step, and what to note of the step: float32 scalars."""
     params = state["params"]
     value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
-    # Some multipliers of decay look at the raw gradient, which their place in the chain hides.
-    change, optimizer = tx.update(gradient, state["optimizer"], params, gradients=gradient)
+    # Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia asks for a
+    # sampled-label gradient when one is due. Nobody else looks at either.
+    looks = {
+        "gradients": gradient,
+        "hessian_fn": optax_decay.gnb_hessian(
+            forward, parts(tokens, micro_batches)[..., :-1], micro_batches=True
+        ),
+    }
+    change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
     noted = {
         "loss": value,
         "gradient_norm": optax.tree.norm(gradient),
