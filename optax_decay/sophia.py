@@ -85,7 +85,8 @@ class ScaleBySophiaState(NamedTuple):
         count: int32 scalar, completed updates.
         hessian_count: int32 scalar, completed refreshes of h.
         key: PRNG key the optimizer was created with; refresh i uses ``fold_in(key, i)``.
-        win_rate: float32 scalar, fraction of coordinates with |m| < c γ h in the last step.
+        win_rate: float32 scalar, fraction of coordinates with |m| < c γ h; measured in steps k, 2k, … (and 0),
+            because it costs as much as the rest of a step.
         mu: m, like params, in `mu_dtype` or at least float32.
         nu: h, like params, real, at least float32.
     """
@@ -260,7 +261,9 @@ def scale_by_sophia(
         count = increment(state.count)
         nu, hessian_count = refreshed(state, params, extra)
         used = nu if refresh == "official" else state.nu
-        wins: list[jax.Array] = []
+        # 1 - b1**t without cancellation.
+        exponent = count.astype(float) * jnp.log1p(-jnp.asarray(1 - b1, float))
+        debias = -jnp.expm1(exponent) if bias_correction else None
 
         def momentum(g: Any, m: Any, h: Any) -> Any:
             if g is None:
@@ -271,21 +274,27 @@ def scale_by_sophia(
         def direction(g: Any, m: Any, h: Any) -> Any:
             if g is None:
                 return None
-            if bias_correction:
-                # 1 - b1**t without cancellation.
-                steps = count.astype(h.dtype)
-                m = m / -jnp.expm1(steps * jnp.log1p(-jnp.asarray(1 - b1, h.dtype)))
-            scale = jnp.maximum(gamma * h, 0)
-            wins.append(jnp.abs(m) < clip_threshold * scale)
-            return jnp.clip(m / (scale + eps), -clip_threshold, clip_threshold).astype(g.dtype)
+            u = corrected(m) / (jnp.maximum(gamma * h, 0) + eps)
+            return jnp.clip(u, -clip_threshold, clip_threshold).astype(g.dtype)
+
+        def corrected(m: jax.Array) -> jax.Array:
+            return m if debias is None else m / debias.astype(m.dtype)
+
+        def won(g: Any, m: Any, h: Any) -> Any:
+            return None if g is None else jnp.abs(corrected(m)) < clip_threshold * gamma * h
 
         def hole(x: Any) -> bool:
             return x is None
 
         mu = jax.tree.map(momentum, updates, state.mu, state.nu, is_leaf=hole)
         new_updates = jax.tree.map(direction, updates, mu, used, is_leaf=hole)
+        win_rate = jax.lax.cond(
+            _due(state.count, jnp.asarray(update_interval, jnp.int32), "optax"),
+            lambda: _win_rate(jax.tree.leaves(jax.tree.map(won, updates, mu, used, is_leaf=hole))),
+            lambda: state.win_rate,
+        )
         mu = jax.tree.map(lambda new, old: new.astype(old.dtype), mu, state.mu)
-        new_state = ScaleBySophiaState(count, hessian_count, state.key, _win_rate(wins), mu, nu)
+        new_state = ScaleBySophiaState(count, hessian_count, state.key, win_rate, mu, nu)
         return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

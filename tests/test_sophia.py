@@ -91,9 +91,10 @@ def test_trajectory_of_the_authors_loop(settings, double):
             return gnb_from_gradients(0.1 * (label_slope * w + offset), settings["bs"])
 
         history, state, _ = run(tx, estimate, np.float64 if double else np.float32)
-        for (w, win_rate, h), (w_ref, win_ref, h_ref) in zip(history, want, strict=True):
+        for t, (w, win_rate, h) in enumerate(history):
+            w_ref, _, h_ref = want[t]
             np.testing.assert_allclose(w, w_ref, **tolerance)
-            np.testing.assert_allclose(win_rate, win_ref, rtol=1e-6)
+            np.testing.assert_allclose(win_rate, want[t - t % settings["k"]][1], rtol=1e-6)
             np.testing.assert_allclose(h, settings["bs"] * h_ref, rtol=tolerance["rtol"] * 5)
     refreshes = (STEPS - 1) // settings["k"]
     assert state[0].hessian_count == refreshes
@@ -123,9 +124,10 @@ def test_trajectory_with_estimates_of_either_sign(settings, double):
         tx = sophia_h(0.02, mask=None, **shared, **options)
         estimate = lambda w, offset, label_slope: label_slope * (w + 0.3)
         history, _, _ = run(tx, estimate, np.float64 if double else np.float32)
-        for (w, win_rate, h), (w_ref, win_ref, h_ref) in zip(history, want, strict=True):
+        for t, (w, win_rate, h) in enumerate(history):
+            w_ref, _, h_ref = want[t]
             np.testing.assert_allclose(w, w_ref, **tolerance)
-            np.testing.assert_allclose(win_rate, win_ref, rtol=1e-6)
+            np.testing.assert_allclose(win_rate, want[t - t % settings["k"]][1], rtol=1e-6)
             np.testing.assert_allclose(
                 h, h_ref, rtol=10 * tolerance["rtol"], atol=1e-6 if not double else 1e-13
             )
@@ -209,7 +211,8 @@ def test_two_compiled_steps_equal_the_conditional():
         w = optax.apply_updates(w, updates)
         np.testing.assert_allclose(w["w"], conditional[t][0], rtol=2e-6, atol=2e-6)
     assert refreshes == 3
-    assert "cond" not in str(jax.make_jaxpr(plain)(g, state, w))
+    # Only the win rate is conditional in the plain step.
+    assert str(jax.make_jaxpr(plain)(g, state, w)).count("cond[") == 1
 
 
 def test_missing_or_double_curvature_is_an_error():
