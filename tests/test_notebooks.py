@@ -12,6 +12,7 @@ NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 TOY = {
     "01_one_link_of_a_chain": "steps, width = 120, 64",
     "02_spectral_alpha": "rows, columns, draws = 64, 160, 2",
+    "03_width_transfer": "steps, seeds, widths, rates, decays = 20, 1, (16, 32), (0.01, 0.02), (1.0,)",
 }
 
 

@@ -546,3 +546,34 @@ def test_table_respects_mask_and_coupling():
         assert found["mix/kernel"].shrink == pytest.approx(0.5 * 0.3 * 0.02 * 4**-0.5, rel=1e-12)
         assert found["blocks/up/kernel"].shrink == pytest.approx(0.3 * 0.02 * 4**-0.5, rel=1e-12)
         assert found["bias"].steps == math.inf
+
+
+def test_spectral_times_huber_times_width():
+    """AlphaDecay × Huber × width in one call: the rate is the product, once the spectra are measured."""
+    params = toy.params()
+    alpha = {
+        "refresh_every": 1,
+        "schedule": "all",
+        "min_eigenvalues": 2,
+        "metric": "fnorm",
+    }
+
+    def rates(width):
+        tx = optax_decay.huber_decay(
+            0.2,
+            "rms",
+            axes=toy.AXES,
+            mask="hidden",
+            multiplier=(optax_decay.spectral_alpha(**alpha), *width),
+            metrics=True,
+        )
+        state = tx.init(params)
+        for g in toy.gradients(2):
+            _, state = tx.update(g, state, params)
+        return {path: np.asarray(m.rate) for path, m in state.metrics.items()}
+
+    plain = rates(())
+    wide = rates((optax_decay.width_power(BASE | {"G": 24}, 0.7),))
+    assert np.ptp(np.concatenate([np.ravel(rate) for rate in plain.values()])) > 0.01
+    for path, m in FACTORS.items():
+        np.testing.assert_allclose(wide[path], plain[path] * m**0.7, rtol=1e-5)
