@@ -124,6 +124,6 @@ print(f"exact {exact:.3f}")
 for giant in (2, 8):
     found = chebyshev.tail_exponent(spectra.gram(cliff)[None], tail=rows - rows // 2, giant=giant)
     print(
-        f"K = {8 * (giant + 1):3d}: alpha {float(found.alpha):.3f} after {int(found.passes)} passes; leaving out a third"
-        f" of the moments moves it by {float(found.error):.3f}; resolved: {bool(found.resolved)}"
+        f"K = {8 * (giant + 1):3d}: alpha {float(found.alpha):.3f} after {int(found.passes)} passes; without a third"
+        f" of the moments it moves by {float(found.error):.3f}; resolved: {bool(found.resolved)}"
     )

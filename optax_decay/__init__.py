@@ -72,6 +72,8 @@ from optax_decay.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.sophia import sophia_g as sophia_g
 from optax_decay.sophia import sophia_h as sophia_h
 from optax_decay.sophia import sophia_refresh_is_due as sophia_refresh_is_due
+from optax_decay.spectral_alpha_decay import spectral_alpha as spectral_alpha
+from optax_decay.spectral_alpha_decay import spectral_alpha_decay as spectral_alpha_decay
 from optax_decay.spectral_gain_report import GainReport as GainReport
 from optax_decay.spectral_gain_report import spectral_gain_report as spectral_gain_report
 from optax_decay.stable_decay import adam_stable_decay as adam_stable_decay

@@ -72,8 +72,8 @@ class OneBitAdamState(NamedTuple):
         freeze_count: int32 scalar, completed steps when the variance froze; 0 during the warm-up.
         mu: like params, float32: m.
         nu: like params, float32: v, without any bias correction.
-        worker_error: {buffer: float32 [devices, padded elements]}, what each worker has yet to send.
-        server_error: {buffer: float32 [devices, padded elements / N]}, the same for the chunk that each serves.
+        worker_error: {buffer: float32 [devices, matrices, padded elements]}, what each worker has yet to send.
+        server_error: {buffer: float32 [devices, matrices, padded elements / N]}, the same for the chunk it serves.
         look: what the automatic criterion saw last.
     """
 
@@ -152,10 +152,11 @@ def scale_by_one_bit_adam(
         warmup_steps: T, steps with a plain mean, at least 1; or a `VarianceCriterion` that decides.
         b1, b2: β₁, β₂, in [0, 1).
         eps: ε, in gradients, >= 0.
-        layout: ``"joined"``, one scale per parameter as in the released code and all in one exchange; ``"per_leaf"``,
+        layout: ``"joined"``, one scale per matrix as in the released code and all in one exchange; ``"per_leaf"``,
             the same numbers and one exchange per parameter; ``"flat"``, one scale for all (`sign_buffers`).
         compress: which leaves are compressed, in any form of `masks.resolve`. None: every leaf this link is given.
-        axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`.
+        axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`, and for parameters that
+            stack several matrices, each of which gets its own scale.
         param_specs: tree (or prefix) of PartitionSpec if the parameters are sharded over other mesh axes.
         mesh: tells ``init`` the number of workers where neither `shard_map` nor ``jax.set_mesh`` does. (It is callable:
             ``optax.inject_hyperparams`` needs it in ``static_args``.)
@@ -195,7 +196,9 @@ def scale_by_one_bit_adam(
     def describe(tree: Any) -> tuple[list[worker_checks.Leaf], tuple[sign_buffers.Buffer, ...]]:
         leaves = worker_checks.resolve(tree, compress, axes, param_specs, axis_name)
         pieces = [
-            sign_buffers.Piece(leaf.path, tuple(x.shape), accumulator_dtype(x.dtype), leaf.spec)
+            sign_buffers.Piece(
+                leaf.path, tuple(x.shape), accumulator_dtype(x.dtype), leaf.spec, leaf.batch
+            )
             for leaf, x in zip(leaves, jax.tree.leaves(tree))
             if leaf.compressed
         ]

@@ -104,7 +104,7 @@ def state_partition_specs(
 def _workers(state: OneBitAdamState) -> int:
     """The number of workers that the errors were made for; 0 without errors."""
     pairs = zip(jax.tree.leaves(state.worker_error), jax.tree.leaves(state.server_error))
-    return next((w.shape[1] // s.shape[1] for w, s in pairs), 0)
+    return next((w.shape[-1] // s.shape[-1] for w, s in pairs), 0)
 
 
 def _redistribute(
@@ -114,16 +114,18 @@ def _redistribute(
     before, after, target = _workers(old), _workers(new), new.worker_error[name]
     if name in old.worker_error:
         worker, server = old.worker_error[name], old.server_error[name]
-        shards = worker.shape[0] // before
-        if shards == target.shape[0] // after:
-            pending = jnp.mean(worker.reshape(before, shards, -1), axis=0)
-            pending += server.reshape(before, shards, -1).swapaxes(0, 1).reshape(shards, -1)
+        shards, matrices = worker.shape[0] // before, worker.shape[1]
+        if (shards, matrices) == (target.shape[0] // after, target.shape[1]):
+            pending = jnp.mean(worker.reshape(before, shards, matrices, -1), axis=0)
+            chunks = jnp.moveaxis(server.reshape(before, shards, matrices, -1), 0, 2)
+            pending += chunks.reshape(shards, matrices, -1)
             # The padding at the end differs with the number of workers; nothing is pending there.
-            pending = pending[:, : target.shape[1]]
-            pending = jnp.pad(pending, ((0, 0), (0, target.shape[1] - pending.shape[1])))
-            rows = jnp.broadcast_to(pending, (after, *pending.shape)).reshape(target.shape)
+            pending = pending[..., : target.shape[-1]]
+            gap = target.shape[-1] - pending.shape[-1]
+            pending = jnp.pad(pending, ((0, 0), (0, 0), (0, gap)))
+            spread = jnp.broadcast_to(pending, (after, *pending.shape)).reshape(target.shape)
             empty = new.server_error[name]
-            return rows.astype(target.dtype), jnp.zeros(empty.shape, empty.dtype)
+            return spread.astype(target.dtype), jnp.zeros(empty.shape, empty.dtype)
     raise ValueError(
         f"the errors of {name!r} cannot be redistributed: the layout, the compressed leaves or the shards per worker "
         f"changed; use errors='reset'."

@@ -1,24 +1,25 @@
 """Which arrays share one compressed buffer, and how large its errors are.
 
-A buffer has one scale and one pair of errors; an exchange is one all-to-all and one all-gather of bytes, with two
+A buffer has scales and errors of its own; an exchange is one all-to-all and one all-gather of bytes, with two
 all-gathers of scales.
 
 ========== ================================= ============ ========================================================
-layout     buffers                           exchanges    numbers
+layout     buffers                           exchanges    scales
 ========== ================================= ============ ========================================================
-joined     one per array                     one          those of the released code
-per_leaf   one per array                     one each     the same
-flat       one for all arrays                one          one scale for all: less padding, but arrays with momenta
-                                                          far below the others' drown in the noise
+joined     one per array                     one          one per matrix, as in the released code
+per_leaf   one per array                     one each     the same: the numbers of joined
+flat       one for all arrays                one          one for all: less padding, but the noise of the largest
+                                                          momenta is added to all others
 ========== ================================= ============ ========================================================
 
+An array that stacks several matrices (its signature has batch axes) has one scale for each, as if it did not.
 Arrays that a mesh axis splits (FSDP inside a slice) are compressed as the shards they already are: scales are per
 shard, and arrays split over different axes share neither buffers nor exchanges.
 
 Errors are a dictionary by buffer name: the path of the array, or ``"flat"`` followed by the splitting axes
-(``"flat/fsdp"``). Each is a [devices, elements] array with one row per device that holds its own numbers: N rows for a
-replicated array, N · F for an array split F ways. Sharded over (compressed axis, splitting axes) every device keeps
-exactly its own row.
+(``"flat/fsdp"``). Each is a [devices, matrices, elements] array with one entry per device that holds its own numbers: N
+for a replicated array, N · F for an array split F ways. Sharded over (compressed axis, splitting axes) every device
+keeps exactly its own.
 """
 
 import math
@@ -37,12 +38,13 @@ Errors = dict[str, jax.Array]
 
 
 class Piece(NamedTuple):
-    """One array to compress: its path, its shape and dtype as seen here, and its PartitionSpec."""
+    """One array to compress: its path, its shape and dtype as seen here, its PartitionSpec and its batch axes."""
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     spec: jax.sharding.PartitionSpec
+    batch: tuple[int, ...]
 
 
 class Buffer(NamedTuple):
@@ -51,28 +53,53 @@ class Buffer(NamedTuple):
     Attributes:
         name: key of its errors.
         members: positions of its arrays.
-        size: elements per device, without padding.
+        batch: their batch axes; of one array only.
+        matrices: vectors per device, each with a scale of its own.
+        size: elements per device and vector, without padding.
         dtype: of errors and scales.
         split: mesh axes over which its arrays are split, in alphabetical order.
-        rows: rows of its errors as seen here: inside a `shard_map` over all its axes 1.
+        devices: entries of its errors as seen here: inside a `shard_map` over all its axes 1.
         workers: N.
     """
 
     name: str
     members: tuple[int, ...]
+    batch: tuple[int, ...]
+    matrices: int
     size: int
     dtype: Any
     split: tuple[str, ...]
-    rows: int
+    devices: int
     workers: int
 
     @property
-    def worker_shape(self) -> tuple[int, int]:
-        return self.rows, sc.padded_size(self.size, self.workers)
+    def worker_shape(self) -> tuple[int, int, int]:
+        return self.devices, self.matrices, sc.padded_size(self.size, self.workers)
 
     @property
-    def server_shape(self) -> tuple[int, int]:
-        return self.rows, sc.padded_size(self.size, self.workers) // self.workers
+    def server_shape(self) -> tuple[int, int, int]:
+        devices, matrices, size = self.worker_shape
+        return devices, matrices, size // self.workers
+
+    def pack(self, arrays: Sequence[jax.Array]) -> jax.Array:
+        """Its arrays as [matrices, size]."""
+        flat = [
+            jnp.moveaxis(x, self.batch, range(len(self.batch))).reshape(self.matrices, -1)
+            for x in (arrays[i].astype(self.dtype) for i in self.members)
+        ]
+        return jnp.concatenate(flat, axis=1)
+
+    def unpack(self, packed: jax.Array, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """The inverse of `pack`, in the shapes and dtypes of its `arrays`."""
+        ends = np.cumsum([arrays[i].size // self.matrices for i in self.members])[:-1]
+        parts = []
+        for i, part in zip(self.members, jnp.split(packed, ends, axis=1)):
+            shape, rest = arrays[i].shape, range(arrays[i].ndim)
+            order = (*self.batch, *(axis for axis in rest if axis not in self.batch))
+            part = part.reshape([shape[axis] for axis in order])
+            part = jnp.moveaxis(part, range(len(self.batch)), self.batch)
+            parts.append(part.astype(arrays[i].dtype))
+        return parts
 
 
 def entry_axes(entry: Any) -> tuple[str, ...]:
@@ -103,9 +130,9 @@ def axis_size(axis: str, mesh: Any) -> int:
     )
 
 
-def _local_size(piece: Piece, mesh: Any) -> int:
-    """Elements per device: dimensions are local already along axes of the surrounding `shard_map`."""
-    size = 1
+def _local_shape(piece: Piece, mesh: Any) -> list[int]:
+    """Lengths per device: dimensions are local already along axes of the surrounding `shard_map`."""
+    lengths = []
     for i, length in enumerate(piece.shape):
         axes = entry_axes(piece.spec[i]) if i < len(piece.spec) else ()
         parts = math.prod(axis_size(axis, mesh) for axis in axes if not sc.is_bound(axis))
@@ -114,8 +141,8 @@ def _local_size(piece: Piece, mesh: Any) -> int:
                 f"dimension {i} of {piece.path!r}, shape {piece.shape}, is split {parts} ways by "
                 f"{piece.spec}; allowed: a divisor of {length}."
             )
-        size *= length // parts
-    return size
+        lengths.append(length // parts)
+    return lengths
 
 
 def plan(
@@ -131,10 +158,13 @@ def plan(
         groups.setdefault((name, split), []).append(i)
 
     def buffer(name: str, split: tuple[str, ...], members: list[int]) -> Buffer:
-        size = sum(_local_size(pieces[i], mesh) for i in members)
+        shapes = [_local_shape(pieces[i], mesh) for i in members]
+        batch = () if layout == "flat" else pieces[members[0]].batch
+        matrices = math.prod(shapes[0][axis] for axis in batch)
+        size = sum(math.prod(shape) for shape in shapes) // matrices
         dtype = jnp.result_type(*(pieces[i].dtype for i in members))
-        rows = math.prod(axis_size(a, mesh) for a in axes + split if not sc.is_bound(a))
-        return Buffer(name, tuple(members), size, dtype, split, rows, workers)
+        devices = math.prod(axis_size(a, mesh) for a in axes + split if not sc.is_bound(a))
+        return Buffer(name, tuple(members), batch, matrices, size, dtype, split, devices, workers)
 
     return tuple(buffer(name, split, members) for (name, split), members in groups.items())
 
@@ -190,21 +220,16 @@ def compress(
     ) -> tuple[list[jax.Array], Errors, Errors]:
         means, new_worker, new_server = list(arrays), {}, {}
         for group in groups:
-            flat = [
-                jnp.concatenate([arrays[i].astype(b.dtype).reshape(-1) for i in b.members])
-                for b in group
-            ]
             results = sc.sign_compressed_means(
-                flat,
+                [b.pack(arrays) for b in group],
                 [worker[b.name][0] for b in group],
                 [server[b.name][0] for b in group],
                 axis_name,
             )
             for b, mean, e, s in zip(group, *results):
                 new_worker[b.name], new_server[b.name] = e[None], s[None]
-                ends = np.cumsum([arrays[i].size for i in b.members])[:-1]
-                for i, part in zip(b.members, jnp.split(mean, ends)):
-                    means[i] = part.reshape(arrays[i].shape).astype(arrays[i].dtype)
+                for i, part in zip(b.members, b.unpack(mean, arrays)):
+                    means[i] = part
         return means, new_worker, new_server
 
     buffers = [b for group in groups for b in group]

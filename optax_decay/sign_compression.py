@@ -84,19 +84,21 @@ def padded_size(size: int, workers: int) -> int:
 
 
 def encode(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of `z` [P]: its signs, 8 to a byte, the first in the highest bit; their scale; what they leave out of `z`."""
-    scale = jnp.sqrt(jnp.sum(z * z) / z.size)
+    """Of each row of `z` [S, P]: signs, 8 to a byte, the first in the highest bit; scale; what these leave out."""
+    scale = jnp.sqrt(jnp.sum(z * z, axis=-1) / z.shape[-1])
     positive = z >= 0
-    return jnp.packbits(positive), scale, z - jnp.where(positive, scale, -scale)
+    signed = jnp.where(positive, scale[..., None], -scale[..., None])
+    return jnp.packbits(positive, axis=-1), scale, z - signed
 
 
 def decode(packed: jax.Array, scale: jax.Array) -> jax.Array:
-    """``scale · sign``; the scale broadcasts against uint8 [..., P/8], with its last axis of size 1 or P."""
-    return jnp.where(jnp.unpackbits(packed, axis=-1).astype(bool), scale, -scale)
+    """``scale · sign``: uint8 [..., P/8] and scales [...] to [..., P]."""
+    signs = jnp.unpackbits(packed, axis=-1).astype(bool)
+    return jnp.where(signs, scale[..., None], -scale[..., None])
 
 
 def decode_sum(packed: jax.Array, scales: jax.Array) -> jax.Array:
-    """``Σ_n scales[n] · sign(packed[n])``: uint8 [N, P/8] and [N] to [P]."""
+    """``Σ_n scales[n] · sign(packed[n])``: uint8 [N, S, P/8] and [N, S] to [S, P]."""
 
     def add(total: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + decode(*row), None
@@ -115,37 +117,47 @@ def sign_compressed_means(
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Means over a mesh axis, to one bit per element with error feedback; for use inside `shard_map`.
 
-    Every vector has scales of its own; all travel in one exchange: one all-to-all and one all-gather of bytes, and two
-    all-gathers of scales, however many vectors there are.
+    Every row of every array is a vector with scales of its own. All travel in one exchange: one all-to-all and one
+    all-gather of bytes, and two all-gathers of scales, however many vectors there are.
 
     Args:
-        xs: [size_i] float arrays, this worker's own.
-        worker_errors: [P_i], this worker's own, P_i = ``padded_size(size_i, N)``; zeros at the start.
-        server_errors: [P_i/N], this worker's own; zeros at the start.
+        xs: [rows_i, size_i] float arrays, this worker's own.
+        worker_errors: [rows_i, P_i], this worker's own, P_i = ``padded_size(size_i, N)``; zeros at the start.
+        server_errors: [rows_i, P_i/N], this worker's own; zeros at the start.
         axis_name: mesh axis of the N workers, or a tuple of axes.
 
     Returns:
-        The means [size_i], equal on all workers, and the new errors. One worker gets `xs` back.
+        The means [rows_i, size_i], equal on all workers, and the new errors. One worker gets `xs` back.
     """
     workers = jax.lax.axis_size(axis_name)
     if workers == 1:
         return jax.lax.pmean(list(xs), axis_name), list(worker_errors), list(server_errors)
-    padded = [jnp.pad(x, (0, e.size - x.size)) for x, e in zip(xs, worker_errors)]
-    coded = [encode(x + e) for x, e in zip(padded, worker_errors)]
-    packed = jnp.concatenate([signs.reshape(workers, -1) for signs, _, _ in coded], axis=1)
+    bytes_ends = np.cumsum([e.size // 8 for e in server_errors])[:-1]
+    scale_ends = np.cumsum([e.shape[0] for e in server_errors])[:-1]
+
+    def received(packed: jax.Array, scales: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Cuts [N, bytes] and [N, rows] of all arrays into [N, rows_i, bytes_i] and [N, rows_i] of each."""
+        parts = jnp.split(packed, bytes_ends, axis=1)
+        rows = jnp.split(scales, scale_ends, axis=1)
+        return [(p.reshape(*s.shape, -1), s) for p, s in zip(parts, rows)]
+
+    coded = []
+    for x, error in zip(xs, worker_errors):
+        coded.append(encode(jnp.pad(x, ((0, 0), (0, error.shape[1] - x.shape[1]))) + error))
+    # [rows, N, bytes of a chunk] to one line per receiver.
+    lines = [signs.reshape(len(signs), workers, -1).swapaxes(0, 1) for signs, _, _ in coded]
+    packed = jnp.concatenate([line.reshape(workers, -1) for line in lines], axis=1)
     packed = jax.lax.all_to_all(packed, axis_name, 0, 0, tiled=True)
-    scales = jax.lax.all_gather(jnp.stack([s for _, s, _ in coded]), axis_name) / workers
-    ends = np.cumsum([e.size // 8 for e in server_errors])[:-1]
-    chunks = [
-        decode_sum(part, scales[:, i].astype(e.dtype)) + e
-        for i, (part, e) in enumerate(zip(jnp.split(packed, ends, axis=1), server_errors))
-    ]
-    recoded = [encode(c) for c in chunks]
-    packed = jnp.concatenate([signs for signs, _, _ in recoded])
+    scales = jax.lax.all_gather(jnp.concatenate([s for _, s, _ in coded]), axis_name) / workers
+    recoded = []
+    for (signs, scale), error in zip(received(packed, scales), server_errors):
+        recoded.append(encode(decode_sum(signs, scale.astype(error.dtype)) + error))
+    packed = jnp.concatenate([signs.reshape(-1) for signs, _, _ in recoded])
     packed = jax.lax.all_gather(packed, axis_name, to="invarying")
-    scales = jax.lax.all_gather(jnp.stack([s for _, s, _ in recoded]), axis_name, to="invarying")
-    means = [
-        decode(part, scales[:, i : i + 1].astype(x.dtype)).reshape(-1)[: x.size]
-        for i, (part, x) in enumerate(zip(jnp.split(packed, ends, axis=1), xs))
-    ]
+    scales = jnp.concatenate([s for _, s, _ in recoded])
+    scales = jax.lax.all_gather(scales, axis_name, to="invarying")
+    means = []
+    for (signs, scale), x in zip(received(packed, scales), xs):
+        whole = decode(signs.swapaxes(0, 1), scale.astype(x.dtype).swapaxes(0, 1))
+        means.append(whole.reshape(len(x), -1)[:, : x.shape[1]])
     return means, [e for _, _, e in coded], [e for _, _, e in recoded]

@@ -1,5 +1,6 @@
 """The memory of `spectral_alpha`: scores and multipliers by path, and how new measurements enter it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,15 +111,23 @@ def make_map(options: Options, leaves: Sequence[Leaf]) -> Map:
     return Map(options, tuple(leaves), np.asarray(blocks), np.asarray(weights), np.asarray(random))
 
 
+def _per_slice(leaf: Leaf, values: jax.Array) -> jax.Array:
+    """A table's numbers, one per slice; kernel positions share a number, so that of the first."""
+    first = [0 if i in leaf.pooled_axes else slice(None) for i in leaf.signature.batch]
+    return values[tuple(first)].reshape(-1)
+
+
+def _all_chosen(leaf: Leaf) -> bool:
+    return len(leaf.chosen) == math.prod(leaf.slice_shape)
+
+
 def gather(leaves: Sequence[Leaf], table: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
     """``[T]``: the numbers of the chosen matrices, in order."""
     parts = []
     for leaf in leaves:
-        values = jnp.asarray(table[leaf.path])
-        # Kernel positions share a number: take that of the first.
-        first = [0 if i in leaf.pooled_axes else slice(None) for i in leaf.signature.batch]
-        parts.append(values[tuple(first)].reshape(-1)[jnp.asarray(leaf.chosen)].astype(dtype))
-    return jnp.concatenate(parts)
+        values = _per_slice(leaf, jnp.asarray(table[leaf.path]))
+        parts.append(values if _all_chosen(leaf) else values[np.asarray(leaf.chosen)])
+    return jnp.concatenate([part.astype(dtype) for part in parts])
 
 
 def scatter(
@@ -127,14 +136,12 @@ def scatter(
     """The inverse of `gather`: a table with the chosen matrices' numbers replaced."""
     new, first = dict(table), 0
     for leaf in leaves:
-        mine = flat[first : first + len(leaf.chosen)]
-        first += len(leaf.chosen)
         old = table[leaf.path]
-        keep = [0 if i in leaf.pooled_axes else slice(None) for i in leaf.signature.batch]
-        values = (
-            old[tuple(keep)].reshape(-1).at[jnp.asarray(leaf.chosen)].set(mine.astype(old.dtype))
-        )
-        new[leaf.path] = jnp.broadcast_to(leaf.spread(values), old.shape)
+        mine = flat[first : first + len(leaf.chosen)].astype(old.dtype)
+        first += len(leaf.chosen)
+        if not _all_chosen(leaf):
+            mine = _per_slice(leaf, old).at[np.asarray(leaf.chosen)].set(mine)
+        new[leaf.path] = jnp.broadcast_to(leaf.spread(mine), old.shape)
     return new
 
 

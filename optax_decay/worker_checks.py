@@ -14,11 +14,12 @@ from optax_decay.paths import leaf_paths
 
 
 class Leaf(NamedTuple):
-    """One parameter: its path, whether its momentum is compressed, and how the parameter is sharded."""
+    """One parameter: its path, whether its momentum is compressed, how it is sharded, which axes stack matrices."""
 
     path: str
     compressed: bool
     spec: jax.sharding.PartitionSpec
+    batch: tuple[int, ...]
 
 
 def resolve(
@@ -47,7 +48,8 @@ def resolve(
             f"param_specs is not a tree of PartitionSpec like the parameters (or a prefix of it): {error}"
         ) from error
     leaves = [
-        Leaf(path, chosen[path] > 0, spec) for path, spec in zip(signatures, specs, strict=True)
+        Leaf(path, chosen[path] > 0, spec, signature.batch)
+        for (path, signature), spec in zip(signatures.items(), specs, strict=True)
     ]
     for leaf in leaves:
         check_not_split(leaf.path, sign_buffers.spec_axes(leaf.spec), axis_name)

@@ -77,6 +77,33 @@ def test_matches_the_simulated_workers(count, masked, layout):
         np.testing.assert_allclose(leaf, reference.m[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("signature", "axis"), [("L | D -> F", 0), ("D L F : L | D -> F", 1)])
+def test_stacked_matrices_are_compressed_one_by_one(signature, axis):
+    """To the reference, every slice is a parameter."""
+    axes = (("bias", "D"), ("kernel", "D -> F"), ("stack", signature))
+    grads = workers.gradients(STEPS, 4)
+
+    def slices(tree, axis):
+        """Of the leaf `stack`, cut along `axis`."""
+        parts = np.moveaxis(tree["stack"], axis, 0)
+        rest = {k: x for k, x in tree.items() if k != "stack"}
+        return rest | {f"stack{i}": part for i, part in enumerate(parts)}
+
+    cut, start = slices(grads, axis + 2), slices(workers.weights(), axis)
+    reference = OneBitAdam(
+        start, 4, WARMUP, RATE, b2=0.99, weight_decay=0.1, compressed=tuple(start)
+    )
+    with jax.enable_x64(True):
+        got, state = workers.train(ours(axes=axes), workers.weights(), grads)
+        whole, _ = workers.train(ours(), workers.weights(), grads)
+    for t in range(STEPS):
+        want = reference.step(workers.per_worker(cut, t))
+        for name, value in slices(got[t], axis).items():
+            np.testing.assert_allclose(value, want[name], rtol=1e-11, atol=1e-12)
+    assert state[0].worker_error["stack"].shape[1] == workers.SHAPES["stack"][axis]
+    assert np.max(np.abs(whole[-1]["stack"] - got[-1]["stack"])) > 1e-3
+
+
 def test_dead_coordinates_blow_up_unless_masked():
     grads = workers.gradients(STEPS, 4, np.float32)
     size = {}

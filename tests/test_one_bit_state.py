@@ -18,6 +18,7 @@ from tests.reference_one_bit_adam import OneBitAdam
 
 WARMUP, RATE = 4, 0.01
 EVERY = tuple(workers.SHAPES)
+STACKED = (("bias", "D"), ("kernel", "D -> F"), ("stack", "L | D -> F"))
 
 
 def make(**options):
@@ -63,8 +64,8 @@ def test_errors_of_other_workers_are_refused(before, after):
 @pytest.mark.parametrize("layout", ["joined", "flat"])
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4)])
 def test_changing_the_number_of_workers(before, after, layout):
-    params, state = compressed_state(before, layout=layout)
-    tx = make(layout=layout)
+    params, state = compressed_state(before, layout=layout, axes=STACKED)
+    tx = make(layout=layout, axes=STACKED)
     with jax.set_mesh(workers.mesh_of(after)):
         fresh = jax.eval_shape(tx.init, params)
     notes = []
@@ -80,11 +81,13 @@ def test_changing_the_number_of_workers(before, after, layout):
     assert "redistributed" in note
     for name, old in state[0].worker_error.items():
         size = sum(x.size for x in params.values()) if name == "flat" else params[name].size
+        rows, size = old.shape[1], size // old.shape[1]
+        assert rows == (3 if name == "stack" else 1)
         old_server, new = state[0].server_error[name], spread[0].worker_error[name]
         assert not np.any(np.asarray(spread[0].server_error[name]))
-        want = np.asarray(old).mean(0) + np.asarray(old_server).reshape(-1)
-        np.testing.assert_allclose(np.mean(new, axis=0)[:size], want[:size], atol=1e-6)
-        assert np.any(want[:size])
+        want = old.mean(0) + old_server.swapaxes(0, 1).reshape(rows, -1)
+        np.testing.assert_allclose(np.mean(new, axis=0)[:, :size], want[:, :size], atol=1e-6)
+        assert np.all(np.any(want[:, :size], axis=1))
 
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), fresh)
     grads = workers.gradients(3, after, np.float32, seed=5)

@@ -15,7 +15,7 @@ from tests import workers
 from tests.reference_one_bit_adam import Collective, padded
 from train.collectives import collectives, sent
 
-SIZES = (100, 6, 64)  # the last needs no padding for 8 workers
+SHAPES = ((1, 100), (3, 6), (2, 64))  # rows with scales of their own; the last needs no padding
 
 
 def run(xs, worker, server, count, **options):
@@ -37,63 +37,69 @@ def run(xs, worker, server, count, **options):
 
 
 def zeros(count, dtype=np.float64):
-    worker = [np.zeros((count, padded(size, count)), dtype) for size in SIZES]
-    return worker, [e[:, : e.shape[1] // count] for e in worker]
+    worker = [np.zeros((count, rows, padded(size, count)), dtype) for rows, size in SHAPES]
+    return worker, [e[..., : e.shape[-1] // count] for e in worker]
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_matches_the_simulation_over_several_rounds(count, check_vma):
     rng = np.random.default_rng(0)
-    simulated = [Collective(size, count, np.float64) for size in SIZES]
+    simulated = [
+        [Collective(size, count, np.float64) for _ in range(rows)] for rows, size in SHAPES
+    ]
     with jax.enable_x64(True):
         worker, server = zeros(count)
         for _ in range(5):
-            xs = [rng.normal(size=(count, size)) * (1 + i) for i, size in enumerate(SIZES)]
+            xs = [rng.normal(size=(count, *s)) * (1 + np.arange(s[0]))[:, None] for s in SHAPES]
             means, worker, server = run(xs, worker, server, count, check_vma=check_vma)
-            for i, simulate in enumerate(simulated):
-                np.testing.assert_allclose(means[i], simulate(list(xs[i])), rtol=1e-13)
-                np.testing.assert_allclose(worker[i], simulate.worker_error, atol=1e-13)
-                np.testing.assert_allclose(server[i], simulate.server_error, atol=1e-13)
+            for i, row in enumerate(simulated):
+                for r, simulate in enumerate(row):
+                    want = simulate(list(xs[i][:, r]))
+                    np.testing.assert_allclose(means[i][r], want, rtol=1e-13)
+                    np.testing.assert_allclose(worker[i][:, r], simulate.worker_error, atol=1e-13)
+                    np.testing.assert_allclose(server[i][:, r], simulate.server_error, atol=1e-13)
     assert all(np.any(np.asarray(e) != 0) for e in (*worker, *server))
 
 
 def test_nothing_is_lost():
     rng = np.random.default_rng(1)
     worker, server = zeros(8, np.float32)
-    got = [np.zeros(size) for size in SIZES]
-    want = [np.zeros(size) for size in SIZES]
+    got = [np.zeros(shape) for shape in SHAPES]
+    want = [np.zeros(shape) for shape in SHAPES]
     for _ in range(6):
-        xs = [rng.normal(size=(8, size)).astype(np.float32) for size in SIZES]
+        xs = [rng.normal(size=(8, *shape)).astype(np.float32) for shape in SHAPES]
         means, worker, server = run(xs, worker, server, 8)
         for i, x in enumerate(xs):
             got[i] += means[i]
             want[i] += x.mean(0, dtype=np.float64)
-    for i, size in enumerate(SIZES):
-        left = np.asarray(worker[i]).mean(0, dtype=np.float64) + np.asarray(server[i]).reshape(-1)
+    for i, (rows, size) in enumerate(SHAPES):
+        left = np.asarray(worker[i]).mean(0, dtype=np.float64)
+        left += np.asarray(server[i]).swapaxes(0, 1).reshape(rows, -1)
         assert np.max(np.abs(got[i] - want[i])) > 0.1
         # 6 rounds, each with 8 roundings of numbers up to 4.
-        np.testing.assert_allclose(got[i] + left[:size], want[i], atol=6 * 8 * 4 * 2.0**-24)
+        np.testing.assert_allclose(got[i] + left[:, :size], want[i], atol=6 * 8 * 4 * 2.0**-24)
 
 
 def test_zeros_of_either_sign_count_as_positive():
-    z = jnp.array([0.0, -0.0, 3.0, -3.0, 0.0, -0.0, -3.0, 3.0])
+    z = jnp.array([[0.0, -0.0, 3.0, -3.0, 0.0, -0.0, -3.0, 3.0]])
     packed, scale, error = jax.jit(sc.encode)(z)
-    np.testing.assert_array_equal(packed, [0b11101101])
+    np.testing.assert_array_equal(packed, [[0b11101101]])
     assert scale == np.float32(np.sqrt(36 / 8))
     decoded = sc.decode(packed, scale)
-    assert np.all(np.asarray(decoded)[[0, 1, 4, 5]] > 0)
+    assert np.all(np.asarray(decoded)[0, [0, 1, 4, 5]] > 0)
     np.testing.assert_allclose(error, z - decoded, rtol=1e-7)
 
 
 @pytest.mark.parametrize("count", [2, 3, 12])
 def test_sum_of_decoded_rows(count):
     rng = np.random.default_rng(2)
-    packed = rng.integers(0, 256, (count, 5), dtype=np.uint8)
-    scales = rng.random(count).astype(np.float32)
-    signs = 2.0 * np.unpackbits(packed, axis=1) - 1
+    packed = rng.integers(0, 256, (count, 3, 5), dtype=np.uint8)
+    scales = rng.random((count, 3)).astype(np.float32)
+    signs = 2.0 * np.unpackbits(packed, axis=-1) - 1
     total = jax.jit(sc.decode_sum)(packed, scales)
-    np.testing.assert_allclose(total, scales @ signs, atol=count * 2.0**-24 * scales.sum())
+    want = np.einsum("ns,nsp->sp", scales.astype(np.float64), signs)
+    np.testing.assert_allclose(total, want, atol=count * 2.0**-24 * scales.sum())
 
 
 @pytest.mark.parametrize(("size", "count"), [(6, 4), (65, 8), (64, 8), (1, 3), (1000, 12)])
@@ -104,7 +110,8 @@ def test_padding(size, count):
 
 
 def test_one_worker_gets_its_own_back():
-    xs = [np.linspace(-1, 1, size, dtype=np.float32)[None] for size in SIZES]
+    rng = np.random.default_rng(4)
+    xs = [rng.normal(size=(1, *shape)).astype(np.float32) for shape in SHAPES]
     worker, server = zeros(1, np.float32)
     means, *_ = run(xs, worker, server, 1)
     for x, mean in zip(xs, means):
@@ -113,8 +120,9 @@ def test_one_worker_gets_its_own_back():
 
 def test_workers_may_span_two_axes():
     mesh = workers.mesh_of(2, 4, names=("a", "b"))
-    x = np.random.default_rng(3).normal(size=(8, 100)).astype(np.float32)
-    e = [np.zeros((8, padded(100, 8)), np.float32), np.zeros((8, padded(100, 8) // 8), np.float32)]
+    x = np.random.default_rng(3).normal(size=(8, 1, 100)).astype(np.float32)
+    total = padded(100, 8)
+    e = [np.zeros((8, 1, total), np.float32), np.zeros((8, 1, total // 8), np.float32)]
 
     def body(axis, x, worker, server):
         means, *_ = sc.sign_compressed_means([x[0]], [worker[0]], [server[0]], axis)

@@ -158,15 +158,16 @@ def codec_seconds(size: int, workers: int, repeats: int = 5) -> float:
 
     def code(z: jax.Array, server_error: jax.Array, scales: jax.Array) -> Any:
         packed, scale, error = sc.encode(z)
-        c = sc.decode_sum(packed.reshape(workers, -1), scales * scale)
+        shares = scales * scale
+        c = sc.decode_sum(packed.reshape(workers, 1, -1), shares)
         packed, scale, server_error = sc.encode(c + server_error)
         everyone = jnp.tile(packed, (workers, 1))
-        return sc.decode(everyone, (scales * scale)[:, None]), error, server_error
+        return sc.decode(everyone, (scales * scale)[:, 0]), error, server_error
 
     args = (
-        jax.random.normal(jax.random.key(0), [total]),
-        jnp.zeros(total // workers),
-        jnp.linspace(0.5, 1.5, workers),
+        jax.random.normal(jax.random.key(0), [1, total]),
+        jnp.zeros([1, total // workers]),
+        jnp.linspace(0.5, 1.5, workers)[:, None],
     )
     run = jax.jit(code)
     jax.block_until_ready(run(*args))

@@ -77,7 +77,8 @@ def alphadecay_60m() -> Config:
 
     Command: python -m train alphadecay_60m --data.text 'corpus/**/*.txt'
     Hardware: one GPU or TPU of 16 GB or more. Tokens: 1.3G. Time: not measured.
-    Result: the authors report a validation perplexity of 31.20 against 31.95 for uniform decay 0.1. Theirs: bfloat16 weights
+    Result: the authors report a validation perplexity of 31.20 against 31.95 for uniform decay 0.1. Theirs:
+        bfloat16 weights
     and moments, documents padded to 256 tokens, an evaluation that divides by one batch too many, a first update at
     rate 0. Ours: float32 weights, packed text. Not run here beyond its first steps.
     """
@@ -100,7 +101,8 @@ def conda_60m() -> Config:
 
     Command: python -m train conda_60m --data.text 'corpus/**/*.txt'
     Hardware: one GPU or TPU of 16 GB or more. Tokens: 1.3G. Time: not measured.
-    Result: the authors report 2 to 2.5 times the speed of AdamW, whose second moment their bfloat16 state cannot decay at
+    Result: the authors report 2 to 2.5 times the speed of AdamW, whose second moment their bfloat16 state cannot
+        decay at
     b2 = 0.999. Ours: float32 state. Not run here beyond its first steps.
     """
     return Config(
@@ -117,7 +119,8 @@ def root_1b() -> Config:
 
     Command: python -m train root_1b --data.text 'corpus/**/*.txt'
     Hardware: one GPU or TPU of 80 GB. Tokens: 8192 per step. Time: not measured.
-    Result: the authors report losses below Muon's. Theirs: 128,256 tokens of vocabulary, 32 query and 8 key heads, one fused
+    Result: the authors report losses below Muon's. Theirs: 128,256 tokens of vocabulary, 32 query and 8 key heads,
+        one fused
     projection, 100 steps of warm-up; ours has separate projections and 1000. Not run here beyond its first steps.
     """
     return Config(
@@ -142,7 +145,8 @@ def sophia_130m() -> Config:
 
     Command: python -m train sophia_130m --data.text 'corpus/**/*.txt'
     Hardware: one GPU or TPU of 80 GB. Tokens: 491,520 per step, 49G. Time: not measured.
-    Result: the authors report half of AdamW's steps; others find it at or behind AdamW (see optax_decay/sophia.py). Theirs
+    Result: the authors report half of AdamW's steps; others find it at or behind AdamW (see optax_decay/sophia.py).
+        Theirs
     decays linear weights only, not the tied head. Not run here beyond its first steps.
     """
     return Config(
@@ -166,7 +170,8 @@ def exadam_characters() -> Config:
 
     Command: python -m train exadam_characters
     Hardware: one GPU. Tokens: 16,384 bytes per step, 131M. Time: not measured.
-    Result: the author reports a best validation loss of 1.492 against 1.494 for AdamW at the same learning rate, at which
+    Result: the author reports a best validation loss of 1.492 against 1.494 for AdamW at the same learning rate, at
+        which
     EXAdam's steps are 2 to 5 times longer. Theirs: dropout 0.2. Not run here beyond its first steps.
     """
     return Config(
