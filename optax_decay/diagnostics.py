@@ -61,7 +61,7 @@ class DecayTable:
 
     def __str__(self) -> str:
         header = ("parameter", "shape", "role", "weights", "decay", "per step", "steps", "tokens")
-        lines = [header]
+        lines: list[tuple[str, ...]] = [header]
         for row in self.rows:
             lines.append(
                 (

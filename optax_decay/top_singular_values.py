@@ -69,6 +69,21 @@ def top_singular_values(
     return values, carried
 
 
+def top_singular_vectors(
+    params: Any, *, roles: Sequence[str] = ("hidden", "head"), axes: axes_lib.Axes = None
+) -> Vectors:
+    """The fixed start of `top_singular_values`, to be carried from the first call on: one compilation for all calls."""
+    weights = by_path(params)
+    return {
+        path: top_singular_vector(
+            (*signature.batch_shape, signature.fan_in, signature.fan_out),
+            accumulator_dtype(weights[path].dtype),
+        )
+        for path, signature in axes_lib.signatures(axes, params).items()
+        if signature.role in roles and signature.is_matrix
+    }
+
+
 def sublayer_gains(
     values: Mapping[str, Any], sublayers: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:

@@ -14,8 +14,18 @@ import pytest
 
 import optax_decay
 from models import llama
-from tests.runs import write_text
-from train import coordinate_check, optimizer, step, width, width_analysis, width_figures
+from tests.runs import flags as run_flags
+from tests.runs import records, write_text
+from train import (
+    coordinate_check,
+    gains,
+    main,
+    optimizer,
+    step,
+    width,
+    width_analysis,
+    width_figures,
+)
 from train import data as data_lib
 from train.config import UserError
 from train.width_runs import Task, model, run_group
@@ -309,3 +319,56 @@ def test_activations_lead_to_the_logits_of_the_model(data):
     total = found["embedding"] + found["attention"].sum(0) + found["mlp"].sum(0)
     np.testing.assert_allclose(total, found["residual"], rtol=1e-4, atol=1e-5)
     assert found["mlp"].shape == (TINY.layers, *tokens.shape, 16)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Folders of a run of width 32 and of its proxy of width 16, six steps each."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = ["--model.base_width", "16", "--optimizer.learning_rate", "0.01"]
+    found = []
+    for name, size, heads in (("proxy", 16, 2), ("wide", 32, 4)):
+        shape = ["--model.width", str(size), "--model.heads", str(heads), "--model.kv_heads", "1"]
+        shape += ["--model.mlp_width", str(3 * size), "--run.folder", str(folder / name)]
+        assert main.main(run_flags(folder, *base, *shape)) == 0
+        found.append(folder / name)
+    return found
+
+
+def test_a_run_with_a_base_width_says_so_and_logs_its_gains(two_runs):
+    proxy, wide = two_runs
+    table = (wide / "decay.txt").read_text()
+    assert "×2" in table and "0.005" in table  # width factor, and η/m
+    seen = [r for r in records(wide) if r["kind"] == "gains"]
+    assert [r["step"] for r in seen] == [0, 2, 4, 6]
+    last = seen[-1]
+    assert len(last["matrix"]) == 7 * 2 and len(last["sublayer"]) == 2 * 2
+    config, params, done = gains.newest(wide)
+    assert (done, config.model.width) == (6, 32)
+    for layer in range(2):
+        found = {
+            name: np.linalg.svd(
+                np.asarray(params["blocks"]["mlp"][name]["kernel"][layer]), compute_uv=False
+            )[0]
+            for name in ("up", "down")
+        }
+        for name, value in found.items():
+            logged = last["matrix"][f"mlp/{name}/{layer}"]
+            # Four looks of eight iterations: log(n)/k of the gap-free bound is 0.14.
+            assert 0.86 * value < logged < 1.0001 * value
+        product = last["matrix"][f"mlp/up/{layer}"] * last["matrix"][f"mlp/down/{layer}"]
+        assert last["sublayer"][f"mlp/{layer}"] == pytest.approx(product, rel=1e-5)
+
+
+def test_two_run_folders_are_compared(two_runs, tmp_path, capsys):
+    proxy, wide = two_runs
+    code = gains.main([str(wide), str(proxy), "--tolerance", "0.9"])
+    said = capsys.readouterr().out
+    assert code == 0 and "passed: largest singular values within 90 %" in said
+    assert "sublayer attention" in said and "not a transfer" not in said
+    assert (wide / "gains.txt").read_text().strip() in said
+    assert gains.main([str(wide), str(proxy), "--tolerance", "1e-6"]) == 1
+    with pytest.raises(UserError, match="base_width of .* is 16, but .* has the width 32"):
+        gains.compare(wide, wide, 0.15)
+    with pytest.raises(UserError, match="no config.json"):
+        gains.newest(tmp_path)

@@ -10,6 +10,7 @@ COMMANDS = {
     "run": "train.main",
     "width": "train.width",
     "coordinate_check": "train.coordinate_check",
+    "gains": "train.gains",
 }
 
 

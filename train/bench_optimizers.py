@@ -260,7 +260,7 @@ def collectives_table(options: Options) -> None:
 
         def placed(tree: Any) -> Any:
             def place(key: Any, x: Any) -> Any:
-                last = getattr(key[-1], "key", None) if key else None
+                last = str(getattr(key[-1], "key", "")) if key else ""
                 fits = last in specs and x.shape == shapes[last].shape
                 spec = specs[last] if fits else jax.P()
                 return jax.ShapeDtypeStruct(
@@ -276,7 +276,7 @@ def collectives_table(options: Options) -> None:
         out = jax.tree.map(lambda x: x.sharding, arguments[:2])
         with jax.set_mesh(mesh):
             compiled = jax.jit(update, out_shardings=out).lower(*arguments).compile()
-        print(f"{name:24}{operations(collectives(compiled.as_text()))}")
+        print(f"{name:24}{operations(collectives(compiled.as_text() or ""))}")
 
 
 def main() -> None:

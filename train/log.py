@@ -6,6 +6,7 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
     {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
     {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectral
+    {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with model.base_width
 
 `step` counts finished updates; losses are nats per token; seconds are of training alone (compiling
 included, evaluation and saving not), over all parts of the run. When a run goes on, records after
@@ -112,6 +113,10 @@ class Recorder:
     def spectrum(self, step: int, seen: dict[str, Any]) -> None:
         if seen:
             self._write("spectrum", step, seen)
+
+    def gains(self, step: int, seen: dict[str, Any]) -> None:
+        if seen:
+            self._write("gains", step, seen)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

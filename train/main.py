@@ -72,6 +72,7 @@ class Program:
     update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
     evaluate: Callable[[step.State], float]  # held-out loss, nats per token
     look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
+    gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without model.base_width
 
     def batch(self, index: int) -> jax.Array:
         return self.place(lambda rows: self.data.batch(index, rows))
@@ -144,6 +145,11 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
         update=update,
         evaluate=evaluate,
         look=look,
+        gains=(
+            observe.gain_meter(axes, shapes["params"], mesh)
+            if config.model.base_width
+            else lambda params: {}
+        ),
     )
     return program
 
@@ -168,6 +174,7 @@ def loop(
             records.held_out(done, program.evaluate(state), program.data.bytes_per_token)
             records.weights(done, program.look(state, tokens))
             records.spectrum(done, observe.spectrum(state["optimizer"]["decay"]))
+            records.gains(done, program.gains(state["params"]))
 
     tokens = program.batch(start)
     if start == 0:

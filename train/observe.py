@@ -16,6 +16,7 @@ cost it passes over memory.
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decay import Metrics, Signature, diagnostics
+from optax_decay import Metrics, Signature, diagnostics, sublayer_gains, top_singular_values
 from optax_decay.paths import leaf_paths
+from optax_decay.top_singular_values import top_singular_vectors
 from train.step import State
 
 SAMPLE = 65_536  # weights per role for the quantiles
+
+# Products of largest singular values along these bound what a sublayer does to its input.
+SUBLAYERS = {
+    "attention": ("attention/value/kernel", "attention/out/kernel"),
+    "mlp": ("mlp/up/kernel", "mlp/down/kernel"),
+}
 
 
 def weights(signatures: dict[str, Signature], params: Any) -> dict[str, dict[str, jax.Array]]:
@@ -110,6 +118,36 @@ def spectrum(state: Any) -> dict[str, dict[str, float]]:
         if kind in ("metric", "multiplier"):
             found.setdefault(kind, {})[matrix.replace("blocks/", "").replace("/kernel", "")] = value
     return found
+
+
+def gain_meter(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, Any]]:
+    """A function from weights to what `gains` makes of them; it carries its vectors from call to call."""
+    measure = jax.jit(
+        functools.partial(
+            top_singular_values, iterations=8, roles=("hidden",), axes=axes, mesh=mesh
+        )
+    )
+    vectors = top_singular_vectors(shapes, roles=("hidden",), axes=axes)
+
+    def look(params: Any) -> dict[str, Any]:
+        nonlocal vectors
+        values, vectors = measure(params, vectors)
+        return gains(jax.device_get(values))
+
+    return look
+
+
+def gains(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Largest singular value of every hidden matrix, and gains of the sublayers of every layer."""
+    found = {"matrix": values, "sublayer": sublayer_gains(values, SUBLAYERS)}
+    return {
+        kind: {
+            f"{path.replace('blocks/', '').replace('/kernel', '')}/{layer}": float(value)
+            for path, stack in part.items()
+            for layer, value in enumerate(np.ravel(stack))
+        }
+        for kind, part in found.items()
+    }
 
 
 def merge(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
