@@ -78,6 +78,9 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
     "optax.adamw": lambda axes, params: optax.adamw(1e-3, weight_decay=0.1),
     "optax.contrib.muon": muon,
     "adam_huber_decay": lambda axes, params: optax_decay.adam_huber_decay(1e-3, axes=axes),
+    "adam_huber_decay fixed": lambda axes, params: optax_decay.adam_huber_decay(
+        1e-3, threshold=0.05, axes=axes
+    ),
     "exadam": lambda axes, params: optax_decay.exadam(1e-3, weight_decay=0.1, axes=axes),
     "sophia_g": lambda axes, params: optax_decay.sophia_g(1e-3, axes=axes),
     "conda": lambda axes, params: optax_decay.conda(0.01, weight_decay=0.1, axes=axes),
@@ -276,7 +279,7 @@ def collectives_table(options: Options) -> None:
         out = jax.tree.map(lambda x: x.sharding, arguments[:2])
         with jax.set_mesh(mesh):
             compiled = jax.jit(update, out_shardings=out).lower(*arguments).compile()
-        print(f"{name:24}{operations(collectives(compiled.as_text() or ""))}")
+        print(f"{name:24}{operations(collectives(compiled.as_text() or ''))}")
 
 
 def main() -> None:
