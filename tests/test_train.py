@@ -246,6 +246,8 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
     assert len(asked) >= 3
     for _, script, _, module, *rest in asked:
         assert (ROOT / script).is_file() and module == "train"
+        if rest[0] in command.COMMANDS:
+            continue
         if rest[0] == "--resume":  # a folder that the command before it would have made
             assert re.fullmatch(r"runs/[a-z_]+-\d{3}", rest[1])
             rest = rest[2:]
