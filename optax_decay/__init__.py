@@ -76,6 +76,9 @@ from optax_decay.spectral_alpha_decay import spectral_alpha as spectral_alpha
 from optax_decay.spectral_alpha_decay import spectral_alpha_decay as spectral_alpha_decay
 from optax_decay.spectral_gain_report import GainReport as GainReport
 from optax_decay.spectral_gain_report import spectral_gain_report as spectral_gain_report
+from optax_decay.spectral_memory import SpectralAlphaState as SpectralAlphaState
+from optax_decay.spectral_refresh import SpectralRefresh as SpectralRefresh
+from optax_decay.spectral_refresh import spectral_refresh as spectral_refresh
 from optax_decay.stable_decay import adam_stable_decay as adam_stable_decay
 from optax_decay.stable_decay import inverse_gradient_rms as inverse_gradient_rms
 from optax_decay.stable_decay import stable_decay as stable_decay

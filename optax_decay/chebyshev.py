@@ -56,6 +56,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_decay.whole_matrices import vary_like
+
 # Points of the quadrature in φ. 2048 resolves the fastest sine of 2048/K points per half wave; the rule's error
 # is then below 1e-5 of H.
 _GRID = 2048
@@ -111,7 +113,7 @@ def moments(
         product_dtype: of the factors; products are accumulated in the dtype of y.
     """
     wide = y.dtype
-    identity = jnp.eye(y.shape[0], dtype=wide)
+    identity = vary_like(jnp.eye(y.shape[0], dtype=wide), y)
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         exact = "highest" if jnp.dtype(product_dtype).itemsize == 8 else None
@@ -129,7 +131,7 @@ def moments(
 
     (_, top), (rest, traces) = jax.lax.scan(baby_step, (identity, y), None, length=baby - 1)
     babies = jnp.concatenate([y.astype(product_dtype)[None], rest])
-    mu = jnp.zeros((most_giants + 1) * baby + 1, wide)
+    mu = vary_like(jnp.zeros((most_giants + 1) * baby + 1, wide), y)
     head = jnp.concatenate([jnp.stack([jnp.trace(identity), jnp.trace(y)]), traces])
     mu = jax.lax.dynamic_update_slice(mu, head, (0,))
 
@@ -212,7 +214,7 @@ def tail_exponent(
     mean = jnp.trace(jnp.sum(gram, 0)) / size
     mean = jnp.where(mean > 0, mean, 1)
     gram = gram / mean
-    start = jnp.asarray(DEFAULT_CENTRE if centre is None else centre, wide)
+    start = vary_like(jnp.asarray(DEFAULT_CENTRE if centre is None else centre, wide), gram)
     small = jnp.finfo(wide).eps
 
     def look(carry: tuple) -> tuple:
@@ -265,6 +267,7 @@ def tail_exponent(
 def _largest(gram: jax.Array) -> jax.Array:
     """Largest eigenvalue of ``[P, n, n]``, from below, for a guard that only needs its order of magnitude."""
     v = jnp.ones(gram.shape[:2], gram.dtype) + jnp.arange(gram.shape[1], dtype=gram.dtype) % 3
+    v = vary_like(v, gram)
 
     def body(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         v, _ = carry

@@ -25,6 +25,7 @@ from optax_decay.whole_matrices import (
     inside_shard_map,
     known_mesh,
     split_axes,
+    vary_over,
 )
 
 # (matrix [m, n] or [P, m, n] with m <= n, carried number) -> five numbers
@@ -175,7 +176,7 @@ class Sweep:
         measure: Measure,
     ) -> jax.Array:
         names = tuple(name for name, _ in self.place.sizes)
-        table = _vary(jnp.zeros((self.count + 1, 1 + _FIELDS), centres.dtype), names)
+        table = vary_over(jnp.zeros((self.count + 1, 1 + _FIELDS), centres.dtype), names)
         for group in self.groups:
             table = self._loop(group, used, centres, low, high, table, measure)
         table = table[:-1]
@@ -231,7 +232,7 @@ class Sweep:
             whole = bring_together(stack, moves)[0]
             mine = start + device_position(split) if split else start
             slot = jnp.where(mine < source.count, source.first + mine, self.count)
-            return _vary(_orient(whole, leaf), axes), _vary(slot, axes)
+            return vary_over(_orient(whole, leaf), axes), vary_over(slot, axes)
 
         return fetch
 
@@ -239,14 +240,6 @@ class Sweep:
 def _inner_spec(leaf: Leaf) -> Any:
     """How a leaf enters the sweep: slices are indexed, so their axes must not be split."""
     return jax.P(*(None if i in leaf.slice_axes else s for i, s in enumerate(leaf.spec)))
-
-
-def _vary(x: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Marks x as differing between devices, which branches and loop carries have to agree on."""
-    if not names:
-        return x
-    missing = tuple(name for name in names if name not in varying_axes(x))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _take(

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from optax_decay import chebyshev, tail_exponents
 from optax_decay.orthogonal import unit_scale
-from optax_decay.whole_matrices import each_matrix
+from optax_decay.whole_matrices import each_matrix, vary_like
 
 METHODS = ("auto", "exact", "eigh", "svd", "matmul")
 METRICS = ("alpha", "alphahat", "stable_rank", "entropy", "spectral_norm", "fnorm")
@@ -250,6 +250,8 @@ def measure(
     plain = fit == "median" and not filter_zeros
     wide = scaled.dtype
     centre = jnp.asarray(chebyshev.DEFAULT_CENTRE if centre is None else centre, wide)
+    # The branches of `auto` must agree on what differs between devices.
+    centre = vary_like(centre, scaled)
 
     def pack(value: jax.Array, stable: jax.Array, *rest: jax.Array) -> Measurement:
         stable = stable & jnp.isfinite(value)

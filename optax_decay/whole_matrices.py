@@ -212,6 +212,17 @@ def bring_together(x: jax.Array, moves: Sequence[tuple[str, int]]) -> jax.Array:
     return x
 
 
+def vary_over(x: jax.Array, names: Sequence[str]) -> jax.Array:
+    """Marks x as differing between devices along mesh axes, which branches and loop carries have to agree on."""
+    missing = tuple(name for name in names if name not in varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`vary_over` the mesh axes over which another array differs."""
+    return vary_over(x, tuple(varying_axes(like)))
+
+
 def device_position(names: Sequence[str]) -> jax.Array:
     """Inside ``shard_map``: this device's index along several mesh axes, the first varying slowest."""
     index = jnp.zeros([], jnp.int32)
