@@ -168,8 +168,13 @@ def renew(state: SpectralAlphaState, found: Swept, scores_of: Map) -> SpectralAl
         centre,
         error,
         resolved_table,
-        state.measured + jnp.sum(found.fresh).astype(jnp.int32),
+        _count_on(state.measured, jnp.sum(found.fresh).astype(jnp.int32)),
         jnp.sum(~valid).astype(jnp.int32),
         jnp.sum(valid & (resolved < 0.5)).astype(jnp.int32),
         mean_ratio(factors, scores_of.weights).astype(state.mean_ratio.dtype),
     )
+
+
+def _count_on(count: jax.Array, more: jax.Array) -> jax.Array:
+    """Their sum, which stays at the largest int32."""
+    return jnp.minimum(count, jnp.iinfo(jnp.int32).max - more) + more
