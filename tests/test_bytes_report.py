@@ -94,10 +94,14 @@ def test_report_agrees_with_the_formulas(fsdp):
     assert single == 2 * 3 / 4 * 4 * total
     assert found[bytes_report.HALF].size == single / 2
     assert found[bytes_report.WARM].size == single
-    # P/4 · (N-1)/N of signs, padding of at most N·8 elements and 8 (N-1) bytes of scales for each leaf.
-    for name, packed, leaves in ((bytes_report.MATRIX, matrices, 8), (bytes_report.ALL, total, 12)):
-        least = 3 / 4 * packed / 4 + 2 * 3 / 4 * 4 * (total - packed)
-        most = least + leaves * (3 / 4 * 4 * 8 / 4 + 8 * 3)
+    # P/4 · (N-1)/N of signs; for each matrix padding of at most N · 8 elements, and 8 (N-1) bytes of scales. The toy has
+    # 3 layers of 7 kernels and a head, and beside them 2 norms in each layer, a last norm and an embedding.
+    for name, packed, vectors in (
+        (bytes_report.MATRIX, matrices, 22),
+        (bytes_report.ALL, total, 30),
+    ):
+        least = 3 / 4 * packed / 4 + 2 * 3 / 4 * 4 * (total - packed) + vectors * 8 * 3
+        most = least + vectors * 3 / 4 * 4 * 8 / 4
         assert least < found[name].size <= most, name
     text = bytes_report.report(options)
     row = next(line for line in text.splitlines() if line.startswith("1-bit Adam, matrices"))
