@@ -94,8 +94,8 @@ def test_report_agrees_with_the_formulas(fsdp):
     assert single == 2 * 3 / 4 * 4 * total
     assert found[bytes_report.HALF].size == single / 2
     assert found[bytes_report.WARM].size == single
-    # P/4 · (N-1)/N of signs; for each matrix padding of at most N · 8 elements, and 8 (N-1) bytes of scales. The toy has
-    # 3 layers of 7 kernels and a head, and beside them 2 norms in each layer, a last norm and an embedding.
+    # P/4 · (N-1)/N of signs; for each matrix padding of at most N · 8 elements, and 8 (N-1) bytes of scales. The toy
+    # has 3 layers of 7 kernels and a head, and beside them 2 norms in each layer, a last norm and an embedding.
     for name, packed, vectors in (
         (bytes_report.MATRIX, matrices, 22),
         (bytes_report.ALL, total, 30),
