@@ -39,7 +39,7 @@ within 2π/K of the median, such as a pure power law of large α, which starts 0
 detected without an exact solution: the same moments, windowed at 2K/3, then give another α, and the difference is
 reported as `Estimate.error`. When it exceeds both 0.01 (α-1) and the floor above, or when the median lies more than a
 factor e from the centre, another pass runs with the centre moved to the median found, where the resolution is
-finest, and with twice the giant steps if it was the error. Figures: ``python -m train.bench_spectra``.
+finest, and with twice the giant steps if it was the error.
 
 **Cost.** Gram 2n²m, Cholesky and inverse 7/3 n³, then 2n³ per product, 14 products for K = 72, all of them in
 ``bfloat16`` if asked (rounding changes α by less than 0.002). Workspace: q + 5 matrices n x n. The centre is carried
