@@ -255,7 +255,7 @@ def test_long_texts_are_cut_and_survive(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("words", '"bytes" nor "bpe-<size>"'),
+        ("words", '"bytes" nor "bpe-<size>".* nor an existing file tokenizer.json'),
         ("bpe4096", '"bytes" nor "bpe-<size>"'),
         ("bpe-100", '512 to 65536 tokens; nearest: "bpe-512"'),
         ("bpe-100000", 'nearest: "bpe-65536"'),

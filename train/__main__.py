@@ -3,11 +3,12 @@
 import importlib
 import sys
 
-from train.config import UserError
+from train.errors import UserError
 
 # Command to the module whose `main(arguments) -> exit code` it calls.
 COMMANDS = {
     "run": "train.main",
+    "tokenise": "train.tokenise",
     "width": "train.width",
     "coordinate_check": "train.coordinate_check",
     "gains": "train.gains",

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from models import llama
-
-
-class UserError(Exception):
-    """Something the user can put right; shown as its message alone, without a traceback."""
+from train.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def read(source: str = "stdlib") -> Corpus:
       FileNotFoundError: there is no such file, folder or match.
       ValueError: what was found holds no text.
     """
-    paths, searched = _stdlib() if source == "stdlib" else _own(source)
+    paths, searched = find(source)
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
     skipped = repaired = 0
@@ -82,26 +82,40 @@ def read(source: str = "stdlib") -> Corpus:
     return Corpus(source, train, held_out, len(texts), skipped, repaired, digest.hexdigest())
 
 
+def find(source: str) -> tuple[dict[str, pathlib.Path], str]:
+    """The files of a source by name, and in words where they were looked for; see `read`."""
+    return _stdlib() if source == "stdlib" else _own(source)
+
+
 def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Training and held-out text.
+    """Training and held-out text; see `training_sizes`."""
+    train, held_out = {}, {}
+    for name, size in training_sizes({name: len(text) for name, text in texts.items()}).items():
+        text = texts[name]
+        train |= {name: text[:size]} if size else {}
+        held_out |= {name: text[size:]} if size < len(text) else {}
+    return train, held_out
+
+
+def training_sizes(sizes: dict[str, int]) -> dict[str, int]:
+    """How much of each file, from its start, is to train on; sorted by name.
 
     Files are held out whole, in an order that their names decide, until they are one part in
     twenty of the text. A file that alone is more than that gives its end instead: so does a
     single file.
     """
-    total = sum(map(len, texts.values()))
-    train, held_out, whole = {}, {}, {}
-    for name, text in texts.items():
-        if len(text) > HELD_OUT * total:
-            cut = len(text) - math.ceil(HELD_OUT * len(text))
-            train[name], held_out[name] = text[:cut], text[cut:]
+    total = sum(sizes.values())
+    train, whole = {}, {}
+    for name, size in sizes.items():
+        if size > HELD_OUT * total:
+            train[name] = size - math.ceil(HELD_OUT * size)
         else:
-            whole[name] = text
-    missing = HELD_OUT * sum(map(len, whole.values()))
+            whole[name] = size
+    missing = HELD_OUT * sum(whole.values())
     for name in sorted(whole, key=_rank):
-        (held_out if missing > 0 else train)[name] = whole[name]
-        missing -= len(whole[name])
-    return dict(sorted(train.items())), dict(sorted(held_out.items()))
+        train[name] = 0 if missing > 0 else whole[name]
+        missing -= whole[name]
+    return dict(sorted(train.items()))
 
 
 def _rank(name: str) -> bytes:

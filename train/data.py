@@ -233,14 +233,20 @@ def _encode(
     state = "off" if entry is None else "rebuilt" if (entry / SEAL).exists() else "new"
     files = None if entry is None else _read_cache(entry)
     if files is not None:
-        learned = tokens.restore(name, files["tokenizer.json"].decode())
-        train, held = (np.frombuffer(files[part], "<u2") for part in ("train", "held_out"))
+        kept = files["tokenizer.json"].decode()
+        learned = (
+            tokens.learn(name, ())
+            if isinstance(tokens.check(name), pathlib.Path)
+            else tokens.restore(name, kept)
+        )
+        kind = tokens.dtype(learned.vocab_size)
+        train, held = (np.frombuffer(files[part], kind) for part in ("train", "held_out"))
         return learned, train, held, "reused"
     learned = tokens.learn(name, found.train.values())
     train, held = (learned.encode(part.values()) for part in (found.train, found.held_out))
     if entry is not None:
         files = {"tokenizer.json": learned.to_json().encode()}
-        files |= {"train": train.astype("<u2").tobytes(), "held_out": held.astype("<u2").tobytes()}
+        files |= {"train": train.tobytes(), "held_out": held.tobytes()}
         try:
             _write_cache(entry, files)
         except OSError as error:

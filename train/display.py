@@ -15,10 +15,14 @@ def say(line: object = "") -> None:
     _console.file.flush()
 
 
+def watched() -> bool:
+    """Whether someone looks on: a terminal that can move its cursor, and no CI."""
+    return _console.is_terminal and not _console.is_dumb_terminal and not os.environ.get("CI")
+
+
 def make_display(start: int, steps: int) -> "Lines | Live":
-    """`Live` where someone watches: a terminal that can move its cursor, and no CI."""
-    watched = _console.is_terminal and not _console.is_dumb_terminal and not os.environ.get("CI")
-    return Live(start, steps) if watched else Lines(start, steps)
+    """`Live` where someone watches."""
+    return Live(start, steps) if watched() else Lines(start, steps)
 
 
 class Lines:
@@ -67,6 +71,46 @@ class Live:
 
     def stop(self) -> None:
         self._bar.stop()
+
+
+class Counter:
+    """How much of a total is done: a bar where someone watches, else about twenty lines."""
+
+    def __init__(self, title: str, unit: str, total: int):
+        self._title, self._unit, self._total = title, unit, total
+        self._done = self._said = 0
+        self._began = time.perf_counter()
+        self._bar = None
+        if watched() and total:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=None),
+                rich.progress.TextColumn("{task.fields[text]}"),
+                console=_console,
+                refresh_per_second=4,
+                expand=True,
+            )
+            self._task = self._bar.add_task(title, total=total, text="")
+
+    def __enter__(self) -> "Counter":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        seconds = time.perf_counter() - self._began
+        left = clock(seconds * (self._total - self._done) / self._done) if self._done else "?"
+        text = f"{self._done:,} of {self._total:,} {self._unit}  {left} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, text=text)
+        elif self._done - self._said >= self._total / 20:
+            self._said = self._done
+            say(f"{self._title}  {text}")
 
 
 def pace(steps_left: int, tokens: int, seconds: float | None) -> str:

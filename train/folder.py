@@ -41,7 +41,7 @@ class Folder:
         """
         try:
             self.path = _new(config.run.name) if config.run.folder is None else _given(config)
-            self._lock = _locked(self.path)
+            self._lock = locked(self.path)
         except OSError as error:
             raise UserError(
                 f"The run folder cannot be written: {error.strerror or error} ({error.filename})."
@@ -110,8 +110,8 @@ def _given(config: Config) -> pathlib.Path:
     return path
 
 
-def _locked(path: pathlib.Path) -> IO[str]:
-    """An open file whose lock ends with the process, however that ends."""
+def locked(path: pathlib.Path, what: str = "run") -> IO[str]:
+    """An open file whose lock ends with the process, however that ends; `what` names who else may hold it."""
     file = (path / "lock").open("a+")
     try:
         import fcntl
@@ -122,8 +122,8 @@ def _locked(path: pathlib.Path) -> IO[str]:
     except OSError:
         file.seek(0)
         raise UserError(
-            f"{path} is in use by another run (process {file.read().strip() or 'unknown'}); wait for"
-            " it, or name another folder with --run.folder."
+            f"{path} is in use by another {what} (process {file.read().strip() or 'unknown'}); wait for"
+            f" it, or name another folder with --{'run.folder' if what == 'run' else 'out'}."
         ) from None
     file.seek(0)
     file.truncate()

@@ -1,0 +1,461 @@
+"""Token stores: what is written, that nothing but the source decides it, and what is refused."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tokenizers
+
+from tests import tfds_files
+from tests.test_data import ODD_TEXTS, prose, write
+from train import datasets, shards, token_store, tokenise, tokens
+from train.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEXTS = [text for text in ODD_TEXTS if text] + [prose(i, 60) for i in range(40)]
+HELD_OUT = [prose(100 + i, 50) for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    files = {f"{i:02d}.txt": prose(i) for i in range(40)} | {"empty.txt": "", "zero.bin": b"\0x"}
+    return write(tmp_path_factory.mktemp("texts"), files)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A text data set called pages/en... by tfds, as array_record, and as tfrecord elsewhere."""
+    root = tmp_path_factory.mktemp("prepared")
+    features = {"text": tfds.features.Text(), "url": tfds.features.Text()}
+    rows = {
+        "train": [{"text": text, "url": f"u{i}"} for i, text in enumerate(TEXTS)],
+        "validation": [{"text": text, "url": "v"} for text in HELD_OUT],
+    }
+    first = tfds_files.prepare(root / "array", tfds_files.make_builder("pages", features, rows))
+    tfds_files.as_tfrecord(first, root / "tfrecord")
+    return root
+
+
+def build(out, source, *, workers=1, tokenizer="bytes", shard_megabytes=0.01, **more):
+    asked = tokenise.Arguments(
+        out=str(out),
+        source=str(source),
+        workers=workers,
+        tokenizer=str(tokenizer),
+        shard_megabytes=shard_megabytes,
+        **more,
+    )
+    return tokenise.build(out, asked)
+
+
+def files(out):
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.name != "lock"}
+
+
+def texts_of(store, row):
+    everything = np.concatenate(list(row.arrays))
+    ends = np.flatnonzero(everything == store.tokenizer.separator)
+    return [store.tokenizer.decode(part) for part in np.split(everything, ends + 1)[:-1]]
+
+
+@pytest.fixture(scope="module")
+def store(folder, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("store"), folder, tokenizer="bpe-512")
+
+
+# --- what is written
+
+
+def test_a_store_holds_the_text(folder, store):
+    assert len(store.shards["train"]) > 3
+    found = texts_of(store, store.train) + texts_of(store, store.held_out)
+    assert sorted(found) == sorted(prose(i) for i in range(40))
+    assert (
+        1 <= store.held_out.documents <= 3
+        and store.train.documents + store.held_out.documents == 40
+    )
+    assert store.train_bytes == sum(len(t.encode()) for t in texts_of(store, store.train))
+    store.verify()
+
+
+def test_a_store_does_not_depend_on_processes_or_place(folder, store, tmp_path):
+    two = build(tmp_path / "two", folder, tokenizer="bpe-512", workers=2)
+    assert files(tmp_path / "two") == files(store.folder) and two.digest == store.digest
+    other = build(tmp_path / "other", folder, tokenizer="bpe-512", shard_megabytes=0.02)
+    assert len(other.shards["train"]) < len(store.shards["train"])
+    assert texts_of(other, other.train) == texts_of(store, store.train)
+
+
+def test_large_files_are_cut_at_lines(tmp_path):
+    text = "".join(f"line {i} é\n" for i in range(3000))
+    write(tmp_path / "in", {"one.txt": text, "wide.txt": "é" * 20_000})
+    made = build(tmp_path / "out", tmp_path / "in")
+    parts = texts_of(made, made.train) + texts_of(made, made.held_out)
+    lines = [part for part in parts if part[0] != "é"]
+    assert len(lines) > 3 and all(part.endswith("\n") for part in lines)
+    assert "".join(lines) == text  # train and held-out parts follow each other
+    assert "".join(part for part in parts if part[0] == "é") == "é" * 20_000
+
+
+@pytest.mark.parametrize("kind", ["array", "tfrecord"])
+def test_tfds_without_tensorflow(prepared, tmp_path, kind):
+    made = build(tmp_path / "out", "tfds:pages:1.2.0", data_dir=str(prepared / kind), field="text")
+    assert sorted(texts_of(made, made.train)) == sorted(TEXTS)
+    assert sorted(texts_of(made, made.held_out)) == sorted(HELD_OUT)
+    assert len(made.shards["train"]) >= 3
+    assert "tensorflow" not in sys.modules
+
+
+def test_both_kinds_give_the_same_tokens(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared / "array"))
+    one = build(tmp_path / "one", "tfds:pages", field="text", shard_megabytes=1.0)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared / "tfrecord"))
+    two = build(tmp_path / "two", "tfds:pages", field="text", shard_megabytes=1.0)
+    assert (tmp_path / "one/manifest.json").read_text() == (
+        tmp_path / "two/manifest.json"
+    ).read_text()
+    assert one.digest == two.digest
+
+
+def test_parts_of_splits(prepared, tmp_path):
+    root = str(prepared / "tfrecord")
+    wanted = {"split": "train[:50%]", "held_out": "train[50%:]", "field": "text"}
+    made = build(tmp_path / "out", "tfds:pages", data_dir=root, **wanted)
+    both = texts_of(made, made.train), texts_of(made, made.held_out)
+    assert sorted(both[0] + both[1]) == sorted(TEXTS) and abs(len(both[0]) - len(both[1])) <= 1
+
+
+# --- resuming
+
+
+def test_kill_and_resume(folder, store, tmp_path):
+    """Killed without warning again and again, and by the same command at last what nobody disturbed."""
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        "tokenise",
+        "--out",
+        str(out),
+        "--source",
+        str(folder),
+    ]
+    command += ["--tokenizer", "bpe-512", "--shard_megabytes", "0.01", "--workers", "2"]
+    slow = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    # Every worker waits after a shard, so that there is a moment to kill it in.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time, os\n"
+        "real = os.replace\n"
+        "def replace(a, b):\n"
+        "    real(a, b)\n"
+        "    if str(b).endswith('.seal'): time.sleep(0.3)\n"
+        "os.replace = replace\n"
+    )
+    seals = 0
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=slow, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while seals < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+        seals = len(list(out.glob("*.seal")))
+    process.kill()
+    process.wait()
+    assert seals >= 2 and not (out / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match="begun and not finished"):
+        token_store.open_store(out)
+    # Workers end with the command that started them.
+    while time.monotonic() < deadline:
+        if subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).returncode:
+            break
+        time.sleep(0.05)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError("workers outlived their command")
+    before = {
+        p.name: p.stat().st_mtime_ns
+        for p in out.glob("*.tokens")
+        if p.with_suffix(".seal").exists()
+    }
+    (out / "train-00001.tokens.77.part").write_bytes(b"torn")
+    build(out, folder, tokenizer="bpe-512")
+    assert files(out) == files(store.folder)
+    assert before and all((out / n).stat().st_mtime_ns == t for n, t in before.items())
+
+
+def test_a_finished_store_is_left_alone(folder, store, monkeypatch):
+    monkeypatch.setattr(shards, "make_shard", None)
+    before = files(store.folder)
+    build(store.folder, folder, tokenizer="bpe-512")
+    assert files(store.folder) == before
+
+
+def test_other_arguments_or_files_are_refused(folder, store, tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer: .*bpe-512.* -> bytes"):
+        build(store.folder, folder, tokenizer="bytes")
+    shutil.copytree(folder, tmp_path / "in")
+    build(tmp_path / "out", tmp_path / "in")
+    (tmp_path / "in/01.txt").write_text("something else")
+    with pytest.raises(UserError, match="source's files"):
+        build(tmp_path / "out", tmp_path / "in")
+    write(tmp_path / "mine", {"thesis.txt": "mine"})
+    with pytest.raises(UserError, match=r"holds thesis\.txt"):
+        build(tmp_path / "mine", folder)
+
+
+# --- damage
+
+
+def test_one_flipped_bit_is_found(store, tmp_path):
+    shutil.copytree(store.folder, tmp_path / "copy")
+    damaged = [p for p in (tmp_path / "copy").iterdir() if p.suffix in (".tokens", ".ends")]
+    damaged = [p for p in damaged if p.stat().st_size]
+    for path in damaged[:3] + damaged[-1:]:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(token_store.Damaged, match=path.name):
+            token_store.open_store(tmp_path / "copy").verify()
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    token_store.open_store(tmp_path / "copy").verify()
+
+
+def test_sizes_names_and_vocabulary_are_checked_at_once(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    path = copy / "train-00001.tokens"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    with pytest.raises(token_store.Damaged, match=f"{len(content) - 2} bytes"):
+        token_store.open_store(copy)
+    path.unlink()
+    with pytest.raises(token_store.Damaged, match="missing"):
+        token_store.open_store(copy)
+    (tmp_path / "outside").write_bytes(content)
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(token_store.Damaged, match="link to"):
+        token_store.open_store(copy)
+    path.unlink()
+    path.write_bytes(content)
+    token_store.open_store(copy)
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(token_store.Damaged, match=r"tokenizer\.json is damaged"):
+        token_store.open_store(copy)
+
+
+def test_no_manifest_gets_through_by_chance(store, tmp_path):
+    """Random damage to the manifest is refused in our words, or leaves the content as it was."""
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    path = copy / "manifest.json"
+    good = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+
+    def replaced(value):
+        """One random leaf of a JSON tree replaced by something strange."""
+        if isinstance(value, dict) and value:
+            key = rng.choice(list(value))
+            if rng.random() < 0.1:
+                return {k: v for k, v in value.items() if k != key}
+            return value | {key: replaced(value[key])}
+        if isinstance(value, list) and value:
+            i = rng.randrange(len(value))
+            return [*value[:i], replaced(value[i]), *value[i + 1 :]]
+        strange = [None, -1, 0, 2**70, 1.5, True, "", "../../x", [], {}, "a" * 64, float("inf")]
+        return rng.choice(strange)
+
+    for trial in range(300):
+        if trial % 3:
+            content = json.dumps(replaced(json.loads(good))).encode()
+        else:
+            content = bytearray(good)
+            for _ in range(rng.randrange(1, 4)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+            content = bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        path.write_bytes(content)
+        try:
+            opened = token_store.open_store(copy)
+        except token_store.Damaged as error:
+            refused += 1
+            assert str(copy) in str(error)
+            continue
+        # Only what nothing reads may have changed: the description, a count of bytes, a digest.
+        assert len(opened.train) == len(store.train)
+        assert opened.tokenizer.vocab_size == store.tokenizer.vocab_size
+    assert refused > 200
+
+
+# --- given vocabularies
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """As people have them: T5's kind with an end token of its own, and GPT-2's pair of files."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    texts = [prose(i) for i in range(20)]
+    five = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    five.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    five.decoder = tokenizers.decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    five.train_from_iterator(texts, trainer)
+    five.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    five.enable_padding(length=50)
+    five.enable_truncation(max_length=50)
+    (root / "t5").mkdir()
+    five.save(str(root / "t5/tokenizer.json"))
+    pairs = tokenizers.ByteLevelBPETokenizer()
+    pairs.train_from_iterator(
+        texts, vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    (root / "gpt2").mkdir()
+    pairs.save_model(str(root / "gpt2"))
+    return root
+
+
+def test_a_tokenizer_json(vocabularies, folder, tmp_path):
+    path = vocabularies / "t5/tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    theirs.no_truncation()
+    theirs.no_padding()
+    made = build(tmp_path / "out", folder, tokenizer=path)
+    assert made.tokenizer.separator == 1
+    start = 0
+    for end in made.train.ends[0].tolist():
+        document = made.train.arrays[0][start:end]
+        text = theirs.decode(document.tolist())
+        assert theirs.encode(text).ids == document.tolist()  # T5's rule: its end token, once
+        start = end
+    again = token_store.open_store(tmp_path / "out").tokenizer
+    assert again.decode(document) == made.tokenizer.decode(document) == text
+
+
+def test_gpt2s_pair_of_files(vocabularies):
+    given = tokens.given(vocabularies / "gpt2")
+    theirs = tokenizers.ByteLevelBPETokenizer(
+        str(vocabularies / "gpt2/vocab.json"), str(vocabularies / "gpt2/merges.txt")
+    )
+    for text in ODD_TEXTS[:4] + ODD_TEXTS[6:]:
+        assert given.encode([text])[:-1].tolist() == theirs.encode(text).ids
+        assert given.decode(given.encode([text])) == text
+    spelled = given.encode(["a<|endoftext|>b"])
+    assert (spelled == given.separator).sum() == 1 and spelled[-1] == given.separator
+    assert tokens.given(vocabularies / "gpt2/vocab.json").to_json() == given.to_json()
+
+
+def test_which_token_ends_a_text(vocabularies, tmp_path):
+    shutil.copytree(vocabularies / "t5", tmp_path / "t5")
+    path = tmp_path / "t5"
+    assert tokens.given(path).separator == 1
+    assert tokens.given(path, "<pad>").separator == 0
+    (path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<unk>"}}')
+    assert tokens.given(path).separator == 2
+    with pytest.raises(ValueError, match=r"<nothing> is not in .*--end_of_text.*<pad>"):
+        tokens.given(path, "<nothing>")
+
+
+def test_wide_vocabularies_take_four_bytes():
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}, "w0")
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    wide = tokens.restore("wide", library.to_str(), 70_000)
+    encoded = wide.encode(["w3 w69999", "w1"])
+    assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "merges.txt"),
+        ({"tokenizer.json": "{"}, "SentencePiece"),
+        ({"vocab.json": "{}"}, "missing: merges"),
+    ],
+)
+def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=said):
+        tokens.given(tmp_path)
+
+
+# --- what is said
+
+
+def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
+    root = str(prepared / "array")
+    for name, said in (
+        ("c4/en:3.0.1", "tfds build c4/en:3.0.1 --data_dir DATA --file_format array_record"),
+        ("page", "nearest: pages"),
+        ("pages:1.0.0", "versions there are 1.2.0"),
+        ("c4 en", "is not the name of a data set"),
+        ("imagenet2012", "downloads/manual"),
+    ):
+        with pytest.raises(UserError) as caught:
+            datasets.builder(name, root)
+        assert said in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        datasets.builder("c4/en", root)
+    for part in ("TensorFlow", "apache-beam", "TFDS_DATA_DIR", root):
+        assert part in str(caught.value)
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install 'tensorflow-datasets"):
+        datasets.builder("pages", root)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"field": "label"}, "no field 'label' .* nearest"),
+        ({"split": "training"}, "no split 'training'; it has train, validation"),
+    ],
+)
+def test_wrong_fields_and_splits(prepared, tmp_path, more, said):
+    wanted = {"field": "text"} | more
+    with pytest.raises(UserError, match=said):
+        build(tmp_path / "out", "tfds:pages", data_dir=str(prepared / "array"), **wanted)
+
+
+def test_a_torn_tfrecord_is_noticed(prepared, tmp_path):
+    shutil.copytree(prepared / "tfrecord", tmp_path / "data")
+    path = next((tmp_path / "data").rglob("*train.tfrecord-00001*"))
+    whole = path.read_bytes()
+    first = 16 + int.from_bytes(whole[:8], "little")
+    for content in (whole[:-3], whole[:first]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=path.name):
+            build(tmp_path / "out", "tfds:pages", data_dir=str(tmp_path / "data"), field="text")
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_options_of_other_sources_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="--split belongs to a tfds data set"):
+        build(tmp_path, folder, split="train")
+    with pytest.raises(UserError, match="end_of_text"):
+        build(tmp_path, folder, end_of_text="</s>")
+
+
+def test_the_command(folder, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "s"), "--source", str(folder), "--tokenizer", "bytes"]
+    assert tokenise.main([*arguments, "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "documents to train on" in said and f"store:{tmp_path / 's'}" in said
+    assert tokenise.main(["--out", str(tmp_path / "s"), "--verify", "True"]) == 0
+    (tmp_path / "s/train-00000.tokens").write_bytes(b"")
+    with pytest.raises(UserError, match="train-00000"):
+        tokenise.main(["--out", str(tmp_path / "s"), "--verify", "True"])

@@ -1,0 +1,215 @@
+"""Data sets that tensorflow-datasets has prepared, found and read without TensorFlow.
+
+A data set is named as tfds names it: `c4/en:3.0.1` is version 3.0.1 of configuration en of c4, in the
+folder c4/en/3.0.1 below the data folder. Without a version the highest that is there is taken. Both
+forms on disk are read: array_record through tfds's own data source, tfrecord through Grain's reader.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from train.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Examples that follow each other in one file of a prepared data set."""
+
+    folder: str
+    file: str
+    skip: int  # examples of the file before the first
+    take: int
+    whole: int  # examples that the file must hold
+
+
+def data_folder(asked: str | None) -> pathlib.Path:
+    """Where prepared data sets are: as asked for, or TFDS_DATA_DIR, or tfds's own default."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(asked or default).expanduser()
+
+
+def builder(name: str, data_dir: str | None = None) -> Any:
+    """The tfds builder of a prepared data set, which reads and never downloads.
+
+    Raises:
+        UserError: a malformed name, a missing package, or nothing prepared; says what to run where.
+    """
+    if importlib.util.find_spec("tensorflow_datasets") is None or not importlib.util.find_spec(
+        "grain"
+    ):
+        raise UserError(
+            f"Reading {name} needs the packages tensorflow-datasets and grain (not TensorFlow):"
+            " pip install 'tensorflow-datasets>=4.9.10' 'grain>=0.2.18' into the environment that runs this."
+        )
+    import tensorflow_datasets as tfds
+
+    if NAME.fullmatch(name) is None:
+        raise UserError(
+            f"{name!r} is not the name of a data set, which is NAME, NAME/CONFIG or"
+            " NAME/CONFIG:VERSION; for example c4/en:3.0.1."
+        )
+    root = data_folder(data_dir)
+    plain, _, version = name.partition(":")
+    versions = _versions(root / plain)
+    if not versions or (version and version not in versions):
+        raise UserError(_missing(name, root, versions))
+    folder = root / plain / (version or versions[-1])
+    return tfds.builder_from_directory(str(folder))
+
+
+def describe(source: Any) -> dict[str, Any]:
+    """What a builder reads, by the facts that its files give: JSON values only."""
+    info = source.info
+    folder = pathlib.Path(source.data_path)
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    return {
+        "name": info.full_name,
+        "format": info.file_format.value if info.file_format else "unknown",
+        "files": {p.name: p.stat().st_size for p in files},
+    }
+
+
+def pieces(source: Any, split: str, largest: int) -> list[Piece]:
+    """A split such as `train` or `train[:99%]` in pieces of at most `largest` bytes, where files allow.
+
+    A tfrecord file can only be read from its start, so there a piece is as large as its file.
+    """
+    info = source.info
+    try:
+        instructions = info.splits[split].file_instructions
+    except (ValueError, KeyError):
+        raise UserError(
+            f"{info.full_name} has no split {split!r}; it has {', '.join(info.splits)} and parts of"
+            f" them such as '{next(iter(info.splits))}[:99%]'."
+        ) from None
+    random_access, found = is_random_access(source), []
+    for part in instructions:
+        path = pathlib.Path(str(part.filename))
+        take = part.examples_in_shard - part.skip if part.take < 0 else part.take
+        count = 1
+        if random_access and take:
+            share = path.stat().st_size * take / part.examples_in_shard
+            count = min(take, max(1, -int(-share // largest)))
+        edges = [take * i // count for i in range(count + 1)]
+        for start, stop in itertools.pairwise(edges):
+            if stop > start:
+                found.append(
+                    Piece(
+                        *(str(source.data_path), path.name, part.skip + start, stop - start),
+                        part.examples_in_shard,
+                    )
+                )
+    return found
+
+
+def examples(piece: Piece, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The examples of a piece, as tfds decodes them, with `fields` alone.
+
+    Raises:
+        UserError: a file that holds more or fewer examples than the data set says, or is torn.
+    """
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(piece.folder)
+    features = source.info.features
+    path = str(pathlib.Path(piece.folder, piece.file))
+    try:
+        for raw in _records(source, path, piece):
+            example = features.deserialize_example_np(raw)
+            yield {name: example[name] for name in fields}
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}. Prepare the data set again, or copy the file again."
+        ) from None
+
+
+def _records(source: Any, path: str, piece: Piece) -> Iterator[bytes]:
+    """Serialised examples `skip` to `skip + take` of a file."""
+    if is_random_access(source):
+        from array_record.python import array_record_data_source
+
+        with array_record_data_source.ArrayRecordDataSource([path]) as records:
+            if len(records) != piece.whole:
+                raise ValueError(f"it holds {len(records)} examples, not {piece.whole}")
+            for start in range(piece.skip, piece.skip + piece.take, 256):
+                stop = min(start + 256, piece.skip + piece.take)
+                yield from records.__getitems__(list(range(start, stop)))
+        return
+    import grain
+
+    done = 0
+    # To the end, whatever is wanted: only so is a file that lost its end noticed.
+    for done, raw in enumerate(grain.experimental.TFRecordIterDataset(path), 1):
+        if piece.skip < done <= piece.skip + piece.take:
+            yield raw
+    if done != piece.whole:
+        raise ValueError(f"it holds {done} examples, not {piece.whole}")
+
+
+def is_random_access(source: Any) -> bool:
+    """Whether a data set is prepared as array_record; refuses everything but that and tfrecord."""
+    form = source.info.file_format.value if source.info.file_format else "unknown"
+    if form not in ("array_record", "tfrecord"):
+        raise UserError(
+            f"{source.info.full_name} is prepared as {form}; array_record and tfrecord can be read."
+        )
+    return form == "array_record"
+
+
+def check_field(source: Any, field: str, kind: str, of: Mapping[str, Any] | None = None) -> None:
+    """Refuses a field that is not there or is not of the tfds class `kind`."""
+    features = source.info.features if of is None else of
+    fitting = [name for name, f in features.items() if type(f).__name__ == kind]
+    if field not in fitting:
+        near = difflib.get_close_matches(field, fitting, n=1, cutoff=0.0)
+        raise UserError(
+            f"{source.info.full_name} has no field {field!r} of the kind {kind}; of that kind it has:"
+            f" {', '.join(fitting) or 'none'}" + (f"; nearest: {near[0]}." if near else ".")
+        )
+
+
+def _versions(folder: pathlib.Path) -> list[str]:
+    """Prepared versions in a folder, the highest last."""
+    found = [p.parent.name for p in folder.glob("*.*.*/dataset_info.json")]
+    return sorted(found, key=lambda v: [int(n) if n.isdigit() else -1 for n in v.split(".")])
+
+
+def _missing(name: str, root: pathlib.Path, versions: list[str]) -> str:
+    """What is not there, what is, and what to run where."""
+    there = sorted(
+        p.parent.parent.relative_to(root).as_posix()
+        for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+        for p in root.glob(pattern)
+    )
+    plain = name.partition(":")[0]
+    near = difflib.get_close_matches(plain, there, n=1, cutoff=0.6)
+    have = (
+        f"its versions there are {', '.join(versions)}"
+        if versions
+        else f"that folder holds {', '.join(there) or 'no prepared data set'}"
+        + (f" (nearest: {near[0]})" if near else "")
+    )
+    manual = (
+        " ImageNet's archives have to be fetched by hand first, into DATA/downloads/manual."
+        if plain == "imagenet2012"
+        else ""
+    )
+    return (
+        f"The data set {name} is not prepared in {root}: {have}.\n"
+        "Prepare it once, on any machine with a network and TensorFlow (C4: also a Beam runner, see"
+        " the tfds guide on Beam):\n"
+        "  pip install tensorflow tensorflow-datasets apache-beam\n"
+        f"  tfds build {name} --data_dir DATA --file_format array_record\n"
+        f"{manual.strip() + chr(10) if manual else ''}"
+        f"Then copy DATA/{plain} to {root / plain} here, or name its place with --data_dir or"
+        " TFDS_DATA_DIR. Reading it needs no TensorFlow; tfrecord files are read as well."
+    )
