@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import re
 import shutil
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.runs import flags, losses, program, write_text
-from train import checkpoint, log, main
+from train import __main__ as command
+from train import checkpoint, damage, integrity, log, main, params
 from train.arguments import parse
 from train.config import Config, UserError, replace
 from train.folder import Folder
@@ -35,6 +37,15 @@ def copied(saved, tmp_path, monkeypatch):
 
 def largest_file(folder: pathlib.Path) -> pathlib.Path:
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def forge(folder: pathlib.Path, edit) -> None:
+    """Changes the meta of a checkpoint so that its seals hold, as a program would that wrote it so."""
+    path = folder / "meta/metadata"
+    meta = integrity.verified(json.loads(path.read_text()))
+    edit(meta)
+    path.write_text(json.dumps(integrity.signed(meta)))
+    integrity.seal(folder)
 
 
 def again(folder: pathlib.Path, *more: str) -> list[str]:
@@ -121,6 +132,36 @@ def test_another_config_is_refused_by_name_and_value(copied):
         main.main(["--resume", str(copied / "run")])
 
 
+def test_the_weights_alone_are_written_where_asked(copied, tmp_path, capsys):
+    out, run = tmp_path / "weights", copied / "run"
+    damage.one(run / "checkpoints/6/state", random.Random(0), "cut")
+    assert command.main(["params", str(run), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "step 6 cannot be read" in said and "of step 4" in said
+    assert (run / "checkpoints/6").is_dir()  # reading changes nothing
+    ready = program(copied)
+    meta = checkpoint.describe(ready.config, "", ready.shapes)
+    with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        whole, _ = checkpoints.parameters(4, ready.shardings["step"])
+    host = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    found = params.load(out, host)
+    assert checkpoint.structure({"params": found}).items() <= meta["structure"].items()
+    for path, x in checkpoint.flat(found).items():
+        np.testing.assert_array_equal(x, whole[path])
+        assert x.sharding == host
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["step"] == 4 and manifest["config"]["model"]["width"] == 16
+    manifest["weights"]["head/kernel"]["digest"] = "0" * 16
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    (out / "manifest.json").write_text(json.dumps(integrity.signed(rest)))
+    with pytest.raises(integrity.Damaged, match="head/kernel"):
+        params.load(out, host)
+    assert command.main(["params", str(run), "--out", str(out)]) == 2
+    assert command.main(["params", str(run), "--out", str(tmp_path / "x"), "--step", "5"]) == 2
+    said = capsys.readouterr().err
+    assert "is not empty" in said and "no checkpoint of step 5; nearest: 4" in said
+
+
 def test_what_moves_no_weight_may_change(copied, capsys):
     changed = "--run.eval_every 4 --run.save_every 7 --run.log_every 2 --run.keep 1 --mesh.data 2"
     assert main.main(["--resume", str(copied / "run"), *changed.split(), "--run.steps", "8"]) == 0
@@ -135,11 +176,12 @@ def test_another_text_is_refused(copied):
 
 
 def test_other_arrays_are_refused_with_their_names(copied):
-    path = copied / "run/checkpoints/6/meta/metadata"
-    meta = json.loads(path.read_text())
-    meta["structure"]["params/head/kernel"] = "float32[3, 5]"
-    meta["structure"]["params/extra"] = "float32[2]"
-    path.write_text(json.dumps(meta))
+    def edit(meta):
+        meta["structure"]["params/head/kernel"] = "float32[3, 5]"
+        for table in ("structure", "names", "digests"):
+            meta[table]["params/extra"] = "float32[2]"
+
+    forge(copied / "run/checkpoints/6", edit)
     with pytest.raises(UserError, match=r"(?s)head/kernel: float32\[3, 5\] -> .*extra.*absent"):
         main.main(again(copied))
 

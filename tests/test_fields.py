@@ -79,7 +79,7 @@ MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 RUN = {
     *("run.name", "run.folder", "run.steps", "run.micro_batches", "run.log_every"),
     *("run.eval_every", "run.eval_batches", "run.save_every", "run.keep", "run.tensorboard"),
-    *("run.wandb", "data.cache"),
+    *("run.wandb", "run.keep_every", "run.migrate", "data.cache"),
 }
 
 
@@ -155,7 +155,7 @@ def test_fields_of_the_run(tmp_path, monkeypatch):
     logged = fake_wandb(monkeypatch)
     changed = (
         "--run.name other --run.folder None --run.steps 5 --run.micro_batches 2 --run.log_every 2"
-        " --run.eval_every 3 --run.eval_batches 1 --run.save_every 1 --run.keep 2"
+        " --run.eval_every 3 --run.eval_batches 1 --run.save_every 1 --run.keep 2 --run.keep_every 2"
         " --run.tensorboard True --run.wandb project"
     )
     assert main.main(flags(tmp_path, *changed.split())) == 0
@@ -163,7 +163,7 @@ def test_fields_of_the_run(tmp_path, monkeypatch):
     assert list(losses(run)) == [2, 4, 5]  # log_every, and always the last
     held_out = [r for r in records(run) if r["kind"] == "held_out"]
     assert [r["step"] for r in held_out] == [0, 3, 5]
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["4", "5"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "4", "5"]
     assert list((run / "tensorboard").iterdir())
     assert any((tmp_path / "cache").iterdir())  # data.cache
     # eval_batches: other text gives another loss, by the same weights.

@@ -18,7 +18,7 @@ import pytest
 
 from tests.runs import TOY, flags, interrupt_after, losses, program, records, write_text
 from train import __main__ as command
-from train import checkpoint, main
+from train import checkpoint, integrity, main
 from train.arguments import parse
 from train.experiments import EXPERIMENTS
 
@@ -42,7 +42,7 @@ def no_pictures(whole, monkeypatch):
 def final_state(folder: pathlib.Path):
     """The newest checkpoint of a toy run, as arrays."""
     ready = program(folder)
-    meta = json.loads((folder / "run/checkpoints/6/meta/metadata").read_text())
+    meta = integrity.verified(json.loads((folder / "run/checkpoints/6/meta/metadata").read_text()))
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         state, step = checkpoints.restore(ready.placed_shapes(), meta, print)
     assert step == 6

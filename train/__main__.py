@@ -12,6 +12,7 @@ COMMANDS = {
     "width": "train.width",
     "coordinate_check": "train.coordinate_check",
     "gains": "train.gains",
+    "params": "train.params",
 }
 
 

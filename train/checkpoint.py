@@ -1,57 +1,91 @@
 """Checkpoints of a run: the state of the step and what it takes to know that it fits.
 
-    checkpoints/STEP/state    every array of {"params", "optimizer", "step"} (Orbax)
-    checkpoints/STEP/meta     JSON: step, config, digest of the text, path, shape and dtype of every array
+    checkpoints/STEP/state        every array of {"params", "optimizer", "step"}, by its path (Orbax)
+    checkpoints/STEP/meta         JSON: step, config, digest of the text; path, shape, dtype, name and
+                                  digest of every array
+    checkpoints/STEP/seal.json    size and digest of every file of the two (integrity.py)
 
-Written in the background and made visible by one rename, so that a kill leaves the one before. A
-checkpoint that cannot be read is set aside as `unreadable-STEP`, never deleted, and the one before
-is used. Arrays are trusted as Orbax returns them; `Checkpoints._read` is where their digests will
-be compared with a manifest.
+Written in the background and made visible by one rename, so that a kill leaves the one before. What
+is restored is compared with the digests; a checkpoint that is not what was written is set aside as
+`unreadable-STEP`, never deleted, and the one before is used. The seal follows the rename: a
+checkpoint without one was cut off in between, and is judged by the digests of its arrays alone.
 """
 
 import dataclasses
 import json
 import logging
 import pathlib
+import shutil
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from optax_decay.paths import leaf_paths
+from train import integrity, migrate
 from train.arguments import from_json
-from train.config import MAY_CHANGE, Config, UserError, differences
+from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
 
 
 def structure(state: Any) -> dict[str, str]:
     """Path to "dtype[shape]" of every array in a state."""
-    texts = [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(state)]
-    return dict(zip(leaf_paths(state), texts, strict=True))
+    return {path: f"{x.dtype}{list(x.shape)}" for path, x in flat(state).items()}
+
+
+def flat(state: Any) -> dict[str, Any]:
+    """Path to array."""
+    return dict(zip(leaf_paths(state), jax.tree.leaves(state), strict=True))
 
 
 def describe(config: Config, text: str, state: Any) -> dict[str, Any]:
     """The meta of a run's checkpoints; `text` is the digest of the corpus."""
-    return {"config": dataclasses.asdict(config), "text": text, "structure": structure(state)}
+    return {
+        "config": dataclasses.asdict(config),
+        "text": text,
+        "structure": structure(state),
+        "names": migrate.names(state),
+    }
 
 
 class Checkpoints:
-    """The folder of checkpoints of one run. At most `keep` are kept, the newest ones."""
+    """The folder of checkpoints of one run.
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    The newest `keep` are kept, and for good those of every `keep_every`-th step. With `read_only`
+    nothing in it is changed.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int | None = None,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ):
         # Failures are told in our words; Orbax and its abandoned reads log them too, at length.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(
+                max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
+            ),
         )
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
         self._manager.close()
 
     @property
@@ -59,43 +93,90 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: Any, meta: dict[str, Any], step: int) -> None:
-        """Starts writing and returns; the state may be overwritten at once. Waits for the save before it."""
+        """Starts writing and returns; the state may be overwritten at once.
+
+        Raises:
+            OSError: the save before this one, which is waited for, could not be written.
+        """
+        self.wait()
         if step in self.steps:
             return
+        arrays = flat(state)
+        more = {"step": step, "digests": integrity.digests(arrays)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"step": step, **meta})
+            state=ocp.args.StandardSave(arrays),
+            meta=ocp.args.JsonSave(integrity.signed({**meta, **more})),
         )
-        self._manager.save(step, args=items)
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:
+            self._fail(step, error)
+        self._thread = threading.Thread(target=self._finish, args=(step,))
+        self._thread.start()
 
     def wait(self) -> None:
-        """Until the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Until the last save is on disk; raises OSError if it could not be written."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _finish(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                integrity.seal(self.folder / str(step))
+        except Exception as error:
+            try:
+                self._fail(step, error)
+            except OSError as told:
+                self._error = told
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Makes room again, and says why in one line."""
+        for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        self._manager.reload()
+        raise OSError(f"The checkpoint of step {step} could not be written: {_first_line(error)}")
 
     def restore(
-        self, abstract: Any, meta: dict[str, Any], say: Callable[[str], None]
+        self,
+        abstract: Any,
+        meta: dict[str, Any],
+        say: Callable[[str], None],
+        fresh: Callable[[Any], Any] | None = None,
     ) -> tuple[Any, int] | None:
-        """The newest state that can be read, and its step; None if nothing was ever saved.
+        """The newest state that is what was saved, and its step; None if nothing was ever saved.
 
         Args:
             abstract: tree of ShapeDtypeStruct with shardings: where to put what.
             meta: of the run that goes on; see `describe`.
-            say: told about checkpoints that had to be passed over.
+            say: told about checkpoints that had to be passed over, and what a migration did.
+            fresh: parameters to a new optimizer state. Given, another optimizer than the saved one
+                is allowed, and gets what has the same name (migrate.py).
 
         Raises:
             UserError: the checkpoint belongs to another config, text or structure, or none of those
                 that there are can be read.
         """
         for step in reversed(self.steps):
-            try:
-                found = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-            except Exception as error:
-                self._set_aside(step, error, say)
-                continue
-            compare(found, meta, self.folder)
-            try:
-                return self._read(step, state=ocp.args.StandardRestore(abstract))["state"], step
-            except Exception as error:
-                self._set_aside(step, error, say)
+            found, error = _together(self._meta, step)
+            if error is None:
+                compare(found, meta, self.folder, fresh is not None)
+                plan = migrate.plan(_leaves(found), _leaves(meta)) if fresh else None
+                state, error = _together(self._state, step, found, abstract, plan, fresh)
+                if error is None:
+                    if not integrity.is_sealed(self.folder / str(step)):
+                        say(
+                            f"The checkpoint of step {step} has no {integrity.SEAL}: it was cut off"
+                            " at the very end, or that file is lost. Its arrays are what was saved."
+                        )
+                    if plan and plan.changes:
+                        say(f"The optimizer has changed since step {step}:\n{plan}")
+                    return state, step
+            self._set_aside(step, error, say)
         if any(self.folder.glob("unreadable-*")):
             raise UserError(
                 f"No checkpoint in {self.folder} can be read. To train again from the start, remove"
@@ -103,26 +184,145 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+    def parameters(self, step: int, place: jax.sharding.Sharding) -> tuple[dict[str, Any], Any]:
+        """The parameters of one step by path, all placed alike, and the meta; the rest is not read.
+
+        Raises:
+            integrity.Damaged: they are not what was saved.
+        """
+        found = self._meta(step)
+        wanted = {
+            path.removeprefix("params/"): migrate.parse(text)
+            for path, text in found["structure"].items()
+            if path.startswith("params/")
+        }
+        placed = {
+            f"params/{path}": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+            for path, x in wanted.items()
+        }
+        arrays = self._arrays(step, found, placed)
+        return {path: arrays[f"params/{path}"] for path in wanted}, found
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        """Of one checkpoint, all of whose files are what was written."""
+        folder = self.folder / str(step)
+        if jax.process_index() == 0 and integrity.is_sealed(folder):
+            integrity.check_seal(folder)
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        found = integrity.verified(self._manager.restore(step, args=items)["meta"])
+        _check(found, step)
+        return found
+
+    def _state(self, step: int, found: Any, abstract: Any, plan: Any, fresh: Any) -> Any:
+        wanted = flat(abstract)
+        if not plan or not plan.changes:
+            arrays = self._arrays(step, found, wanted)
+            treedef = jax.tree.structure(abstract)
+            return jax.tree.unflatten(treedef, [arrays[path] for path in leaf_paths(abstract)])
+        now = structure(abstract)
+        saved = {
+            old: wanted[new]
+            if found["structure"][old] == now[new]
+            else _typed(found["structure"][old], wanted[new].sharding)
+            for new, old in plan.kept.items()
+        }
+        arrays = self._arrays(step, found, saved)
+        kept = {new: arrays[old] for new, old in plan.kept.items()}
+        params = migrate.join(abstract["params"], _below("params", kept))
+        state = {"params": params, "optimizer": fresh(params), "step": abstract["step"]}
+        return migrate.join(state, kept)
+
+    def _arrays(self, step: int, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Some of the arrays of a checkpoint, compared with their digests."""
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = reader.restore(self.folder / str(step) / "state", arguments)
+        if arrays.keys() != wanted.keys():
+            raise integrity.Damaged(f"it holds {len(arrays)} of {len(wanted)} arrays")
+        integrity.compare_digests(integrity.digests(arrays), found["digests"])
+        return arrays
 
     def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
-        reason = str(error).strip().split("\n")[0][:200]
         place = self.folder / f"unreadable-{step}"
-        (self.folder / str(step)).rename(place)
+        number = 1
+        while place.exists():
+            number += 1
+            place = self.folder / f"unreadable-{step}-{number}"
+        if jax.process_index() == 0:
+            (self.folder / str(step)).rename(place)
+        _wait_for_all(f"set aside {place.name}")
         self._manager.reload()
         say(
             f"The checkpoint of step {step} cannot be read and was moved to {place}; trying the one"
-            f" before it. ({type(error).__name__}: {reason})"
+            f" before it. ({type(error).__name__}: {_first_line(error)})"
         )
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], where: pathlib.Path) -> None:
+def _together(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+    """(result, None) if the work succeeded in every process, (None, error) in each if not."""
+    result, error = None, None
+    try:
+        result = work(*arguments)
+    except UserError:
+        raise
+    except Exception as caught:
+        error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if failed.any() and error is None:
+            error = integrity.Damaged("another process could not read it")
+    return (None, error) if error is not None else (result, None)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def _typed(text: str, sharding: Any) -> jax.ShapeDtypeStruct:
+    found = migrate.parse(text)
+    return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=sharding)
+
+
+def _below(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    start = prefix + "/"
+    return {path[len(start) :]: x for path, x in arrays.items() if path.startswith(start)}
+
+
+def _leaves(meta: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {path: (meta["names"][path], text) for path, text in meta["structure"].items()}
+
+
+def _check(found: dict[str, Any], step: int) -> None:
+    """Raises Damaged unless the meta of a checkpoint has the form that `save` gives it."""
+    tables = [found.get(name) for name in ("structure", "names", "digests")]
+    texts = all(
+        isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
+        for table in tables
+    )
+    whole = texts and len({frozenset(table) for table in tables if table is not None}) == 1
+    if not whole or not isinstance(found.get("text"), str) or found.get("step") != step:
+        raise integrity.Damaged(f"its meta is not that of a checkpoint of step {step}")
+    if not isinstance(found.get("config"), dict):
+        raise integrity.Damaged("its meta holds no config")
+
+
+def compare(
+    old: dict[str, Any], new: dict[str, Any], where: pathlib.Path, migrating: bool = False
+) -> None:
     """Raises UserError if a run described by `new` cannot go on from a checkpoint described by `old`."""
     before, now = (
         from_json(json.dumps(meta["config"]), f"the config in {where}") for meta in (old, new)
     )
-    refuse_changes(before, now, str(where.parent))
+    refuse_changes(before, now, str(where.parent), migrating)
     if old["text"] != new["text"]:
         raise UserError(
             f"The text has changed since {where} was written: its digest was {old['text'][:16]},"
@@ -130,21 +330,34 @@ def compare(old: dict[str, Any], new: dict[str, Any], where: pathlib.Path) -> No
         )
     a, b = old["structure"], new["structure"]
     changed = [path for path in {**a, **b} if a.get(path) != b.get(path)]
-    if changed:
+    if changed and not migrating:
         lines = [f"  {p}: {a.get(p, 'absent')} -> {b.get(p, 'absent')}" for p in changed[:8]]
         more = [f"  and {len(changed) - 8} more"] if len(changed) > 8 else []
         raise UserError(
             f"The arrays in {where} do not fit this program (of {len(b)}, {len(changed)} differ); it was"
-            " written by another version of it:\n" + "\n".join(lines + more)
+            " written by another version of it:\n"
+            + "\n".join(lines + more)
+            + "\n--run.migrate True"
+            " goes on with those whose names and shapes agree, and says which."
         )
 
 
-def refuse_changes(before: Config, now: Config, where: str) -> None:
+def refuse_changes(before: Config, now: Config, where: str, migrating: bool = False) -> None:
     """Raises UserError, with the fields, if a run may not continue as `now` what it began as `before`."""
-    changed = {n: v for n, v in differences(before, now).items() if n not in MAY_CHANGE}
+    changed = {
+        name: value
+        for name, value in differences(before, now).items()
+        if name not in MAY_CHANGE and not (migrating and name.startswith(MAY_MIGRATE))
+    }
     if changed:
         lines = "\n".join(f"  {name}: {old} -> {new}" for name, (old, new) in changed.items())
+        other = all(name.startswith(MAY_MIGRATE) for name in changed)
         raise UserError(
             f"{where} holds a run with another config; it cannot go on with these changes:\n{lines}\n"
             f"To go on as it was: --resume {where}. To start anew: another --run.folder, or none."
+            + (
+                " To go on with another optimizer all the same: --run.migrate True."
+                if other
+                else ""
+            )
         )

@@ -202,7 +202,11 @@ class Run:
     save_every: Count = 100
     """Between two checkpoints [steps]."""
     keep: Count = 2
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest ones; with one, a damaged checkpoint leaves nothing to fall back on."""
+    keep_every: Count | None = None
+    """Checkpoints kept for good: those of every so many steps [steps]; None: none."""
+    migrate: bool = False
+    """Go on with another optimizer or decay than the checkpoint's; says what of its state was kept."""
     tensorboard: bool = True
     """Write TensorBoard events if tensorboardX is installed."""
     wandb: str | None = None
@@ -244,9 +248,13 @@ SPECTRAL = {
 # What a run may change when it is continued: nothing of this moves a weight (a mesh does, by rounding).
 MAY_CHANGE = (
     *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
-    *("run.save_every", "run.keep", "run.tensorboard", "run.wandb"),
+    *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
+    *("run.tensorboard", "run.wandb"),
     *("data.text", "data.cache", "mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
+
+# What it may change besides with run.migrate.
+MAY_MIGRATE = ("optimizer.", "decay.")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

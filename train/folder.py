@@ -52,8 +52,13 @@ class Folder:
             saved = self.path / "config.json"
             if saved.exists():
                 refuse_changes(
-                    from_json(saved.read_text(), str(saved)), self.config, str(self.path)
+                    from_json(saved.read_text(), str(saved)),
+                    self.config,
+                    str(self.path),
+                    config.run.migrate,
                 )
+            # Consent to a migration is for one start.
+            self.config = replace(self.config, {"run.migrate": False})
             write(saved, to_json(self.config))
         except BaseException:
             self._lock.close()

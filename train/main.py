@@ -37,10 +37,13 @@ def train(asked: Config) -> int:
     program = assemble(config, data)
     with (
         Folder(asked) as folder,
-        checkpoint.Checkpoints(folder.path / "checkpoints", config.run.keep) as checkpoints,
+        checkpoint.Checkpoints(
+            folder.path / "checkpoints", config.run.keep, config.run.keep_every
+        ) as checkpoints,
     ):
         meta = checkpoint.describe(folder.config, data.digest, program.shapes)
-        state, start = checkpoints.restore(program.placed_shapes(), meta, say) or (None, 0)
+        fresh = program.fresh if config.run.migrate else None
+        state, start = checkpoints.restore(program.placed_shapes(), meta, say, fresh) or (None, 0)
         introduce(program, folder, start)
         if start >= config.run.steps:
             say(f"This run is complete: step {start} of {config.run.steps}.")
@@ -69,6 +72,7 @@ class Program:
     shapes: step.State  # the state as ShapeDtypeStruct
     shardings: step.State
     init: Callable[[jax.Array], step.State]
+    fresh: Callable[[Any], Any]  # weights to the state of an optimizer that has not moved them yet
     update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
     evaluate: Callable[[step.State], float]  # held-out loss, nats per token
     look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
@@ -142,6 +146,7 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     program = Program(
         *(config, data, data.summary(), mesh, model, axes, shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
+        fresh=jax.jit(tx.init, out_shardings=shardings["optimizer"]),
         update=update,
         evaluate=evaluate,
         look=look,
