@@ -10,6 +10,7 @@ COMMANDS = {
     "run": "train.main",
     "tokenise": "train.tokenise",
     "width": "train.width",
+    "compare": "train.compare",
     "coordinate_check": "train.coordinate_check",
     "gains": "train.gains",
     "params": "train.params",

@@ -86,7 +86,7 @@ class Data:
     """The text, train/data.py."""
 
     text: str = "stdlib"
-    """Folder, file or glob of text files; stdlib: the sources of the running Python's library."""
+    """Folder, file or glob of text; stdlib: sources of the running Python's library; zipf: made up."""
     tokenizer: str = "bpe-4096"
     """bytes, or bpe-N: byte pairs with N tokens (512 to 65536), learned from the text."""
     length: Count = 256

@@ -1,4 +1,4 @@
-"""Where text comes from: the standard library's sources, or files of one's own.
+"""Where text comes from: the standard library's sources, files of one's own, or a random source of known entropy.
 
 A corpus is a sorted list of named texts, split into a training and a held-out part by the names
 and sizes of the files, so that the split is the same on every machine, in every folder, with every
@@ -6,12 +6,16 @@ seed. Only this file reads text from the disk.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import math
 import os
 import pathlib
 import sysconfig
+from collections.abc import Callable
+
+from train import zipf
 
 HELD_OUT = 0.05  # fraction of the text
 
@@ -48,20 +52,21 @@ def read(source: str = "stdlib") -> Corpus:
 
     Args:
       source: "stdlib", the standard library of the running interpreter without its tests and
-        vendored parts (about 11 MB); or a file, a folder (searched through, hidden files left
-        out) or a glob pattern (`**` for any depth) of text in UTF-8.
+        vendored parts (about 11 MB); "zipf" or "zipf-large", made up (`zipf.py`); or a file, a
+        folder (searched through, hidden files left out) or a glob pattern (`**` for any depth) of
+        text in UTF-8.
 
     Raises:
       FileNotFoundError: there is no such file, folder or match.
       ValueError: what was found holds no text.
     """
-    paths, searched = find(source)
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
     skipped = repaired = 0
-    for name, path in sorted(paths.items()):
+    files, searched = _files(source)
+    for name, read_bytes in sorted(files.items()):
         try:
-            content = path.read_bytes()
+            content = read_bytes()
         except OSError:
             skipped += 1
             continue
@@ -75,8 +80,8 @@ def read(source: str = "stdlib") -> Corpus:
             texts[name] = text
     if not texts:
         raise ValueError(
-            f"no text in {source!r}: searched {searched}, found {len(paths)} files, of which "
-            f"{skipped} are unreadable or not text and {len(paths) - skipped} are empty"
+            f"no text in {source!r}: searched {searched}, found {len(files)} files, of which "
+            f"{skipped} are unreadable or not text and {len(files) - skipped} are empty"
         )
     train, held_out = split(texts)
     return Corpus(source, train, held_out, len(texts), skipped, repaired, digest.hexdigest())
@@ -85,6 +90,16 @@ def read(source: str = "stdlib") -> Corpus:
 def find(source: str) -> tuple[dict[str, pathlib.Path], str]:
     """The files of a source by name, and in words where they were looked for; see `read`."""
     return _stdlib() if source == "stdlib" else _own(source)
+
+
+def _files(source: str) -> tuple[dict[str, Callable[[], bytes]], str]:
+    """What gives the content of each file by its name, and where files were looked for."""
+    if made := zipf.source(source):
+        return {
+            name: functools.partial(bytes, text) for name, text in made.documents().items()
+        }, "nowhere: it is made"
+    paths, searched = find(source)
+    return {name: path.read_bytes for name, path in paths.items()}, searched
 
 
 def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -128,6 +128,22 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+class Progress:
+    """A line per finished part of many runs, with the time that is left."""
+
+    def __init__(self, work: float, finished: float = 0.0):
+        """`work` is that of all parts, in any unit, `finished` what was done at an earlier start."""
+        self._work, self._finished, self._now = work, finished, 0.0
+        self._began = time.monotonic()
+
+    def done(self, work: float, what: str, result: str) -> None:
+        self._now += work
+        share = (self._finished + self._now) / self._work
+        left = (time.monotonic() - self._began) * (self._work - self._finished) / self._now
+        left -= time.monotonic() - self._began
+        say(f"{100 * share:3.0f} %  {what}  {result}  {clock(max(0.0, left))} left")
+
+
 class Speed:
     """Seconds per step: a running mean over about the last ten steps that were not interrupted."""
 

@@ -15,22 +15,20 @@ rules for the decay. The folder holds
 
 import collections
 import dataclasses
-import json
 import math
 import pathlib
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tyro
 
 from train import data as data_lib
+from train import results as results_lib
 from train import width_figures
 from train.config import UserError, nearest
-from train.display import clock, say
-from train.folder import environment, write
+from train.display import Progress, say
+from train.folder import write
 from train.main import signals
 from train.width_analysis import RULES, TITLES, optimum, spectral_exponents, surfaces, transfer
 from train.width_runs import Task, run_group
@@ -99,7 +97,8 @@ SWEEPS = {make.__name__: make for make in (quick, cpu, h200)}
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code."""
     sweep = parse(arguments)
-    with locked_folder(sweep) as folder:
+    fields = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "folder"}
+    with results_lib.locked_folder(sweep.folder, fields, "sweep") as folder:
         task = sweep.task
         try:
             data = data_lib.load(
@@ -112,8 +111,8 @@ def main(arguments: list[str]) -> int:
             )
         except (OSError, ValueError) as error:
             raise UserError(f"There is nothing to train on: {error}.") from None
-        note_start(folder, data.summary())
-        results = read(folder / "results.jsonl")
+        results_lib.note_start(folder, text=data.summary())
+        results = results_lib.read(folder / "results.jsonl")
         with signals("group of runs") as stop:
             run(sweep, data, results, folder / "results.jsonl", stop)
         text = summary(results, task.base_width)
@@ -175,50 +174,6 @@ def check(sweep: Sweep) -> None:
         raise UserError(f"seeds = {sweep.seeds} must be 1 or more.")
 
 
-@contextmanager
-def locked_folder(sweep: Sweep) -> Iterator[pathlib.Path]:
-    """The folder of a sweep, new or of the same sweep, used by one process at a time."""
-    folder = pathlib.Path(sweep.folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on Windows
-            pass
-        except OSError:
-            raise UserError(f"{folder} is in use by another sweep; wait for it.") from None
-        fields = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "folder"}
-        path, now = folder / "sweep.json", json.loads(json.dumps(fields))
-        before = json.loads(path.read_text()) if path.exists() else now
-        if before != now:
-            changed = [name for name in now if before.get(name) != now[name]]
-            raise UserError(
-                f"{folder} holds another sweep: {', '.join(changed)} differ. Name another folder"
-                " with --folder, or leave the fields as they were."
-            )
-        write(path, json.dumps(now, indent=2) + "\n")
-        yield folder
-
-
-def note_start(folder: pathlib.Path, facts: dict[str, Any]) -> None:
-    path = folder / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    write(path, json.dumps([*starts, environment(text=facts)], indent=2) + "\n")
-
-
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole lines of results.jsonl; a line that a kill has torn ends the file."""
-    results = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            results.append(json.loads(line))
-        except ValueError:
-            break
-    return results
-
-
 def run(
     sweep: Sweep,
     data: data_lib.Data,
@@ -227,25 +182,21 @@ def run(
     stop: Sequence[int] = (),
 ) -> None:
     """Runs what is not in `results` yet, until `stop` is not empty; adds it there and to the file at `path`."""
-    path.write_text("".join(json.dumps(result) + "\n" for result in results))
     groups = todo(sweep, results)
     if len(groups) < 2 * len(sweep.widths) * len(sweep.learning_rates):
         say(f"{len(results)} runs are done already")
     # A step is work ∝ width (attention, embeddings) and ∝ width² (matrices).
     work = [width**1.5 * len(decays) for _, width, _, decays in groups]
-    began, finished = time.monotonic(), 0.0
+    progress = Progress(sum(work))
     for (parametrisation, width, eta, decays), part in zip(groups, work):
         found = run_group(
             *(sweep.task, data, parametrisation, width, eta, decays, range(sweep.seeds))
         )
-        with path.open("a") as file:
-            file.write("".join(json.dumps(result) + "\n" for result in found))
+        results_lib.append(path, found)
         results.extend(found)
-        finished += part
-        left = (time.monotonic() - began) * (sum(work) / finished - 1)
-        say(
-            f"{100 * finished / sum(work):3.0f} %  {parametrisation:8s}  width {width:4d}"
-            f"  η {eta:<8g}  best loss {min(r['loss'] for r in found):.3f}  {clock(left)} left"
+        progress.done(
+            *(part, f"{parametrisation:8s}  width {width:4d}  η {eta:<8g}"),
+            f"best loss {min(r['loss'] for r in found):.3f}",
         )
         if stop:
             return
