@@ -153,9 +153,11 @@ def sign_compressed_means(
     for (signs, scale), error in zip(received(packed, scales), server_errors):
         recoded.append(encode(decode_sum(signs, scale.astype(error.dtype)) + error))
     packed = jnp.concatenate([signs.reshape(-1) for signs, _, _ in recoded])
-    packed = jax.lax.all_gather(packed, axis_name, to="invarying")
+    # Under jax.vmap, where nothing is said to vary, jax 0.10 knows the plain form only.
+    to = "invarying" if tracks_varying(axis_name) else "varying"
+    packed = jax.lax.all_gather(packed, axis_name, to=to)
     scales = jnp.concatenate([s for _, s, _ in recoded])
-    scales = jax.lax.all_gather(scales, axis_name, to="invarying")
+    scales = jax.lax.all_gather(scales, axis_name, to=to)
     means = []
     for (signs, scale), x in zip(received(packed, scales), xs):
         whole = decode(signs.swapaxes(0, 1), scale.astype(x.dtype).swapaxes(0, 1))

@@ -132,10 +132,11 @@ def conda(s: Setting) -> optax.GradientTransformation:
 
 
 def one_bit_adam(s: Setting) -> optax.GradientTransformation:
+    warmup: Any = jnp.maximum(1, s.steps // 5)  # the advice is 15 to 25 % of all steps
     return optax_decay.one_bit_adam(
         s.rate,
         "worker",
-        jnp.maximum(1, s.steps // 5),  # the advice is 15 to 25 % of all steps
+        warmup,
         B1,
         0.999,
         weight_decay=s.weight_decay,

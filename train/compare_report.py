@@ -84,10 +84,8 @@ def _summary(found: Sequence[Row], costs: Mapping[str, Any], comparison: Any) ->
         mine = {row.text: row for row in found if row.arm == arm}
         if not mine or arm == "adamw":
             continue
-        cells = [
-            interval(mine[t].speedup) if t in mine and mine[t].speedup is not None else ""
-            for t in texts
-        ]
+        ratios = [mine[t].speedup if t in mine else None for t in texts]
+        cells = [interval(ratio) if ratio is not None else "" for ratio in ratios]
         cost = f"{costs[arm][0]:.2f}" if arm in costs else ""
         verdict = verdicts.overall(found, arm, texts)
         role = " (control)" if arm in CONTROLS else ""

@@ -166,9 +166,9 @@ def speedup(
     mine = np.asarray(arm, float)
     if not np.isfinite(means).all() or not ladder(budgets, means).falls():
         return Interval(math.nan, math.nan, math.nan)
-    value = float(ladder(budgets, means).steps(np.mean(mine))) / steps
+    value = ladder(budgets, means).steps(np.array(mine.mean())).item() / steps
 
-    def resampled(values: Sequence[float]) -> np.ndarray:
+    def resampled(values: Sequence[float] | np.ndarray) -> np.ndarray:
         x = np.asarray(values, float)
         return x[rng.integers(len(x), size=(draws, len(x)))].mean(axis=1)
 
