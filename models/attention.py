@@ -1,4 +1,4 @@
-"""Causal self-attention, in one place so that faster kernels have one door to come in by."""
+"""Self-attention, in one place so that faster kernels have one door to come in by."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ def attention(
     value_BTKE: jax.Array,
     *,
     scale: float,
+    causal: bool = True,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Softmax attention of every position to itself and the positions before it.
+    """Softmax attention of every position to itself and the positions before it, or to all.
 
     Each group of H/K neighbouring query heads shares one key and value head (grouped queries,
     arXiv 2305.13245; K = H is multi-head attention).
@@ -22,6 +23,7 @@ def attention(
       key_BTKE: keys, K heads, where K divides H.
       value_BTKE: values, shaped like the keys.
       scale: what the products of queries and keys are multiplied by before the softmax.
+      causal: whether a position sees those before it and itself only.
       implementation: "xla" runs everywhere, with the softmax in float32; "cudnn" is the fused
         kernel of NVIDIA GPUs, which takes 16-bit numbers only and never holds the T x T scores.
 
@@ -30,7 +32,7 @@ def attention(
     """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(
-            query_BTHE, key_BTKE, value_BTKE, scale=scale, is_causal=True, implementation="cudnn"
+            query_BTHE, key_BTKE, value_BTKE, scale=scale, is_causal=causal, implementation="cudnn"
         )
     # Heads before positions: products with their batch axes in front are twice as fast on CPUs.
     B, T, H, E = query_BTHE.shape
@@ -40,8 +42,10 @@ def attention(
     scores_BKGTS = jnp.einsum(
         "BKGTE,BKSE->BKGTS", query_BKGTE, key_BKSE, preferred_element_type=jnp.float32
     )
-    causal_TS = jnp.tril(jnp.ones((T, T), bool))
-    scores_BKGTS = jnp.where(causal_TS, scale * scores_BKGTS, jnp.finfo(jnp.float32).min)
+    scores_BKGTS = scale * scores_BKGTS
+    if causal:
+        causal_TS = jnp.tril(jnp.ones((T, T), bool))
+        scores_BKGTS = jnp.where(causal_TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(value_BTKE.dtype)
     mixed_BKGTE = jnp.einsum("BKGTS,BKSE->BKGTE", weights_BKGTS, value_BKSE)
     return mixed_BKGTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)

@@ -15,10 +15,8 @@ and an optimizer sees seven matrices instead of 7 L.
 **Differs from the paper**: grouped queries (K < H) and a tied head are possible. The presets draw
 every matrix from N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
 
-With a `base_width` d₀ the model is parametrised for the transfer of hyper-parameters from that
-width (μP, arXiv 2203.03466): hidden matrices start with the variance init_std² d₀/D, what the head
-reads is multiplied by d₀/D, and attention scores by sqrt(E₀)/E instead of 1/sqrt(E). At the base
-width itself it is the model that it is without.
+With a `base_width` the model is parametrised for the transfer of hyper-parameters from that width;
+see `shapes.py`.
 """
 
 import dataclasses
@@ -32,9 +30,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from models import shapes
 from models.attention import attention
-
-Shape = tuple[int, ...]
+from models.layers import Embedding, Linear, rematerialised
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -71,59 +69,30 @@ class Config:
     # nothing; all but matrix products and the attention output; everything
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "mlp_width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("base_width", "base_head_width"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1, or None")
-        if self.base_head_width is not None and self.base_width is None:
-            raise ValueError(f"base_head_width={self.base_head_width} needs a base_width as well")
-        for name in ("rope_base", "norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        shapes.check(
+            self,
+            sizes=("vocab_size", "width", "mlp_width", "layers", "heads"),
+            positive=("rope_base", "norm_eps", "init_std"),
+            choices=("dtype", "attention", "remat"),
+        )
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"heads={self.heads} must divide width={self.width} into heads of an even number "
-                f"of features; nearest: heads={_nearest_divisor(self.width // 2, self.heads)}"
+                f"of features; nearest: heads={shapes.nearest_divisor(self.width // 2, self.heads)}"
             )
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(
                 f"kv_heads={self.kv_heads} must divide heads={self.heads}; "
-                f"nearest: kv_heads={_nearest_divisor(self.heads, self.kv_heads)}"
+                f"nearest: kv_heads={shapes.nearest_divisor(self.heads, self.kv_heads)}"
             )
-        for name in ("dtype", "attention", "remat"):
-            allowed = Config.__annotations__[name].__args__
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError('attention="cudnn" needs dtype="bfloat16"; for float32 take "xla"')
 
     @property
     def head_width(self) -> int:
         return self.width // self.heads
 
-    @property
-    def readout(self) -> float:
-        """What the head's input is multiplied by: D₀/D."""
-        return 1.0 if self.base_width is None else self.base_width / self.width
 
-    @property
-    def hidden_std(self) -> float:
-        """Standard deviation of hidden matrices at the start."""
-        return self.init_std * math.sqrt(self.readout)
-
-    @property
-    def attention_scale(self) -> float:
-        """What products of queries and keys are multiplied by."""
-        return math.sqrt((self.base_head_width or self.head_width) / self.head_width) / math.sqrt(
-            self.head_width
-        )
-
-
-# toy and tiny are ours (tests; the first run); the others are GaLore's (arXiv 2403.03507), which
-# Conda and AlphaDecay use too. 7B is LLaMA-7B.
+# toy and tiny are ours (tests; the first run); those from 9M to 3B are GaLore's (arXiv 2403.03507),
+# which Conda and AlphaDecay use too; from 7B on they are LLaMA's. root-1B is of ROOT's demonstration.
 PRESETS = {
     "toy": Config(vocab_size=61, width=24, mlp_width=40, layers=3, heads=6, kv_heads=2),
     "tiny": Config(vocab_size=4096, width=128, mlp_width=352, layers=4, heads=4, kv_heads=2),
@@ -135,25 +104,19 @@ PRESETS = {
     "1B": Config(width=2048, mlp_width=5461, layers=24, heads=32),
     "3B": Config(width=2560, mlp_width=6848, layers=32, heads=32),
     "7B": Config(width=4096, mlp_width=11008, layers=32, heads=32),
+    "13B": Config(width=5120, mlp_width=13824, layers=40, heads=40),
+    "33B": Config(width=6656, mlp_width=17920, layers=60, heads=52),
+    "65B": Config(width=8192, mlp_width=22016, layers=80, heads=64),
+    "root-1B": Config(
+        vocab_size=128_256,
+        width=2048,
+        mlp_width=8192,
+        layers=16,
+        heads=32,
+        kv_heads=8,
+        tied=True,
+    ),
 }
-
-
-class Linear(nnx.Module):
-    """A matrix without bias, from the last axes of an array to new ones: kernel [*inputs, *outputs].
-
-    The product itself has two axes a side: XLA for CPUs is twice as fast at the gradient of that
-    than at one that sums over sequences and positions.
-    """
-
-    def __init__(self, inputs: Shape, outputs: Shape, std: float, rngs: nnx.Rngs):
-        self.inputs, self.outputs = inputs, outputs
-        shape = (*inputs, *outputs)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-    def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
-        matrix = self.kernel[...].astype(x.dtype).reshape(math.prod(self.inputs), -1)
-        y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=dtype)
-        return y.reshape(*x.shape[: x.ndim - len(self.inputs)], *self.outputs)
 
 
 class RMSNorm(nnx.Module):
@@ -183,11 +146,12 @@ def rotate(x_BTHE: jax.Array, angles_TE: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         D, H, K, E = config.width, config.heads, config.kv_heads or config.heads, config.head_width
-        self.query = Linear((D,), (H, E), config.hidden_std, rngs)
-        self.key = Linear((D,), (K, E), config.hidden_std, rngs)
-        self.value = Linear((D,), (K, E), config.hidden_std, rngs)
-        self.out = Linear((H, E), (D,), config.hidden_std, rngs)
-        self.scale = config.attention_scale
+        std = shapes.hidden_std(config)
+        self.query = Linear((D,), (H, E), std, rngs)
+        self.key = Linear((D,), (K, E), std, rngs)
+        self.value = Linear((D,), (K, E), std, rngs)
+        self.out = Linear((H, E), (D,), std, rngs)
+        self.scale = shapes.attention_scale(config)
         self.implementation = config.attention
 
     def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
@@ -207,10 +171,10 @@ class SwiGLU(nnx.Module):
     """Gated MLP (arXiv 2002.05202)."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
-        D, F = config.width, config.mlp_width
-        self.gate = Linear((D,), (F,), config.hidden_std, rngs)
-        self.up = Linear((D,), (F,), config.hidden_std, rngs)
-        self.down = Linear((F,), (D,), config.hidden_std, rngs)
+        D, F, std = config.width, config.mlp_width, shapes.hidden_std(config)
+        self.gate = Linear((D,), (F,), std, rngs)
+        self.up = Linear((D,), (F,), std, rngs)
+        self.down = Linear((F,), (D,), std, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
@@ -228,18 +192,10 @@ class Block(nnx.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class Embedding(nnx.Module):
-    def __init__(self, config: Config, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.width)
-        self.embedding = nnx.Param(
-            config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32)
-        )
-
-
 class Llama(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
-        self.embed = Embedding(config, rngs)
+        self.embed = Embedding(config.vocab_size, config.width, config.init_std, rngs)
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Block(config, rngs)))
         self.blocks = stack(rngs)
         self.final_norm = RMSNorm(config.width, config.norm_eps)
@@ -256,22 +212,11 @@ class Llama(nnx.Module):
             return place(block(x_BTD, angles_TE)), None
 
         x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, self.blocks)
-        x_BTD = self.final_norm(x_BTD) * config.readout
+        x_BTD = self.final_norm(x_BTD) * shapes.readout(config)
         if not config.tied:
             return self.head(x_BTD, jnp.float32)
         embedding_VD = embedding_VD.astype(x_BTD.dtype)
         return jnp.einsum("BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32)
-
-
-def rematerialised(layer, remat: str):
-    """`layer` with less of it kept for the backward pass; see `Config.remat`."""
-    if remat == "none":
-        return layer
-    policies = jax.checkpoint_policies
-    dots = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
-    )
-    return jax.checkpoint(layer, policy=dots if remat == "dots" else None, prevent_cse=False)
 
 
 @functools.cache
@@ -316,8 +261,3 @@ def count(config: Config) -> int:
     """Number of weights, without allocating any."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return min(divisors, key=lambda n: abs(n - wanted), default=1)

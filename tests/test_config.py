@@ -6,8 +6,8 @@ import typing
 
 import pytest
 
-from models import llama
-from train import arguments
+from models import gpt
+from train import arguments, families
 from train.config import (
     MAY_CHANGE,
     SPECTRAL,
@@ -66,6 +66,10 @@ def test_a_bad_value_is_refused_with_the_allowed_and_the_nearest(flags, value, a
         "--optimizer.schedule constant --optimizer.final 0.5",
         "--optimizer.schedule constant --optimizer.schedule_steps 5",
         "--decay.pull l2 --decay.width_rule constant",
+        "--model.preset gpt-toy --model.rope_base 100",
+        "--model.preset gpt-toy --model.kv_heads 2",
+        "--model.layers 3 --model.bias False",
+        "--model.layers 3 --model.positions 512",
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(flags):
@@ -88,7 +92,7 @@ def test_help_shows_every_field_with_its_text_and_every_experiment(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert all(f"--{name} " in text for name in flatten(Config()))
     assert all(f"{name}:" in text for name in EXPERIMENTS)
-    assert all(name in text for name in llama.PRESETS)
+    assert all(name in text for name in families.PRESETS)
     assert "Peak learning rate" in text
 
 
@@ -155,13 +159,13 @@ def test_resolved_leaves_nothing_open_that_is_known():
     open_ends = {name for name, value in full.items() if value is None}
     # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema", a rule to a base width.
     assert open_ends == {
-        *("model.vocab_size", "mesh.data", "run.folder", "run.wandb"),
-        *("decay.memory", "model.kv_heads"),
+        *("model.vocab_size", "model.weights", "mesh.data", "run.folder", "run.wandb"),
+        *("decay.memory", "model.kv_heads", "model.positions", "model.bias"),
         *("model.base_width", "model.base_head_width", "decay.width_rule"),
         # Adam has none of these, and no spectrum is measured.
         *("optimizer.momentum", "optimizer.refresh_every", "optimizer.scale", "optimizer.gamma"),
         *("decay.spectral", *(f"decay.{name}" for name in SPECTRAL)),
-    } - ({"model.kv_heads"} if llama.PRESETS[Config().model.preset].kv_heads else set())
+    } - ({"model.kv_heads"} if families.PRESETS[Config().model.preset].kv_heads else set())
     assert resolved(resolved(Config())) == resolved(Config())
     assert resolved(replace(Config(), {"decay.threshold": "ema"})).decay.memory == 0.99
 
@@ -182,6 +186,19 @@ def test_the_embedding_must_hold_every_token():
     assert model_config(resolved(Config()), 257).vocab_size == 257
     with pytest.raises(UserError, match="301"):
         model_config(config, 301)
+
+
+def test_a_model_of_another_family():
+    config = resolved(arguments.parse(["--model.preset", "gpt2-355M", "--model.layers", "2"]))
+    assert (config.model.positions, config.model.bias, config.model.rope_base) == (1024, True, None)
+    model = model_config(config, 300)
+    assert (type(model), model.layers, model.heads, model.vocab_size) == (gpt.Config, 2, 16, 300)
+    assert "nearest: gpt2-1.5B" in refused("--model.preset", "gpt2-1.5")
+    longer = ["--model.preset", "gpt-toy", "--data.length"]
+    assert "data.length = 513" in refused(*longer, "513") and "nearest: 512" in refused(
+        *longer, "513"
+    )
+    assert arguments.parse([*longer, "512"]).data.length == 512
 
 
 def test_ranges():

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from models import llama
 from tests.runs import flags, losses, program, records, write_text
 from tests.test_step import chain, trajectory
-from train import main, step
+from train import families, main, step
 from train.arguments import check
 from train.config import Config, flatten, model_config, replace, resolved
 
@@ -28,6 +27,8 @@ MODEL = {
     "model.vocab_size": (300, {}),
     "model.tied": (True, {}),
     "model.rope_base": (500.0, {}),
+    "model.positions": (40, {"model.preset": "gpt-toy", "data.length": 9}),
+    "model.bias": (False, {"model.preset": "gpt-toy"}),
     "model.norm_eps": (1e-3, {}),
     "model.init_std": (0.1, {}),
     "model.base_width": (12, {}),
@@ -80,6 +81,7 @@ RUN = {
     *("run.name", "run.folder", "run.steps", "run.micro_batches", "run.log_every"),
     *("run.eval_every", "run.eval_batches", "run.save_every", "run.keep", "run.tensorboard"),
     *("run.wandb", "run.keep_every", "run.migrate", "data.cache"),
+    "model.weights",  # tests/test_hugging_face.py
 }
 
 
@@ -101,9 +103,10 @@ def pair(name: str, value: object, needs: dict) -> tuple[Config, Config]:
 def test_fields_of_the_model(name):
     def seen(config: Config) -> tuple[str, ...]:
         model = model_config(config, 257)
-        params = jax.eval_shape(functools.partial(llama.init, model), jax.random.key(0))
-        start = jax.make_jaxpr(functools.partial(llama.init, model))(jax.random.key(0))
-        loss = functools.partial(step.loss, functools.partial(llama.forward, model))
+        family = families.of(model)
+        params = jax.eval_shape(functools.partial(family.init, model), jax.random.key(0))
+        start = jax.make_jaxpr(functools.partial(family.init, model))(jax.random.key(0))
+        loss = functools.partial(step.loss, functools.partial(family.forward, model))
         tokens = jax.ShapeDtypeStruct((2, 9), np.int32)
         return str(start), str(jax.make_jaxpr(jax.grad(loss))(params, tokens))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from models import llama
+from models import gpt, llama
 from optax_decay import axes
-from tests import reference_llama
+from tests import reference_gpt, reference_llama
 
 TOY = llama.PRESETS["toy"]
 # No field of these is at its default, so that a field that is not read shows.
@@ -20,15 +21,39 @@ ODD = dataclasses.replace(
     TOY, rope_base=50.0, norm_eps=0.02, init_std=0.3, base_width=18, base_head_width=10
 )
 TIED = dataclasses.replace(ODD, tied=True, kv_heads=None, heads=3, layers=2)
+GPT = dataclasses.replace(
+    gpt.PRESETS["gpt-toy"],
+    positions=23,
+    norm_eps=0.02,
+    init_std=0.3,
+    base_width=18,
+    base_head_width=10,
+)
+# Heads of an odd width, no biases, a head of its own.
+GPT_BARE = dataclasses.replace(GPT, tied=False, bias=False, heads=8, layers=2)
+REFERENCES = {llama: reference_llama, gpt: reference_gpt}
+
+
+def family(config):
+    """The file of models/ that a config belongs to."""
+    return sys.modules[type(config).__module__]
+
+
+def reference(config, *arguments):
+    return REFERENCES[family(config)].forward(config, *arguments)
 
 
 def weights(config, seed=0):
-    """Random weights, norm scales included: at their initial 1 they would hide mistakes."""
-    params = jax.jit(lambda key: llama.init(config, key))(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
+    """Random weights, norm scales and biases included: at their initial 1 or 0 they would hide mistakes."""
+    params = jax.jit(lambda key: family(config).init(config, key))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    noise = [leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, noise)
+
+    def noise(path, leaf):
+        if path[-1].key == "bias":
+            return jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+        return leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(noise, params)
 
 
 def some_tokens(config, B=2, T=7, seed=0):
@@ -40,11 +65,11 @@ def rms(x):
 
 
 def abstract(config):
-    return jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+    return jax.eval_shape(lambda: family(config).init(config, jax.random.key(0)))
 
 
 def loss(config, params, tokens, place=None):
-    logits = llama.forward(config, params, tokens[:, :-1], place=place)
+    logits = family(config).forward(config, params, tokens[:, :-1], place=place)
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1))
 
 
@@ -65,34 +90,56 @@ def loss(config, params, tokens, place=None):
         ("9M", 9.00),
         ("20M", 19.55),
         ("3B", 2685.83),
+        # arXiv 2302.13971, table 2: 13.0B, 32.5B, 65.2B; LLaMA-3.2-1B has ROOT's shape
+        ("13B", 13015.86),
+        ("33B", 32528.94),
+        ("65B", 65285.66),
+        ("root-1B", 1235.81),
+        # GPT-2 as released, all weights
+        ("gpt2-124M", 124.439808),
+        ("gpt2-355M", 354.823168),
+        ("gpt2-774M", 774.030080),
+        ("gpt2-1.5B", 1557.611200),
+        # V D + T D + L (12 D² + 13 D) + 2 D with the shapes of arXiv 2005.14165, table 2.1
+        ("gpt3-125M", 125.226),
+        ("gpt3-350M", 355.872),
+        ("gpt3-760M", 760.300),
+        ("gpt3-1.3B", 1315.723),
+        ("gpt3-2.7B", 2651.553),
+        ("gpt3-6.7B", 6658.404),
+        ("gpt3-13B", 12853.386),
     ],
 )
 def test_presets_have_the_papers_number_of_weights(name, millions):
-    assert llama.count(llama.PRESETS[name]) == pytest.approx(millions * 1e6, abs=5_000)
+    model = llama if name in llama.PRESETS else gpt
+    assert model.count(model.PRESETS[name]) == pytest.approx(millions * 1e6, abs=5_000)
 
 
 def test_our_presets():
-    names = {"toy", "tiny", "9M", "20M", "60M", "130M", "350M", "1B", "3B", "7B"}
-    assert set(llama.PRESETS) == names
     assert 1e6 < llama.count(llama.PRESETS["tiny"]) < 3e6
     assert llama.count(TOY) < 50_000
+    assert gpt.count(gpt.PRESETS["gpt-toy"]) < 50_000
+    assert not set(llama.PRESETS) & set(gpt.PRESETS)
 
 
-def test_count_is_the_number_of_weights():
-    params = llama.init(ODD, jax.random.key(0))
-    assert llama.count(ODD) == sum(leaf.size for leaf in jax.tree.leaves(params))
+@pytest.mark.parametrize("config", [ODD, GPT], ids=["llama", "gpt"])
+def test_count_is_the_number_of_weights(config):
+    params = family(config).init(config, jax.random.key(0))
+    assert family(config).count(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 # --- the function
 
 
-@pytest.mark.parametrize("config", [TOY, ODD, TIED], ids=["toy", "odd", "tied"])
+@pytest.mark.parametrize(
+    "config", [TOY, ODD, TIED, GPT, GPT_BARE], ids=["toy", "odd", "tied", "gpt", "gpt bare"]
+)
 def test_forward_is_the_reference(config):
     params, tokens = weights(config), some_tokens(config)
-    exact = reference_llama.forward(config, params, tokens)
+    exact = reference(config, params, tokens)
     to_float32 = lambda x: x.astype(np.float32).astype(np.float64)
-    stored = rms(reference_llama.forward(config, params, tokens, to_float32) - exact)
-    logits = jax.jit(lambda p, t: llama.forward(config, p, t))(params, tokens)
+    stored = rms(reference(config, params, tokens, to_float32) - exact)
+    logits = jax.jit(lambda p, t: family(config).forward(config, p, t))(params, tokens)
     assert logits.dtype == jnp.float32
     assert logits.shape == (*tokens.shape, config.vocab_size)
     # `stored` is the error of rounding what is stored once; the sums of up to F products behind
@@ -102,13 +149,14 @@ def test_forward_is_the_reference(config):
     np.testing.assert_allclose(logits, exact, rtol=0, atol=tolerance)
 
 
-def test_bfloat16_errs_as_much_as_rounding_explains():
-    config = dataclasses.replace(ODD, dtype="bfloat16")
+@pytest.mark.parametrize("model", [ODD, GPT], ids=["llama", "gpt"])
+def test_bfloat16_errs_as_much_as_rounding_explains(model):
+    config = dataclasses.replace(model, dtype="bfloat16")
     params, tokens = weights(config), some_tokens(config, B=3, T=11)
-    exact = reference_llama.forward(config, params, tokens)
+    exact = reference(config, params, tokens)
     to_bfloat16 = lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float64)
-    expected = rms(reference_llama.forward(config, params, tokens, to_bfloat16) - exact)
-    logits = llama.forward(config, params, tokens)
+    expected = rms(reference(config, params, tokens, to_bfloat16) - exact)
+    logits = family(config).forward(config, params, tokens)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     # Both errors are of the same kind and of ~2000 numbers; XLA may keep more precision between
@@ -117,13 +165,15 @@ def test_bfloat16_errs_as_much_as_rounding_explains():
     assert rms(np.asarray(logits) - np.asarray(logits).astype(ml_dtypes.bfloat16)) > 0
 
 
-def test_no_position_sees_a_later_one():
-    params = weights(ODD)
+@pytest.mark.parametrize("config", [ODD, GPT_BARE], ids=["llama", "gpt"])
+def test_no_position_sees_a_later_one(config):
+    params = weights(config)
     T = 9
-    tokens = np.random.default_rng(0).permutation(ODD.vocab_size)[None, :T]  # all different
+    tokens = np.random.default_rng(0).permutation(config.vocab_size)[None, :T]  # all different
 
     def logit_sums(embedding):
-        return llama.forward(ODD, {**params, "embed": {"embedding": embedding}}, tokens)[0].sum(-1)
+        changed = {**params, "embed": {"embedding": embedding}}
+        return family(config).forward(config, changed, tokens)[0].sum(-1)
 
     jacobian_TVD = jax.jacobian(logit_sums)(params["embed"]["embedding"])
     depends_TS = np.abs(np.asarray(jacobian_TVD)).sum(-1)[:, tokens[0]] > 0
@@ -165,15 +215,16 @@ def test_grouped_queries_are_repeated_keys_and_values():
     np.testing.assert_allclose(llama.forward(full, repeated, tokens), logits, atol=tolerance)
 
 
-def test_a_tied_head_is_the_embedding():
-    tied, own = TIED, dataclasses.replace(TIED, tied=False)
+@pytest.mark.parametrize("tied", [TIED, GPT], ids=["llama", "gpt"])
+def test_a_tied_head_is_the_embedding(tied):
+    forward, own = family(tied).forward, dataclasses.replace(tied, tied=False)
     params, tokens = weights(tied), some_tokens(tied)
     assert "head" not in params
     embedding = params["embed"]["embedding"]
     with_head = {**params, "head": {"kernel": embedding.T}}
-    logits = llama.forward(own, with_head, tokens)
+    logits = forward(own, with_head, tokens)
     tolerance = 2.0**-23 * tied.width * float(jnp.abs(logits).max())
-    np.testing.assert_allclose(llama.forward(tied, params, tokens), logits, atol=tolerance)
+    np.testing.assert_allclose(forward(tied, params, tokens), logits, atol=tolerance)
     gradient = jax.grad(lambda p: loss(tied, p, tokens))(params)
     parts = jax.grad(lambda p: loss(own, p, tokens))(with_head)
     both = parts["embed"]["embedding"] + parts["head"]["kernel"].T
@@ -182,25 +233,54 @@ def test_a_tied_head_is_the_embedding():
     np.testing.assert_allclose(gradient["embed"]["embedding"], both, atol=tolerance)
 
 
-def test_remat_recomputes_and_changes_nothing():
-    params, tokens = weights(ODD), some_tokens(ODD)
+# A layer has 7 or 6 matrices and 2 products in attention. "full" repeats all of them but the last
+# one, whose result no gradient needs; "dots" only the scores.
+@pytest.mark.parametrize(("model", "repeated"), [(ODD, 8), (GPT, 7)], ids=["llama", "gpt"])
+def test_remat_recomputes_and_changes_nothing(model, repeated):
+    params, tokens = weights(model), some_tokens(model)
     gradients, products = {}, {}
     for remat in ("none", "dots", "full"):
-        config = dataclasses.replace(ODD, remat=remat)
+        config = dataclasses.replace(model, remat=remat)
         gradient = jax.grad(lambda p, config=config: loss(config, p, tokens))
         products[remat] = str(jax.make_jaxpr(gradient)(params)).count("dot_general")
         gradients[remat] = jax.jit(gradient)(params)
-    # A layer has 7 matrices and 2 products in attention. "full" repeats all of them but the last
-    # one, whose result no gradient needs; "dots" only the scores.
-    assert products["full"] - products["none"] == 8
+    assert products["full"] - products["none"] == repeated
     assert products["dots"] - products["none"] == 1
     for remat in ("dots", "full"):
-        for a, b in zip(jax.tree.leaves(gradients["none"]), jax.tree.leaves(gradients[remat])):
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(gradients["none"]),
+            jax.tree.leaves(gradients[remat]),
+        ):
             # The same operations, fused differently: some roundings of the longest sum.
-            np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-24 * 40 * float(jnp.abs(a).max()))
+            largest = (
+                a if not unseen(path) else gradients["none"]["blocks"]["attention"]["key"]["kernel"]
+            )
+            atol = 2.0**-24 * 40 * float(jnp.abs(largest).max())
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=str(path))
+
+
+def unseen(path):
+    """A bias of keys adds the same to all scores of a query: the softmax does not see it."""
+    return [part.key for part in path[-2:]] == ["key", "bias"]
 
 
 # --- weights
+
+
+def test_initial_weights_of_a_gpt():
+    """Biases 0, scales 1; out and down are drawn sqrt(2 L) narrower; hidden ones follow the width."""
+    config = dataclasses.replace(GPT, width=48, mlp_width=80, base_width=12, init_std=0.07)
+    params = jax.jit(lambda key: gpt.init(config, key))(jax.random.key(3))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(part.key for part in path)
+        hidden = name.startswith("blocks") and name.endswith("kernel")
+        last = name.endswith(("out/kernel", "down/kernel"))
+        std = (0.035 if hidden else 0.07) / (np.sqrt(2 * config.layers) if last else 1)
+        if name.endswith(("scale", "bias")):
+            np.testing.assert_array_equal(leaf, name.endswith("scale"))
+        else:
+            assert abs(float(leaf.std()) - std) <= 5 * std / np.sqrt(2 * leaf.size), name
+            assert abs(float(leaf.mean())) <= 5 * std / np.sqrt(leaf.size), name
 
 
 def test_initial_weights():
@@ -227,28 +307,36 @@ def test_initial_weights():
     assert not np.array_equal(other["head"]["kernel"], params["head"]["kernel"])
 
 
-def test_gradients_reach_every_weight():
-    gradient = jax.grad(lambda p: loss(ODD, p, some_tokens(ODD)))(weights(ODD))
+@pytest.mark.parametrize("config", [ODD, GPT], ids=["llama", "gpt"])
+def test_gradients_reach_every_weight(config):
+    gradient = jax.grad(lambda p: loss(config, p, some_tokens(config)))(weights(config))
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        per_layer = leaf.reshape(ODD.layers, -1) if path[0].key == "blocks" else leaf.reshape(1, -1)
-        assert (np.abs(per_layer).max(axis=1) > 0).all(), path
+        layers = config.layers if path[0].key == "blocks" else 1
+        per_layer = leaf.reshape(layers, -1)
+        if not unseen(path):
+            assert (np.abs(per_layer).max(axis=1) > 0).all(), path
 
 
 # --- AXES
 
 
-@pytest.mark.parametrize("config", [ODD, TIED, llama.PRESETS["7B"]], ids=["odd", "tied", "7B"])
+@pytest.mark.parametrize(
+    "config",
+    [ODD, TIED, llama.PRESETS["7B"], GPT, GPT_BARE],
+    ids=["odd", "tied", "7B", "gpt", "gpt bare"],
+)
 def test_axes_describe_every_weight_once(config):
     sizes = {
         "L": config.layers,
         "D": config.width,
+        "T": getattr(config, "positions", None),
         "H": config.heads,
-        "K": config.kv_heads or config.heads,
+        "K": getattr(config, "kv_heads", None) or config.heads,
         "E": config.head_width,
         "F": config.mlp_width,
         "V": config.vocab_size,
     }
-    rules = llama.axes(config)
+    rules = family(config).axes(config)
     used = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract(config)):
         name = "/".join(part.key for part in path)
@@ -286,6 +374,29 @@ def test_axes_give_the_library_roles_and_matrices():
         axes.resolve(llama.AXES, abstract(TIED))
 
 
+def test_axes_of_a_gpt_give_roles():
+    described = axes.signatures(gpt.axes(GPT_BARE), abstract(GPT_BARE)).values()
+    roles = {
+        role: {s.path for s in described if s.role == role}
+        for role in ("hidden", "embedding", "head")
+    }
+    blocks = (
+        "attention/query",
+        "attention/key",
+        "attention/value",
+        "attention/out",
+        "mlp/up",
+        "mlp/down",
+    )
+    assert roles["hidden"] == {f"blocks/{name}/kernel" for name in blocks}
+    assert roles["embedding"] == {"embed/embedding", "position/embedding"}
+    assert roles["head"] == {"head/kernel"}
+    vectors = [
+        s for s in axes.signatures(gpt.axes(GPT), abstract(GPT)).values() if s.role == "vector"
+    ]
+    assert len(vectors) == 12  # six biases of matrices, scale and bias of three norms
+
+
 # --- meshes
 
 
@@ -296,24 +407,32 @@ def mesh_shardings(config, sizes):
     places = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
     weight_shardings = jax.tree.map(
         lambda s: NamedSharding(mesh, PartitionSpec(*(places.get(n) for n in s.names))),
-        axes.resolve(llama.axes(config), abstract(config)),
+        axes.resolve(family(config).axes(config), abstract(config)),
         is_leaf=lambda x: isinstance(x, axes.Signature),
     )
     return mesh, weight_shardings, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("placed", [False, True], ids=["free", "placed"])
-def test_sharded_weights_change_nothing(dtype, placed):
+@pytest.mark.parametrize(
+    ("model", "dtype", "placed"),
+    [
+        (ODD, "float32", False),
+        (ODD, "float32", True),
+        (ODD, "bfloat16", False),
+        (ODD, "bfloat16", True),
+        (GPT, "float32", True),
+    ],
+)
+def test_sharded_weights_change_nothing(model, dtype, placed):
     """Weights over fsdp and tensor, sequences over data and fsdp, model code untouched."""
-    config = dataclasses.replace(ODD, width=32, heads=8, vocab_size=64, dtype=dtype)
+    config = dataclasses.replace(model, width=32, heads=8, vocab_size=64, dtype=dtype)
     params, tokens = weights(config), some_tokens(config, B=8)
     mesh, weight_shardings, rows = mesh_shardings(config, (2, 2, 2))
     place = (lambda x: jax.lax.with_sharding_constraint(x, rows)) if placed else None
     step = jax.jit(jax.value_and_grad(lambda p, t: loss(config, p, t)))
     alone, alone_gradient = step(params, tokens)
     sharded = jax.device_put(params, weight_shardings)
-    assert len(sharded["blocks"]["mlp"]["gate"]["kernel"].addressable_shards[0].data[0]) == 16
+    assert len(sharded["blocks"]["mlp"]["up"]["kernel"].addressable_shards[0].data[0]) == 16
     with jax.set_mesh(mesh):
         placed_step = jax.jit(jax.value_and_grad(lambda p, t: loss(config, p, t, place)))
         together, gradient = placed_step(sharded, jax.device_put(tokens, rows))
@@ -326,8 +445,11 @@ def test_sharded_weights_change_nothing(dtype, placed):
     off_loss, off_gradient = step(off, tokens)
     assert abs(float(alone - together)) < 8 * unit * float(alone)
     assert abs(float(alone - off_loss)) < 8 * unit * float(alone)
-    for a, b, c in zip(*map(jax.tree.leaves, (alone_gradient, gradient, off_gradient))):
-        assert rms(a - b) < rms(a - c) < 0.5 * rms(a)
+    trees = (alone_gradient, gradient, off_gradient)
+    for (path, a), b, c in zip(
+        jax.tree_util.tree_leaves_with_path(trees[0]), *map(jax.tree.leaves, trees[1:])
+    ):
+        assert unseen(path) or rms(a - b) < rms(a - c) < 0.5 * rms(a), path
 
 
 def test_placed_activations_stay_with_their_sequences():
@@ -368,13 +490,14 @@ def test_weights_of_a_wider_model():
         assert abs(float(leaf.std()) - std) <= 5 * std / np.sqrt(leaf.size), path
 
 
-def test_at_its_base_width_a_model_is_as_without():
-    based = dataclasses.replace(TOY, base_width=TOY.width, base_head_width=TOY.head_width)
-    params, tokens = weights(TOY), some_tokens(TOY)
+@pytest.mark.parametrize("model", [TOY, gpt.PRESETS["gpt-toy"]], ids=["llama", "gpt"])
+def test_at_its_base_width_a_model_is_as_without(model):
+    based = dataclasses.replace(model, base_width=model.width, base_head_width=model.head_width)
+    params, tokens = weights(model), some_tokens(model)
     jax.tree.map(np.testing.assert_array_equal, params, weights(based))
     one, other = (
-        jax.jit(lambda p, t, c=config: llama.forward(c, p, t))(params, tokens)
-        for config in (TOY, based)
+        jax.jit(lambda p, t, c=config: family(c).forward(c, p, t))(params, tokens)
+        for config in (model, based)
     )
     np.testing.assert_array_equal(one, other)
 
@@ -405,3 +528,23 @@ def test_at_its_base_width_a_model_is_as_without():
 def test_impossible_models_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         llama.Config(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 7}, "heads=7 must divide width=768; nearest: heads=6"),
+        ({"positions": 0}, "positions=0 must be at least 1"),
+        ({"norm_eps": float("inf")}, "norm_eps=inf must be greater than 0 and finite"),
+        ({"dtype": "float16"}, "dtype='float16' must be one of"),
+    ],
+)
+def test_impossible_gpts_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        gpt.Config(**change)
+
+
+def test_a_sequence_longer_than_the_positions_is_refused():
+    tokens = some_tokens(GPT, T=GPT.positions + 1)
+    with pytest.raises(ValueError, match="24 tokens is longer than positions=23"):
+        gpt.forward(GPT, weights(GPT), tokens)

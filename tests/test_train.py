@@ -16,11 +16,13 @@ import jax
 import numpy as np
 import pytest
 
+from models import gpt
 from tests.runs import TOY, flags, interrupt_after, losses, program, records, write_text
 from train import __main__ as command
 from train import checkpoint, integrity, main
 from train.arguments import parse
 from train.experiments import EXPERIMENTS
+from train.trained import newest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -129,6 +131,29 @@ def test_every_experiment_starts(name, tmp_path):
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["optimizer"]["learning_rate"] == EXPERIMENTS[name]().optimizer.learning_rate
     assert records(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_a_gpt_trains_and_goes_on(tmp_path):
+    """Without a line of its own in the trainer: records, decay by role, a checkpoint to go on from."""
+    asked = flags_of("gpt", flags(tmp_path))
+    assert main.main([*asked, "--run.steps", "4"]) == 0
+    assert main.main([*asked, "--optimizer.schedule_steps", "4"]) == 0  # the six steps of TOY
+    seen = losses(tmp_path / "run")
+    assert list(seen) == [1, 2, 3, 4, 5, 6] and seen[6] < seen[1]
+    table = (tmp_path / "run/decay.txt").read_text()
+    assert all(name in table for name in ("position/embedding", "blocks/mlp/down/bias"))
+    trained = newest(tmp_path / "run")
+    assert (type(trained.model), trained.model.vocab_size, trained.step) == (gpt.Config, 257, 6)
+    assert trained.params["position"]["embedding"].shape == (512, 16)
+
+
+def flags_of(family: str, asked: list[str]) -> list[str]:
+    """The flags of a toy run for a model of another family."""
+    if family == "llama":
+        return asked
+    drop = asked.index("--model.kv_heads")
+    asked = [*asked[:drop], *asked[drop + 2 :]]
+    return ["gpt-toy" if value == "toy" else value for value in asked]
 
 
 def test_eight_devices_give_the_losses_of_one(whole, tmp_path):

@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from train import families
 from train.config import (
     BOUNDED,
     OPTIMIZERS,
     PROXIMAL,
     SPECTRAL,
     Config,
+    Model,
     Range,
     UserError,
     flatten,
@@ -31,6 +33,7 @@ from train.config import (
     resolved,
 )
 from train.experiments import EXPERIMENTS
+from train.hugging_face_config import shaped
 
 PROGRAM = "python -m train"
 
@@ -68,6 +71,8 @@ def parse(arguments: list[str]) -> Config:
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
     )
+    if config.model.weights is not None and resume is None:
+        config = shaped(config)
     check(config)
     return config
 
@@ -132,13 +137,19 @@ def check(config: Config) -> None:
         for name, value in vars(part).items():
             _check_range(f"{group.name}.{name}", value, hints[name])
     filled = resolved(config)
-    full = flatten(filled)
+    full, untouched = flatten(filled), flatten(Config())
     model_config(filled, config.model.vocab_size or 1)
     for name, (used, where) in _effective(full).items():
-        if values[name] not in (None, False) and not used:
+        if values[name] != untouched[name] and not used:
             raise UserError(
                 f"{name} = {values[name]} would have no effect: it belongs to {where}; leave it out."
             )
+    longest = full["model.positions"]
+    if longest is not None and config.data.length > longest:
+        raise UserError(
+            f"data.length = {config.data.length} is longer than model.positions = {longest};"
+            f" nearest: {longest}."
+        )
     if not config.decay.mask:
         raise UserError("decay.mask is empty; to decay nothing, set decay.weight_decay to 0.")
     end = full["optimizer.schedule_steps"]
@@ -161,7 +172,13 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
     bounded = full["decay.pull"] in BOUNDED
     threshold = full["decay.threshold"]
     varying = full["optimizer.schedule"] != "constant"
+    model = families.PRESETS[full["model.preset"]]
     return {
+        **{
+            f"model.{field}": (hasattr(model, field), f"presets of {' and '.join(owners)}")
+            for field in vars(Model())
+            if (owners := families.owners(field))
+        },
         **{
             f"optimizer.{field}": (
                 field in OPTIMIZERS[full["optimizer.name"]],

@@ -4,7 +4,7 @@
     python -m train.bench_optimizers --preset 20M --layout stacked --rounds 5
     python -m train.bench_optimizers --section collectives
 
-Shapes are those of a model of models/llama.py; gradients are random. All optimizers of one table run in one process,
+Shapes are those of a model of models/; gradients are random. All optimizers of one table run in one process,
 in turns, and the best of the rounds counts, so that ratios hold on a busy machine where times do not. CPU time is that
 of all threads. ``--layout layers`` gives each layer its own leaves, as released programs have them; ``stacked`` is how
 the models here keep them.
@@ -22,9 +22,9 @@ import optax
 import tyro
 
 import optax_decay
-from models import llama
 from optax_decay import axes as axes_lib
 from optax_decay.quantile import quantile
+from train import families
 from train.collectives import collectives, operations
 from train.sharding import LETTERS
 
@@ -36,7 +36,7 @@ class Options:
     """What to measure."""
 
     preset: str = "60M"
-    """Model in models/llama.py PRESETS: toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B."""
+    """Name of a model, as for --model.preset: 60M, gpt2-124M, ..."""
     layout: Literal["layers", "stacked"] = "layers"
     """One leaf per layer, or one leaf for all layers."""
     rounds: int = 5
@@ -47,8 +47,8 @@ class Options:
     """Names of optimizers; none: all."""
 
     def __post_init__(self) -> None:
-        if self.preset not in llama.PRESETS:
-            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(llama.PRESETS)}.")
+        if self.preset not in families.PRESETS:
+            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(families.PRESETS)}.")
         if self.rounds < 1:
             raise ValueError(f"rounds={self.rounds} must be at least 1.")
         unknown = set(self.only) - set(OPTIMIZERS)
@@ -100,10 +100,10 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
 
 def shapes_and_axes(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     """Flat trees of ``jax.ShapeDtypeStruct`` and of signatures."""
-    config = llama.PRESETS[options.preset]
-    params = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+    config = families.PRESETS[options.preset]
+    params = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))
     shapes, axes = {}, {}
-    for path, signature in axes_lib.signatures(llama.axes(config), params).items():
+    for path, signature in axes_lib.signatures(families.of(config).axes(config), params).items():
         text = " ".join(signature.names[i] for i in signature.inputs)
         text += " -> " if text else ""
         text += " ".join(signature.names[i] for i in signature.outputs)

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from models import llama
 from optax_decay import axes as axes_lib
 from optax_decay import sign_compression as sc
 from optax_decay.masks import MATRICES
 from optax_decay.one_bit_adam import scale_by_one_bit_adam
 from optax_decay.one_bit_state import state_partition_specs
+from train import families
 from train.collectives import Collective, collectives, operations, sent
 
 
@@ -36,7 +36,7 @@ class Options:
     """What to compile, and the network to compare on."""
 
     preset: str = "130M"
-    """Model in models/llama.py PRESETS: toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B."""
+    """Name of a model, as for --model.preset: 60M, gpt2-124M, ..."""
     workers: int = 8
     """Workers that exchange signs (N)."""
     fsdp: int = 1
@@ -53,8 +53,8 @@ class Options:
     """Codec throughput [1e9 parameters/s]; None: measured on one device here."""
 
     def __post_init__(self) -> None:
-        if self.preset not in llama.PRESETS:
-            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(llama.PRESETS)}.")
+        if self.preset not in families.PRESETS:
+            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(families.PRESETS)}.")
         if self.workers < 2 or self.fsdp < 1:
             raise ValueError(
                 f"workers={self.workers}, fsdp={self.fsdp}: allowed are workers >= 2 and fsdp >= 1."
@@ -70,9 +70,9 @@ class Programs:
 
     def __init__(self, options: Options):
         self.options = options
-        config = llama.PRESETS[options.preset]
-        self.params = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
-        self.axes = llama.axes(config)
+        config = families.PRESETS[options.preset]
+        self.params = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))
+        self.axes = families.of(config).axes(config)
         devices = jax.devices("cpu")[: options.workers * options.fsdp]
         grid = np.array(devices).reshape(options.workers, options.fsdp)
         self.mesh = jax.sharding.Mesh(grid, ("worker", "fsdp"))

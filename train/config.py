@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from models import llama
+from train import families
 from train.errors import UserError
 
 
@@ -45,10 +45,14 @@ Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "grad
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network, models/llama.py: a preset, and single changes to it."""
+    """The network: a preset, and single changes to it."""
 
     preset: str = "tiny"
-    """Name in models/llama.py PRESETS: toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B."""
+    """LLaMA (models/llama.py): toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B, 13B, 33B, 65B, root-1B, llama.
+    GPT (models/gpt.py): gpt-toy, gpt2-124M, gpt2-355M, gpt2-774M, gpt2-1.5B, gpt3-125M, gpt3-350M, gpt3-760M,
+    gpt3-1.3B, gpt3-2.7B, gpt3-6.7B, gpt3-13B, gpt."""
+    weights: str | None = None
+    """Folder with weights to start from, as Hugging Face's transformers saves GPT-2 and LLaMA; they say the shape."""
     width: Count | None = None
     """Width of the residual stream [features]; None: the preset's, here and below."""
     mlp_width: Count | None = None
@@ -58,15 +62,19 @@ class Model:
     heads: Count | None = None
     """Number of query heads; must divide the width."""
     kv_heads: Count | None = None
-    """Number of key and value heads; must divide `heads`."""
+    """Number of key and value heads; must divide `heads`. LLaMA only."""
     vocab_size: Count | None = None
     """Rows of the embedding [tokens]; None: as many as the tokenizer has."""
+    positions: Count | None = None
+    """Longest sequence that there are position embeddings for [tokens]. GPT only."""
     tied: bool | None = None
     """Whether the head is the transposed embedding."""
+    bias: bool | None = None
+    """Whether matrices and norms have biases. GPT only."""
     rope_base: Positive | None = None
-    """Longest rotary wavelength / 2 pi [positions]."""
+    """Longest rotary wavelength / 2 pi [positions]. LLaMA only."""
     norm_eps: Positive | None = None
-    """Added to the mean square in a norm."""
+    """Added to the mean square or the variance in a norm."""
     init_std: Positive | None = None
     """Standard deviation of every matrix at the start."""
     base_width: Count | None = None
@@ -280,21 +288,31 @@ def nearest(value: Any, allowed: Sequence[str]) -> str:
     return difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
 
 
+def preset_of(model: Model) -> Any:
+    """The Config of models/ that a preset names.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if model.preset not in families.PRESETS:
+        names = list(families.PRESETS)
+        raise UserError(
+            f"model.preset = {model.preset!r} does not exist; allowed are {', '.join(names)};"
+            f" nearest: {nearest(model.preset, names)}."
+        )
+    return families.PRESETS[model.preset]
+
+
 def resolved(config: Config) -> Config:
     """The config with every None that stands for a known value filled in."""
     model, optimizer, decay = config.model, config.optimizer, config.decay
-    if model.preset not in llama.PRESETS:
-        raise UserError(
-            f"model.preset = {model.preset!r} does not exist; allowed are"
-            f" {', '.join(llama.PRESETS)}; nearest: {nearest(model.preset, list(llama.PRESETS))}."
-        )
-    preset = llama.PRESETS[model.preset]
+    preset = preset_of(model)
     steps = optimizer.schedule_steps or config.run.steps
     named = decay.threshold is None or isinstance(decay.threshold, str)
     fill: dict[str, Any] = {
         f"model.{name}": getattr(preset, name)
         for name in vars(model)
-        if name not in ("preset", "vocab_size")
+        if hasattr(preset, name) and name != "vocab_size"
     }
     fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
     fill |= {f"optimizer.{name}": value for name, value in OPTIMIZERS[optimizer.name].items()}
@@ -312,13 +330,14 @@ def resolved(config: Config) -> Config:
     return replace(config, {name: v for name, v in fill.items() if values[name] is None})
 
 
-def model_config(config: Config, vocab_size: int) -> llama.Config:
-    """The network of a resolved config, for a tokenizer with `vocab_size` tokens.
+def model_config(config: Config, vocab_size: int) -> Any:
+    """The network of a resolved config, a Config of models/, for a tokenizer with `vocab_size` tokens.
 
     Raises:
         UserError: a shape that does not work out, or an embedding that is too small.
     """
-    fields: Any = {name: v for name, v in vars(config.model).items() if name != "preset"}
+    preset = preset_of(config.model)
+    fields: Any = {name: v for name, v in vars(config.model).items() if hasattr(preset, name)}
     rows = config.model.vocab_size or vocab_size
     if rows < vocab_size:
         raise UserError(
@@ -326,7 +345,6 @@ def model_config(config: Config, vocab_size: int) -> llama.Config:
             f" nearest: {vocab_size}."
         )
     try:
-        preset = llama.PRESETS[config.model.preset]
         return dataclasses.replace(preset, **(fields | {"vocab_size": rows}))
     except ValueError as error:
         raise UserError(f"The model does not work out: {error}.") from None

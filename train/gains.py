@@ -10,20 +10,14 @@ exit code is 0 if all are, else 1.
 """
 
 import argparse
-import json
 import pathlib
-from typing import Any
-
-import jax
-import orbax.checkpoint as ocp
 
 import optax_decay
-from models import llama
-from train import observe, optimizer, step
-from train.arguments import from_json
-from train.config import Config, UserError, model_config, resolved
+from train import families, observe, optimizer
+from train.config import UserError
 from train.display import say
 from train.folder import write
+from train.trained import newest
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +45,7 @@ def compare(
     Raises:
         UserError: not a run folder, no checkpoint, other models, or no base width.
     """
-    (config, params, done), (base, reference, base_done) = newest(run), newest(proxy)
+    (config, model, params, done), (base, _, reference, base_done) = newest(run), newest(proxy)
     if config.model.base_width != base.model.width:
         raise UserError(
             f"model.base_width of {run} is {config.model.base_width}, but {proxy} has the width"
@@ -71,38 +65,8 @@ def compare(
         reference,
         rule=config.decay.width_rule or "fan2025",
         optimizer=optimizer.growth(config.optimizer),
-        axes=[rule for rule in llama.AXES if not (config.model.tied and "head" in rule[0])],
+        axes=families.of(model).axes(model),
         sublayers=observe.SUBLAYERS,
         tolerance=tolerance,
     )
     return report, notes
-
-
-def newest(folder: pathlib.Path) -> tuple[Config, Any, int]:
-    """Resolved config, weights and step of the newest checkpoint of a run. Only reads."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it holds no config.json.")
-    config = resolved(from_json(path.read_text(), str(path)))
-    checkpoints = (folder / "checkpoints").resolve()
-    if not checkpoints.is_dir():
-        raise UserError(f"{folder} holds no checkpoint yet.")
-    with ocp.CheckpointManager(
-        checkpoints, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
-        done = manager.latest_step()
-        if done is None:
-            raise UserError(f"{folder} holds no checkpoint yet.")
-        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        rows = manager.restore(done, args=read)["meta"]["structure"]["params/embed/embedding"]
-        model = model_config(config, json.loads(rows[rows.index("[") :])[0])
-        tx = optimizer.build(config, llama.axes(model))
-        shapes = jax.eval_shape(
-            lambda: step.init(lambda key: llama.init(model, key), tx, jax.random.key(0))
-        )
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
-        )
-        read = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return config, manager.restore(done, args=read)["state"]["params"], done

@@ -15,9 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from models import llama
 from optax_decay.axes import signatures
-from train import checkpoint, figures, log, observe, optimizer, sharding, step
+from train import (
+    checkpoint,
+    families,
+    figures,
+    hugging_face,
+    log,
+    observe,
+    optimizer,
+    sharding,
+    step,
+)
 from train import data as data_lib
 from train.arguments import parse
 from train.config import Config, UserError, model_config, resolved
@@ -50,7 +59,7 @@ def train(asked: Config) -> int:
             say(further(config, folder.path, start))
             return 0
         if state is None:
-            state = program.init(jax.random.key(config.run.seed))
+            state = program.begin()
         with recorder(program, folder, start) as records, signals() as stop:
             save = functools.partial(checkpoints.save, meta=meta)
             done = loop(program, state, start, records, save, stop)
@@ -67,7 +76,7 @@ class Program:
     data: data_lib.Data
     facts: dict[str, Any]  # about the data
     mesh: jax.sharding.Mesh
-    model: llama.Config
+    model: Any  # Config of a file of models/
     axes: Any  # what the parameters' axes mean
     shapes: step.State  # the state as ShapeDtypeStruct
     shardings: step.State
@@ -77,6 +86,16 @@ class Program:
     evaluate: Callable[[step.State], float]  # held-out loss, nats per token
     look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
     gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without model.base_width
+
+    def begin(self) -> step.State:
+        """The state before the first step: of fresh weights, or of those of `model.weights`."""
+        if self.config.model.weights is None:
+            return self.init(jax.random.key(self.config.run.seed))
+        folder = pathlib.Path(self.config.model.weights)
+        say(f"reading the weights in {folder} ...")
+        params = hugging_face.load(folder, self.model, self.shardings["params"])
+        first = jax.device_put(np.zeros([], np.int32), self.shardings["step"])
+        return {"params": params, "optimizer": self.fresh(params), "step": first}
 
     def batch(self, index: int) -> jax.Array:
         return self.place(lambda rows: self.data.batch(index, rows))
@@ -114,14 +133,15 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     """Mesh, model, optimizer and compiled functions of a resolved config. Allocates no weights."""
     mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
     model = model_config(config, data.vocab_size)
-    axes = llama.axes(model)
+    family = families.of(model)
+    axes = family.axes(model)
     tx = optimizer.build(config, axes)
 
-    init = functools.partial(step.init, functools.partial(llama.init, model), tx)
+    init = functools.partial(step.init, functools.partial(family.init, model), tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
-    forward = functools.partial(llama.forward, model, place=sharding.place_activations(mesh))
+    forward = functools.partial(family.forward, model, place=sharding.place_activations(mesh))
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
     update = step.compile_update(forward, tx, rate, parts, shardings)
     loss = jax.jit(functools.partial(step.loss, forward))
@@ -246,7 +266,7 @@ def introduce(program: Program, folder: Folder, start: int) -> None:
         f"text      {facts['source']}: {facts['files']} files, {facts['train_bytes'] / 1e6:.1f} MB,"
         f" {facts['train_tokens'] / 1e6:.2f}M tokens ({facts['tokenizer']}), digest"
         f" {program.data.digest[:16]}\n"
-        f"model     {config.model.preset}: {llama.count(program.model) / 1e6:.2f}M weights,"
+        f"model     {config.model.preset}: {families.of(program.model).count(program.model) / 1e6:.2f}M weights,"
         f" {program.model.layers} layers of width {program.model.width}\n"
         f"training  {config.run.steps} steps of {tokens} tokens,"
         f" {config.run.steps / facts['steps_per_epoch']:.2f} times through the text\n"

@@ -1,0 +1,71 @@
+"""What several models are made of: linear maps, embeddings, layer norm, and what backward recomputes."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Shape = tuple[int, ...]
+
+
+class Linear(nnx.Module):
+    """A matrix from the last axes of an array to new ones: kernel [*inputs, *outputs], bias [*outputs].
+
+    The product itself has two axes a side: XLA for CPUs is twice as fast at the gradient of that
+    than at one that sums over sequences and positions.
+    """
+
+    def __init__(
+        self, inputs: Shape, outputs: Shape, std: float, rngs: nnx.Rngs, bias: bool = False
+    ):
+        self.inputs, self.outputs = inputs, outputs
+        shape = (*inputs, *outputs)
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+
+    def __call__(self, x: jax.Array, dtype: Any = None) -> jax.Array:
+        matrix = self.kernel[...].astype(x.dtype).reshape(math.prod(self.inputs), -1)
+        y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=dtype)
+        y = y.reshape(*x.shape[: x.ndim - len(self.inputs)], *self.outputs)
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
+
+
+class LayerNorm(nnx.Module):
+    """Features of mean 0 and variance 1 (arXiv 1607.06450), in float32; then scale and bias."""
+
+    def __init__(self, width: int, eps: float, bias: bool = True):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = x_BTD.astype(jnp.float32)
+        y_BTD -= jnp.mean(y_BTD, axis=-1, keepdims=True)
+        y_BTD *= jax.lax.rsqrt(jnp.mean(y_BTD**2, axis=-1, keepdims=True) + self.eps)
+        y_BTD *= self.scale[...]
+        if hasattr(self, "bias"):
+            y_BTD += self.bias[...]
+        return y_BTD.astype(x_BTD.dtype)
+
+
+class Embedding(nnx.Module):
+    """One row of features per token or position."""
+
+    def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
+        noise = jax.random.normal(rngs.params(), (rows, width), jnp.float32)
+        self.embedding = nnx.Param(std * noise)
+
+
+def rematerialised(layer, remat: str):
+    """`layer` with less of it kept for the backward pass; see a model's `Config.remat`."""
+    if remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
+    )
+    return jax.checkpoint(layer, policy=dots if remat == "dots" else None, prevent_cse=False)

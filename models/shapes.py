@@ -1,0 +1,74 @@
+"""Checks that the configs of all models share, and the three numbers that follow a base width.
+
+With a `base_width` D₀ a model is parametrised for the transfer of hyper-parameters from that width
+(μP, arXiv 2203.03466): hidden matrices start with the variance init_std² D₀/D, what the head reads
+is multiplied by D₀/D, and attention scores by sqrt(E₀)/E instead of 1/sqrt(E). At the base width
+itself it is the model that it is without.
+"""
+
+import math
+from typing import Any
+
+
+def check(
+    config: Any, *, sizes: tuple[str, ...], positive: tuple[str, ...], choices: tuple[str, ...]
+) -> None:
+    """What holds for every model.
+
+    Args:
+      config: a model's Config with `heads`, `width`, `base_width`, `base_head_width`, `attention`.
+      sizes: fields that are at least 1.
+      positive: fields above 0.
+      choices: fields that are one of their `Literal`.
+
+    Raises:
+      ValueError: with the field, its value and what is allowed.
+    """
+    for name in sizes:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("base_width", "base_head_width"):
+        size = getattr(config, name)
+        if size is not None and size < 1:
+            raise ValueError(f"{name}={size} must be at least 1, or None")
+    if config.base_head_width is not None and config.base_width is None:
+        raise ValueError(f"base_head_width={config.base_head_width} needs a base_width as well")
+    for name in positive:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be greater than 0 and finite")
+    for name in choices:
+        allowed = type(config).__annotations__[name].__args__
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {allowed}")
+    if config.attention == "cudnn" and config.dtype != "bfloat16":
+        raise ValueError('attention="cudnn" needs dtype="bfloat16"; for float32 take "xla"')
+
+
+def check_heads(config: Any) -> None:
+    """Raises ValueError if the heads do not divide the width."""
+    if config.width % config.heads:
+        raise ValueError(
+            f"heads={config.heads} must divide width={config.width}; "
+            f"nearest: heads={nearest_divisor(config.width, config.heads)}"
+        )
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda n: abs(n - wanted), default=1)
+
+
+def readout(config: Any) -> float:
+    """What the head's input is multiplied by: D₀/D."""
+    return 1.0 if config.base_width is None else config.base_width / config.width
+
+
+def hidden_std(config: Any) -> float:
+    """Standard deviation of hidden matrices at the start."""
+    return config.init_std * math.sqrt(readout(config))
+
+
+def attention_scale(config: Any) -> float:
+    """What products of queries and keys are multiplied by."""
+    base = config.base_head_width or config.head_width
+    return math.sqrt(base / config.head_width) / math.sqrt(config.head_width)

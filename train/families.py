@@ -1,0 +1,35 @@
+"""The language models that can be trained: one row per file of `models/`.
+
+Each such file has Config, PRESETS, `init(config, key)`, `forward(config, params, tokens, place=)`,
+`axes(config)` and `count(config)`. A new one is a row here, and fields for what is new in its Config
+in `config.Model`.
+"""
+
+import dataclasses
+from typing import Any
+
+from models import gpt, llama
+
+FAMILIES: dict[str, Any] = {"llama": llama, "gpt": gpt}
+
+# All names for `model.preset`. That of a family alone is its Config as it comes: for a shape of
+# which every size is given.
+PRESETS: dict[str, Any] = {
+    name: preset
+    for family, module in FAMILIES.items()
+    for name, preset in {**module.PRESETS, family: module.Config()}.items()
+}
+
+
+def of(model: Any) -> Any:
+    """The file of `models/` that a model's Config belongs to."""
+    return next(module for module in FAMILIES.values() if isinstance(model, module.Config))
+
+
+def owners(field: str) -> list[str]:
+    """Families whose Config has the field."""
+    return [
+        name
+        for name, module in FAMILIES.items()
+        if field in {f.name for f in dataclasses.fields(module.Config)}
+    ]

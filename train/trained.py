@@ -1,0 +1,31 @@
+"""What a run has learned: the weights of its newest checkpoint, and what they are weights of. Only reads."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from train import params as params_lib
+from train.arguments import from_json
+from train.config import Config, UserError, model_config, resolved
+
+
+class Trained(NamedTuple):
+    config: Config  # resolved
+    model: Any  # its network, as a Config of `models/`
+    params: Any  # in the memory of the host
+    step: int
+
+
+def newest(folder: pathlib.Path) -> Trained:
+    """The newest checkpoint of a run folder, without the state of its optimizer.
+
+    Raises:
+        UserError: not a run folder, or one without a checkpoint.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a run folder: it holds no config.json.")
+    params, meta = params_lib.read(folder)
+    config = resolved(from_json(json.dumps(meta["config"]), str(folder)))
+    # Only the tokenizer knew how many rows the embedding has.
+    model = model_config(config, params["embed/embedding"].shape[0])
+    return Trained(config, model, params_lib.nested(params), meta["step"])
