@@ -1,7 +1,9 @@
-"""Run by a Python that has torch and transformers, alone or from the tests:
+"""What transformers makes of models; run by a Python that has torch and transformers:
 
-python tests/hugging_face_logits.py make CONFIG.json FOLDER SEED     a random model, saved by transformers
-python tests/hugging_face_logits.py logits FOLDER TOKENS.npy OUT.npy  what transformers makes of a folder
+    python tests/hugging_face_logits.py FOLDER
+
+Every folder in it holds tokens.npy, and may hold `ours/`, a model to load, whose logits go to ours.npy,
+and asked.json, a config whose model is drawn at random and saved to `theirs/`, its logits to theirs.npy.
 """
 
 import json
@@ -13,27 +15,31 @@ import torch
 import transformers
 
 
-def make(config: str, folder: str, seed: str, shard: str = "50GB") -> None:
-    torch.manual_seed(int(seed))
-    described = transformers.AutoConfig.for_model(**json.loads(pathlib.Path(config).read_text()))
+def make(asked: pathlib.Path, folder: pathlib.Path) -> None:
+    torch.manual_seed(7)
+    described = transformers.AutoConfig.for_model(**json.loads(asked.read_text()))
     model = transformers.AutoModelForCausalLM.from_config(described)
     with torch.no_grad():
         for weight in model.parameters():
-            # At their first values norms and biases would hide mistakes.
-            if weight.ndim == 1:
+            if weight.ndim == 1:  # at their first values norms and biases would hide mistakes
                 weight.add_(0.3 * torch.randn_like(weight))
-    model.eval().save_pretrained(folder, max_shard_size=shard)
+    model.save_pretrained(folder, max_shard_size="10KB")
 
 
-def logits(folder: str, tokens: str, out: str) -> None:
+def logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
     model, told = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
-    if told["missing_keys"] or told["unexpected_keys"] or told["mismatched_keys"]:
-        sys.exit(f"transformers did not take all: {told}")
+    if any(told[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")):
+        sys.exit(f"transformers did not take all of {folder}: {told}")
     with torch.no_grad():
-        np.save(out, model.eval()(torch.from_numpy(np.load(tokens)).long()).logits.numpy())
+        return model.eval()(torch.from_numpy(tokens).long()).logits.numpy()
 
 
 if __name__ == "__main__":
-    {"make": make, "logits": logits}[sys.argv[1]](*sys.argv[2:])
+    for case in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+        if (case / "asked.json").exists():
+            make(case / "asked.json", case / "theirs")
+        for kind in ("theirs", "ours"):
+            if (case / kind).exists():
+                np.save(case / f"{kind}.npy", logits(case / kind, np.load(case / "tokens.npy")))

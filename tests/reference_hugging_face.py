@@ -23,6 +23,60 @@ def read(path):
     }
 
 
+def write(path, arrays):
+    """Float32 arrays as one safetensors file, without padding of the header."""
+    header, end = {}, 0
+    for name, array in arrays.items():
+        begin, end = end, end + 4 * array.size
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    parts = [np.ascontiguousarray(array, "<f4").tobytes() for array in arrays.values()]
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+
+
+def random_arrays(config, rng):
+    """All arrays of a model, at random."""
+    llama = config["model_type"] == "llama"
+    shapes = _llama_shapes(config) if llama else _gpt2_shapes(config)
+    return {
+        name: (0.3 * rng.normal(size=shape) + (len(shape) == 1)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def _llama_shapes(config):
+    D, F, V = (config[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    KE = D // config["num_attention_heads"] * config["num_key_value_heads"]
+    layer = {"input_layernorm": (D,), "post_attention_layernorm": (D,)}
+    layer |= {"self_attn.q_proj": (D, D), "self_attn.o_proj": (D, D)}
+    layer |= {"self_attn.k_proj": (KE, D), "self_attn.v_proj": (KE, D)}
+    layer |= {"mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
+    shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+    for i in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes | ({} if config["tie_word_embeddings"] else {"lm_head.weight": (V, D)})
+
+
+def _gpt2_shapes(config):
+    D, V, T = (config[n] for n in ("n_embd", "vocab_size", "n_positions"))
+    F = config.get("n_inner") or 4 * D
+    maps = {
+        "attn.c_attn": (D, 3 * D),
+        "attn.c_proj": (D, D),
+        "mlp.c_fc": (D, F),
+        "mlp.c_proj": (F, D),
+    }
+    layer = {f"{name}.weight": shape for name, shape in maps.items()}
+    layer |= {f"{name}.bias": shape[1:] for name, shape in maps.items()}
+    layer |= {f"{name}.{part}": (D,) for name in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    shapes = {"wte.weight": (V, D), "wpe.weight": (T, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
+    for i in range(config["n_layer"]):
+        shapes |= {f"h.{i}.{name}": shape for name, shape in layer.items()}
+    shapes = {f"transformer.{name}": shape for name, shape in shapes.items()}
+    tied = config.get("tie_word_embeddings", True)
+    return shapes | ({} if tied else {"lm_head.weight": (V, D)})
+
+
 def forward(config, arrays, tokens):
     """Logits [B, T, V]."""
     rule = {"llama": _llama, "gpt2": _gpt2}[config["model_type"]]

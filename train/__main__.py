@@ -14,6 +14,8 @@ COMMANDS = {
     "coordinate_check": "train.coordinate_check",
     "gains": "train.gains",
     "params": "train.params",
+    "export": "train.export",
+    "sample": "train.sample",
 }
 
 

@@ -98,6 +98,20 @@ def read_config(folder: pathlib.Path) -> Any:
     return model
 
 
+def longest(folder: pathlib.Path) -> int:
+    """The longest sequence that the model in a folder is said to be good for [tokens].
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    model, path = read_config(folder), folder / "config.json"
+    if families.of(model) is gpt:
+        return model.positions
+    return max(
+        1, _field(json.loads(path.read_text("utf-8")), "max_position_embeddings", 2048, path)
+    )
+
+
 def _field(theirs: dict[str, Any], name: str, default: Any, path: pathlib.Path) -> Any:
     if default is ... and name not in theirs:
         raise UserError(f"{path} does not say {name}.")
