@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from train import corpus, data, tokens
+from train import corpus, data, token_store, tokens
 
 ODD_TEXTS = [
     "",
@@ -296,7 +296,7 @@ def starts(made, epoch):
     rows = np.concatenate([made.batch(step) for step in steps])
     rows = rows[first % made.batch_size :][: made.windows]
     where = {}
-    windows = np.lib.stride_tricks.sliding_window_view(made.train, made.length + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(made.train.arrays[0], made.length + 1)
     for start, window in enumerate(windows):
         where.setdefault(window.tobytes(), []).append(start)
     found = [where[row.astype(np.uint16).tobytes()] for row in rows]
@@ -322,11 +322,12 @@ def test_an_epoch_visits_every_window_once(tmp_path):
 def test_a_text_of_one_window_repeats_it(tmp_path):
     made = load(write(tmp_path, {"a.txt": "0123456789" * 3}), length=1, batch_size=5)
     assert made.batch(3).shape == (5, 2)
-    made = data.Data(made.train[:18], made.held, made.tokenizer, made.corpus, 16, 5, 0, "off")
+    short = token_store.Row.of(made.train.arrays[0][:18], made.tokenizer.separator)
+    made = data.Data(short, made.held, made.tokenizer, made.corpus, 16, 5, 0, "off")
     assert made.windows == 1
     whole = {
-        made.train[:17].astype(np.int32).tobytes(),
-        made.train[1:18].astype(np.int32).tobytes(),
+        short.arrays[0][:17].astype(np.int32).tobytes(),
+        short.arrays[0][1:18].astype(np.int32).tobytes(),
     }
     assert {row.tobytes() for step in range(20) for row in made.batch(step)} == whole
 
@@ -362,8 +363,8 @@ def test_held_out_batches_are_fixed_and_spread(folder):
     assert [batch.shape for batch in batches] == [(4, 17)] * 5
     for a, b in zip(batches, load(folder, seed=9).held_out(5)):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(batches[0][0], made.held[:17])
-    np.testing.assert_array_equal(batches[-1][-1], made.held[-17:])
+    np.testing.assert_array_equal(batches[0][0], made.held.arrays[0][:17])
+    np.testing.assert_array_equal(batches[-1][-1], made.held.arrays[0][-17:])
     every = made.held_out(10**9)
     assert len(every) == (len(made.held) - 1) // 16 // 4
     with pytest.raises(ValueError, match="batches=0"):
@@ -379,22 +380,23 @@ def test_a_short_held_out_text_gives_one_batch(tmp_path):
 
 def test_no_text_is_in_both_parts(folder):
     made = load(folder, tokenizer="bpe-512")
-    assert made.decode(made.train) == "".join(made.corpus.train.values())
-    assert made.decode(made.held) == "".join(made.corpus.held_out.values())
+    assert made.decode(made.train.arrays[0]) == "".join(made.corpus.train.values())
+    assert made.decode(made.held.arrays[0]) == "".join(made.corpus.held_out.values())
 
 
 def test_figures(folder):
     made = load(folder, tokenizer="bpe-512")
     held = "".join(made.corpus.held_out.values()).encode()
     assert made.bytes_per_token == pytest.approx(len(held) / len(made.held))
-    train, vocabulary = made.train.tolist(), made.vocab_size
-    counts = {token: train.count(token) for token in set(made.held.tolist())}
-    logs = [np.log((counts[t] + 1) / (len(train) + vocabulary)) for t in made.held.tolist()]
+    (train,), (held_out,) = (row.arrays for row in (made.train, made.held))
+    train, held_out, vocabulary = train.tolist(), held_out.tolist(), made.vocab_size
+    counts = {token: train.count(token) for token in set(held_out)}
+    logs = [np.log((counts[t] + 1) / (len(train) + vocabulary)) for t in held_out]
     assert made.unigram_entropy() == pytest.approx(-np.mean(logs), rel=1e-12)
     summary = made.summary()
     assert json.loads(json.dumps(summary)) == summary
     assert summary["digest"] == made.digest == corpus.read(str(folder)).digest
-    assert summary["tokenizer"] == "bpe-512" and summary["files"] == 60
+    assert summary["tokenizer"] == "bpe-512" and summary["documents"] == 60
     assert summary["steps_per_epoch"] * made.batch_size == made.windows
 
 
@@ -415,8 +417,8 @@ def cached(folder, tmp_path):
 
 
 def assert_same(a, b):
-    np.testing.assert_array_equal(a.train, b.train)
-    np.testing.assert_array_equal(a.held, b.held)
+    np.testing.assert_array_equal(a.train.arrays[0], b.train.arrays[0])
+    np.testing.assert_array_equal(a.held.arrays[0], b.held.arrays[0])
     np.testing.assert_array_equal(a.batch(3), b.batch(3))
     assert a.tokenizer.to_json() == b.tokenizer.to_json()
 

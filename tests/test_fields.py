@@ -72,6 +72,7 @@ DATA = {
     "data.text": "other.txt",
     "data.tokenizer": "bpe-512",
     "data.length": 9,
+    "data.documents": True,
     "data.batch_size": 6,
     "run.seed": 3,
 }

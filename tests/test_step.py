@@ -138,11 +138,67 @@ def test_cross_entropy_against_float64():
     logits, targets = generator.normal(0, 4, (3, 5, 7)), generator.integers(0, 7, (3, 5))
     shifted = logits - logits.max(-1, keepdims=True)
     right = np.take_along_axis(shifted, targets[..., None], -1)[..., 0]
-    expected = (np.log(np.exp(shifted).sum(-1)) - right).mean()
-    found = step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
-    assert float(found) == pytest.approx(expected, rel=1e-6)  # float32, 15 terms of order one
+    losses = np.log(np.exp(shifted).sum(-1)) - right
+    total, count = step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
+    # float32, 15 terms of order one
+    assert float(total) == pytest.approx(losses.sum(), rel=1e-6) and count == 15
     low = step.cross_entropy(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(targets))
-    assert low.dtype == jnp.float32
+    assert {x.dtype for x in low} == {jnp.dtype("float32")}
+    padded = np.where(np.arange(5) < np.array([[5], [2], [0]]), targets, -1)
+    total, count = step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(padded))
+    assert count == 7 and float(total) == pytest.approx(losses[padded >= 0].sum(), rel=1e-6)
+
+
+def causal(params, tokens):
+    """A small model: logits from the mean of the embeddings so far."""
+    mean = jnp.cumsum(params["in"][tokens], 1) / jnp.arange(1, tokens.shape[1] + 1)[:, None]
+    return jnp.tanh(mean) @ params["out"]
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Weights of `causal` for 11 tokens, and 8 rows of 13 of them."""
+    rng = np.random.default_rng(0)
+    shapes = {"in": (11, 6), "out": (6, 11)}
+    params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+    return params, rng.integers(0, 11, (8, 13))
+
+
+def test_padding_moves_nothing(example):
+    """Neither what stands in its place nor the model's output there changes loss or gradient."""
+    params, tokens = example
+    both = jax.jit(jax.value_and_grad(functools.partial(step.loss, causal)))
+    kept = np.array([13, 5, 5, 2, 13, 1, 2, 5])
+    padded = np.where(np.arange(13) < kept[:, None], tokens, -1)
+    value, gradient = both(params, padded)
+    # One row at a time without padding, weighed by its predictions; a row of one token has none.
+    rows = [both(params, tokens[i : i + 1, :n]) for i, n in enumerate(kept) if n > 1]
+    counts = [n - 1 for n in kept if n > 1]
+    alone = sum(c * float(v) for c, (v, _) in zip(counts, rows)) / sum(counts)
+    assert float(value) == pytest.approx(alone, rel=1e-6)
+    assert float(value) != pytest.approx(np.mean([float(v) for v, _ in rows]), rel=1e-6)
+    scale = float(optax.tree.norm(gradient))
+    mean = jax.tree.map(
+        lambda *g: sum(c * x for c, x in zip(counts, g)) / sum(counts), *(g for _, g in rows)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * scale), gradient, mean)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
+    empty, gradient = both(params, np.full((8, 13), -1))
+    assert float(empty) == 0 == float(optax.tree.norm(gradient))
+
+
+def test_micro_batches_weigh_tokens_not_parts(example):
+    params, tokens = example
+    both = jax.jit(functools.partial(step.loss_and_gradient, causal), static_argnums=2)
+    padded = np.where(np.arange(13) < np.array([13, 2, 13, 2, 13, 2, 13, 1])[:, None], tokens, -1)
+    whole, parts = (both(params, padded, n) for n in (1, 2))
+    means = [float(both(params, padded[i::2], 1)[0]) for i in (0, 1)]
+    assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-6)
+    assert np.mean(means) != pytest.approx(float(whole[0]), rel=1e-4)
+    scale = float(optax.tree.norm(whole[1]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * scale), whole[1], parts[1]
+    )
 
 
 def test_one_compilation_donated_state_and_numbers(tmp_path):

@@ -1,5 +1,6 @@
 """Token stores: what is written, that nothing but the source decides it, and what is refused."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,8 +17,10 @@ import tensorflow_datasets as tfds
 import tokenizers
 
 from tests import tfds_files
+from tests.runs import flags, records
 from tests.test_data import ODD_TEXTS, prose, write
-from train import datasets, shards, token_store, tokenise, tokens
+from train import __main__ as command
+from train import data, datasets, main, shards, token_store, tokenise, tokens
 from train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -211,6 +214,93 @@ def test_other_arguments_or_files_are_refused(folder, store, tmp_path):
     write(tmp_path / "mine", {"thesis.txt": "mine"})
     with pytest.raises(UserError, match=r"holds thesis\.txt"):
         build(tmp_path / "mine", folder)
+
+
+# --- training from a store
+
+
+def load(store, **more):
+    wanted = {"length": 16, "batch_size": 8, "seed": 3} | more
+    return data.load(f"store:{store.folder}", **wanted)
+
+
+def test_a_store_gives_the_batches_of_one_row(store):
+    """Many shards, whose borders windows cross, give what the same tokens in one array give."""
+    made = load(store)
+    assert len(made.train.arrays) > 3 and made.vocab_size == 512
+    rows = [
+        token_store.Row.of(np.concatenate(list(row.arrays)), made.tokenizer.separator)
+        for row in (made.train, made.held)
+    ]
+    one = dataclasses.replace(made, train=rows[0], held=rows[1])
+    for documents in (False, True):
+        a, b = (dataclasses.replace(x, documents=documents) for x in (made, one))
+        assert a.windows == b.windows and a.unigram_entropy() == b.unigram_entropy()
+        for step in range(a.windows // 8 + 2):
+            np.testing.assert_array_equal(a.batch(step), b.batch(step))
+        np.testing.assert_array_equal(np.stack(a.held_out(3)), np.stack(b.held_out(3)))
+    assert not np.array_equal(made.batch(0), load(store, seed=4).batch(0))
+    assert made.summary()["documents"] == 40 and made.digest == store.digest
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_the_batches_of_a_store(store, processes, documents):
+    whole = load(store, documents=documents)
+    each = 8 // processes
+    hosts = [load(store, documents=documents) for _ in range(processes)]
+    for step in (7, 0, 10_000):
+        parts = [h.batch(step, slice(p * each, (p + 1) * each)) for p, h in enumerate(hosts)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole.batch(step))
+
+
+def test_documents_are_cut_and_filled_as_the_recipes_do(tmp_path):
+    """Against what the library `tokenizers` does when it is told to cut and to fill."""
+    texts = ["a" * n for n in (1, 3, 14, 15, 16, 17, 40)]
+    write(tmp_path / "in", {f"{i}.txt": text for i, text in enumerate(texts)})
+    # So small that each file stands in a shard of its own.
+    store = build(tmp_path / "out", tmp_path / "in", shard_megabytes=1e-6 * 64)
+    made = load(store, length=15, batch_size=2, documents=True)
+    count = made.windows
+    rows = np.concatenate([made.batch(step) for step in range(3 * count)])[: 3 * count]
+    end = made.tokenizer.separator
+    for epoch in np.split(rows, 3):
+        found = {row.tobytes() for row in epoch}
+        assert len(found) == len(
+            {len(t) if len(t) < 15 else 15 for t in texts_of(store, store.train)}
+        )
+    for row in rows:
+        real = row[row >= 0]
+        assert (row[len(real) :] == data.PADDING).all()
+        assert real[-1] == end and (real[:-1] == ord("a")).all() and len(real) >= 2
+    lengths = sorted(min(len(t) + 1, 16) for t in texts_of(store, store.train))
+    assert sorted((row >= 0).sum() for row in rows[:count]) == lengths
+
+
+def test_a_damaged_store_is_not_trained_on(store, tmp_path, capsys):
+    shutil.copytree(store.folder, tmp_path / "copy")
+    path = tmp_path / "copy/train-00001.tokens"
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    flags = ["--data.text", f"store:{tmp_path / 'copy'}", "--run.folder", str(tmp_path / "run")]
+    assert command.main(["toy", "--data.tokenizer", "bpe-4096", *flags]) == 2
+    assert "train-00001.tokens is damaged" in capsys.readouterr().err
+    assert command.main(["toy", *flags]) == 2  # the toy's tokenizer is its own
+    assert "data.tokenizer = bytes would have no effect" in capsys.readouterr().err
+
+
+def test_training_from_a_store(folder, tmp_path, capsys):
+    store = build(tmp_path / "store", folder)
+    text = ["--data.text", f"store:{store.folder}", "--data.tokenizer", "bpe-4096"]
+    wanted = [*flags(tmp_path), *text, "--data.cache", ".cache/data", "--data.documents", "True"]
+    assert main.main([*wanted, "--run.steps", "4"]) == 0
+    seen = records(tmp_path / "run")
+    assert [r["step"] for r in seen if r["kind"] == "train"] == [1, 2, 3, 4]
+    held_out = [r for r in seen if r["kind"] == "held_out"]
+    assert held_out[0]["loss"] == pytest.approx(np.log(257), abs=0.05)
+    assert held_out[-1]["loss"] < held_out[0]["loss"]
+    assert "40 documents" in capsys.readouterr().out
 
 
 # --- damage

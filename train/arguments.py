@@ -32,6 +32,7 @@ from train.config import (
     replace,
     resolved,
 )
+from train.data import STORE
 from train.experiments import EXPERIMENTS
 from train.hugging_face_config import shaped
 
@@ -190,6 +191,14 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             f"decay.{field}": (full["decay.spectral"] is not None, "decay.spectral")
             for field in SPECTRAL
         },
+        "data.tokenizer": (
+            not full["data.text"].startswith(STORE),
+            "a data.text that is not encoded yet; a store has its own",
+        ),
+        "data.cache": (
+            not full["data.text"].startswith(STORE),
+            "a data.text that is not encoded yet",
+        ),
         "optimizer.schedule_steps": (varying, "the schedules cosine and linear"),
         "optimizer.final": (varying, "the schedules cosine and linear"),
         "decay.threshold": (bounded, f"the pulls {', '.join(BOUNDED)}"),

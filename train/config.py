@@ -94,11 +94,16 @@ class Data:
     """The text, train/data.py."""
 
     text: str = "stdlib"
-    """Folder, file or glob of text; stdlib: sources of the running Python's library; zipf: made up."""
+    """Folder, file or glob of text; stdlib: sources of the running Python's library; zipf: made up;
+    store:FOLDER: what python -m train tokenise has made, in which the text is encoded already."""
     tokenizer: str = "bpe-4096"
-    """bytes, or bpe-N: byte pairs with N tokens (512 to 65536), learned from the text."""
+    """bytes; bpe-N: byte pairs with N tokens (512 to 65536), learned from the text; a tokenizer.json, or a
+    folder with one or with vocab.json and merges.txt."""
     length: Count = 256
     """Length of a sequence [tokens]."""
+    documents: bool = False
+    """Each sequence is one document, cut or filled up to the length, as in the papers' recipes for C4;
+    else documents stand one after the other and sequences are cut out of all of it."""
     batch_size: Count = 8
     """Sequences per update, over all devices."""
     cache: str = ".cache/data"

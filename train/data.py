@@ -2,11 +2,12 @@
 
 Nothing here remembers a position: any process can make any rows of any step, so a run that is
 resumed, or spread over another number of devices, sees the same data. The training text is one
-long row of tokens, cut into windows of `length` predictions; an epoch visits every window once,
-in an order that depends on (seed, epoch).
+long row of tokens, cut into windows of `length` predictions, or into its documents; an epoch visits
+every window or document once, in an order that depends on (seed, epoch).
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,24 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from train import corpus, tokens
+from train import corpus, token_store, tokens
 
 FORMAT = 1  # of the cache; a new number leaves old caches unread
 SEAL = "sha256.json"  # digests of the other files of a cache entry, written last
+STORE = "store:"  # before the folder of a token store
+PADDING = -1  # in batches of single documents: no token
+VERIFIED = 1 << 30  # bytes; a smaller store is read and compared with its digests before use
+SAMPLED = 10_000_000  # tokens that frequencies are counted over, spread evenly
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Tokens to train on and to evaluate on, and what is known about them."""
 
-    train: np.ndarray  # uint16 [tokens]
-    held: np.ndarray  # uint16 [tokens], held out
+    train: token_store.Row
+    held: token_store.Row  # held out
     tokenizer: tokens.Tokenizer
-    corpus: corpus.Corpus
+    corpus: corpus.Corpus | token_store.Store  # where the tokens come from
     length: int  # predictions per sequence
     batch_size: int  # sequences per step, over all processes
     seed: int
     cache: str  # "off", "new", "reused" or "rebuilt" (it was damaged)
+    documents: bool = False  # a sequence is a document, cut or filled with PADDING
 
     @property
     def vocab_size(self) -> int:
@@ -43,7 +49,7 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """sha256 over the names and contents of all files, hexadecimal."""
+        """sha256 over the names and contents of all files, or of the store; hexadecimal."""
         return self.corpus.digest
 
     @property
@@ -57,6 +63,8 @@ class Data:
     @property
     def windows(self) -> int:
         """Sequences in an epoch."""
+        if self.documents:
+            return self.train.documents
         return max(1, (len(self.train) - 1) // self.length - 1)
 
     @property
@@ -75,12 +83,14 @@ class Data:
         """
         row = np.arange(self.batch_size)[slice(None) if rows is None else rows]
         epoch, position = np.divmod(step * self.batch_size + row, self.windows)
-        start = np.empty_like(row)
+        number, offset = np.empty_like(row), np.empty_like(row)
         for e in np.unique(epoch).tolist():
             here = epoch == e
-            window = permutation(position[here], self.windows, (self.seed, e))
-            start[here] = self._offset(e) + self.length * window
-        return _windows(self.train, start, self.length)
+            number[here] = permutation(position[here], self.windows, (self.seed, e))
+            offset[here] = 0 if self.documents else self._offset(e)
+        if self.documents:
+            return self.train.cut(number, self.length + 1, PADDING)
+        return self.train.windows(offset + self.length * number, self.length + 1)
 
     def _offset(self, epoch: int) -> int:
         """Where the first window of an epoch begins: other epochs cut the text elsewhere."""
@@ -93,29 +103,31 @@ class Data:
 
         Args:
           batches: how many are wanted. A short held-out text gives fewer, at least one; only
-            when it is too short for one batch do windows overlap.
+            when it is too short for one batch do windows overlap, or documents repeat.
 
         Returns:
           int32 [batch_size, length + 1] each.
         """
-        available = (len(self.held) - 1) // self.length
+        available = self.held.documents if self.documents else (len(self.held) - 1) // self.length
         if batches < 1:
             raise ValueError(f"batches={batches} must be at least 1")
         batches = min(batches, max(1, available // self.batch_size))
-        last = len(self.held) - 1 - self.length
-        starts = np.linspace(0, last, batches * self.batch_size).astype(np.int64)
-        return [
-            _windows(self.held, start, self.length)
-            for start in starts.reshape(batches, self.batch_size)
-        ]
+        last = available - 1 if self.documents else len(self.held) - 1 - self.length
+        chosen = np.linspace(0, last, batches * self.batch_size).astype(np.int64)
+        make = (
+            functools.partial(self.held.cut, length=self.length + 1, fill=PADDING)
+            if self.documents
+            else functools.partial(self.held.windows, length=self.length + 1)
+        )
+        return [make(part) for part in chosen.reshape(batches, self.batch_size)]
 
     def unigram_entropy(self) -> float:
         """Loss, in nats per token, of knowing only how frequent each token is in training.
 
-        A model below it has learned something about the order of the tokens.
+        A model below it has learned something about the order of the tokens. Much text is sampled.
         """
-        counts = np.bincount(self.train, minlength=self.vocab_size) + 1.0
-        return float(-np.log(counts / counts.sum())[self.held].mean())
+        counts = np.bincount(self.train.sample(SAMPLED), minlength=self.vocab_size) + 1.0
+        return float(-np.log(counts / counts.sum())[self.held.sample(SAMPLED)].mean())
 
     def decode(self, numbers: np.ndarray) -> str:
         """The text of some tokens."""
@@ -123,16 +135,19 @@ class Data:
 
     def summary(self) -> dict[str, Any]:
         """What to print and to store: JSON values only."""
+        found = self.corpus
+        left_out = {}
+        if isinstance(found, corpus.Corpus):
+            left_out = {"files_skipped": found.skipped, "files_repaired": found.repaired}
         return {
-            "source": self.corpus.source,
+            "source": found.source,
             "digest": self.digest,
             "tokenizer": self.tokenizer.name,
             "vocab_size": self.vocab_size,
-            "files": self.corpus.files,
-            "files_skipped": self.corpus.skipped,
-            "files_repaired": self.corpus.repaired,
-            "train_bytes": self.corpus.train_bytes,
-            "held_out_bytes": self.corpus.held_out_bytes,
+            "documents": self.train.documents + self.held.documents,
+            **left_out,
+            "train_bytes": found.train_bytes,
+            "held_out_bytes": found.held_out_bytes,
             "train_tokens": len(self.train),
             "held_out_tokens": len(self.held),
             "bytes_per_token": self.bytes_per_token,
@@ -149,24 +164,59 @@ def load(
     length: int,
     batch_size: int,
     seed: int,
+    documents: bool = False,
     cache: pathlib.Path | None = None,
 ) -> Data:
-    """Reads and encodes a corpus.
+    """Reads and encodes a corpus, or opens one that is encoded already.
 
     Args:
-      text: see `train.corpus.read`.
-      tokenizer: "bytes", or "bpe-<vocabulary>", learned from the training part of the text.
+      text: see `train.corpus.read`; or "store:" and the folder of a token store, whose vocabulary
+        then stands in place of `tokenizer`.
+      tokenizer: "bytes", "bpe-<vocabulary>", learned from the training part of the text, or the
+        path of a given vocabulary.
       length: predictions per sequence, in tokens.
       batch_size: sequences per step, over all processes.
-      seed: of the order of the windows.
+      seed: of the order of the sequences.
+      documents: whether each sequence is one document.
       cache: folder in which vocabulary and tokens are kept for the next start; None: nowhere.
 
     Raises:
-      FileNotFoundError, ValueError: no text, too little of it, or an argument out of range.
+      FileNotFoundError, ValueError: no text, too little of it, a damaged store, or an argument out
+        of range.
     """
     for name, value in (("length", length), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if text.startswith(STORE):
+        store = token_store.open_store(text.removeprefix(STORE))
+        if store.size <= VERIFIED:
+            store.verify()
+        made = Data(
+            *(store.train, store.held_out, store.tokenizer, store, length, batch_size, seed),
+            cache="off",
+            documents=documents,
+        )
+    else:
+        made = _from_text(text, tokenizer, length, batch_size, seed, documents, cache)
+    for part, row in (("training", made.train), ("held-out", made.held)):
+        if not row.documents or (not documents and len(row) <= length):
+            raise ValueError(
+                f"too little text in {text!r}: its {part} part has {len(row)} tokens, and one "
+                f"sequence of length={length} needs {length + 1}; give more text, or a length of "
+                f"at most {len(row) - 1}"
+            )
+    return made
+
+
+def _from_text(
+    text: str,
+    tokenizer: str,
+    length: int,
+    batch_size: int,
+    seed: int,
+    documents: bool,
+    cache: pathlib.Path | None,
+) -> Data:
     tokens.check(tokenizer)
     found = corpus.read(text)
     entry = None
@@ -176,14 +226,8 @@ def load(
         key = hashlib.sha256(repr((FORMAT, found.digest, parts)).encode()).hexdigest()
         entry = pathlib.Path(cache).expanduser() / f"{key[:16]}-{tokens.version(tokenizer)}"
     learned, train, held, state = _encode(found, tokenizer, entry)
-    for part, numbers in (("training", train), ("held-out", held)):
-        if len(numbers) <= length:
-            raise ValueError(
-                f"too little text in {text!r}: its {part} part has {len(numbers)} tokens, and one "
-                f"sequence of length={length} needs {length + 1}; give more text, or a length of "
-                f"at most {len(numbers) - 1}"
-            )
-    return Data(train, held, learned, found, length, batch_size, seed, state)
+    rows = [token_store.Row.of(part, learned.separator) for part in (train, held)]
+    return Data(rows[0], rows[1], learned, found, length, batch_size, seed, state, documents)
 
 
 def permutation(index: np.ndarray, size: int, key: object) -> np.ndarray:
@@ -220,10 +264,6 @@ def _mix(number: np.ndarray) -> np.ndarray:
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return number ^ (number >> np.uint64(31))
-
-
-def _windows(numbers: np.ndarray, start: np.ndarray, length: int) -> np.ndarray:
-    return numbers[start[:, None] + np.arange(length + 1)].astype(np.int32)
 
 
 def _encode(

@@ -115,7 +115,8 @@ class Program:
 def load(config: Config) -> data_lib.Data:
     """The text of a config, as tokens."""
     wanted = config.data
-    say(f"reading {wanted.text} as {wanted.tokenizer} tokens ...")
+    encoded = wanted.text.startswith(data_lib.STORE)
+    say(f"reading {wanted.text}{'' if encoded else f' as {wanted.tokenizer} tokens'} ...")
     try:
         return data_lib.load(
             wanted.text,
@@ -123,6 +124,7 @@ def load(config: Config) -> data_lib.Data:
             length=wanted.length,
             batch_size=wanted.batch_size,
             seed=config.run.seed,
+            documents=wanted.documents,
             cache=pathlib.Path(wanted.cache),
         )
     except (OSError, ValueError) as error:
@@ -144,7 +146,7 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     forward = functools.partial(family.forward, model, place=sharding.place_activations(mesh))
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
     update = step.compile_update(forward, tx, rate, parts, shardings)
-    loss = jax.jit(functools.partial(step.loss, forward))
+    summed = jax.jit(functools.partial(step.summed, forward))
 
     described = signatures(axes, shapes["params"])
     sizes = jax.jit(functools.partial(observe.weights, described))
@@ -153,11 +155,12 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     try_decay = jax.jit(functools.partial(observe.try_decay, gradient, observed))
 
     def evaluate(state: step.State) -> float:
-        losses = [
-            loss(state["params"], program.place(lambda rows, all=tokens: all[rows]))
+        parts = [
+            summed(state["params"], program.place(lambda rows, all=tokens: all[rows]))
             for tokens in data.held_out(config.run.eval_batches)
         ]
-        return float(np.mean(jax.device_get(losses), dtype=np.float64))
+        totals, counts = np.asarray(jax.device_get(parts), np.float64).T
+        return float(totals.sum() / max(counts.sum(), 1))
 
     def look(state: step.State, tokens: jax.Array) -> dict[str, dict[str, float]]:
         seen = jax.device_get((try_decay(state, tokens), sizes(state["params"])))
@@ -263,7 +266,7 @@ def introduce(program: Program, folder: Folder, start: int) -> None:
     tokens = config.data.batch_size * config.data.length
     grid = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(
-        f"text      {facts['source']}: {facts['files']} files, {facts['train_bytes'] / 1e6:.1f} MB,"
+        f"text      {facts['source']}: {facts['documents']} documents, {facts['train_bytes'] / 1e6:.1f} MB,"
         f" {facts['train_tokens'] / 1e6:.2f}M tokens ({facts['tokenizer']}), digest"
         f" {program.data.digest[:16]}\n"
         f"model     {config.model.preset}: {families.of(program.model).count(program.model) / 1e6:.2f}M weights,"

@@ -24,17 +24,39 @@ def init(
     return {"params": params, "optimizer": tx.init(params), "step": jnp.zeros([], jnp.int32)}
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Mean over tokens, in nats; computed in float32 whatever the logits are."""
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum over tokens, in nats, and how many there are; float32 whatever the logits are.
+
+    A negative target is padding: it counts for nothing.
+    """
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(
-        logits_BTV.astype(jnp.float32), targets_BT
+        logits_BTV.astype(jnp.float32), jnp.maximum(targets_BT, 0)
     )
-    return jnp.mean(losses_BT)
+    real_BT = targets_BT >= 0
+    return jnp.sum(jnp.where(real_BT, losses_BT, 0)), jnp.sum(real_BT, dtype=jnp.float32)
+
+
+def summed(forward: Forward, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of predicting each token from those before it, with the number of predictions.
+
+    Args:
+        forward: of a model.
+        params: its weights.
+        tokens: int32 [B, T + 1]. What is negative is padding and ends a row: a causal model sees
+            none of it before the last real token.
+    """
+    return cross_entropy(forward(params, inputs(tokens)), tokens[:, 1:])
 
 
 def loss(forward: Forward, params: Any, tokens: jax.Array) -> jax.Array:
-    """Of predicting each token from those before it; `tokens` is int32 [B, T + 1]."""
-    return cross_entropy(forward(params, tokens[:, :-1]), tokens[:, 1:])
+    """Mean of `summed` per prediction; 0 where there is nothing to predict."""
+    total, count = summed(forward, params, tokens)
+    return total / jnp.maximum(count, 1)
+
+
+def inputs(tokens: jax.Array) -> jax.Array:
+    """What a model is given of [..., T + 1] tokens; padding as any token, its output is not used."""
+    return jnp.maximum(tokens[..., :-1], 0)
 
 
 def parts(tokens: jax.Array, micro_batches: int) -> jax.Array:
@@ -46,16 +68,17 @@ def loss_and_gradient(
     forward: Forward, params: Any, tokens: jax.Array, micro_batches: int
 ) -> tuple[jax.Array, Any]:
     """Of the whole batch, worked through in `micro_batches` equal parts one after the other."""
-    both = jax.value_and_grad(functools.partial(loss, forward))
     if micro_batches == 1:
-        return both(params, tokens)
+        return jax.value_and_grad(functools.partial(loss, forward))(params, tokens)
+    # Of all parts together: with padding, a mean of means would weigh their tokens differently.
+    count = jnp.maximum(jnp.sum(tokens[:, 1:] >= 0, dtype=jnp.float32), 1)
+    share = jax.value_and_grad(lambda params, part: summed(forward, params, part)[0] / count)
 
     def add(total: Any, part: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, both(params, part)), None
+        return jax.tree.map(jnp.add, total, share(params, part)), None
 
     zero = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zero, parts(tokens, micro_batches))
-    return jax.tree.map(lambda x: x / micro_batches, total)
+    return jax.lax.scan(add, zero, parts(tokens, micro_batches))[0]
 
 
 def gradient(forward: Forward, micro_batches: int, params: Any, tokens: jax.Array) -> Any:
@@ -75,10 +98,11 @@ def update(
     value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
     # Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia asks for a
     # sampled-label gradient when one is due. Nobody else looks at either.
+    pieces = parts(tokens, micro_batches)
     looks = {
         "gradients": gradient,
         "hessian_fn": optax_decay.gnb_hessian(
-            forward, parts(tokens, micro_batches)[..., :-1], micro_batches=True
+            forward, inputs(pieces), pieces[..., 1:] >= 0, micro_batches=True
         ),
     }
     change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)

@@ -143,6 +143,13 @@ class Store:
     def held_out_bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards["held_out"])
 
+    @property
+    def size(self) -> int:
+        """Bytes of tokens and ends."""
+        width = tokens.dtype(self.tokenizer.vocab_size).itemsize
+        shards = [shard for split in SPLITS for shard in self.shards[split]]
+        return sum(width * s.tokens + ENDS.itemsize * s.documents for s in shards)
+
     def _row(self, split: str) -> Row:
         kind, arrays, ends = tokens.dtype(self.tokenizer.vocab_size), [], []
         for name, shard in named(split, self.shards[split]):
