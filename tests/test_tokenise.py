@@ -290,7 +290,8 @@ def test_a_damaged_store_is_not_trained_on(store, tmp_path, capsys):
     assert "data.tokenizer = bytes would have no effect" in capsys.readouterr().err
 
 
-def test_training_from_a_store(folder, tmp_path, capsys):
+def test_training_from_a_store(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main.figures, "draw", lambda *_: [])
     store = build(tmp_path / "store", folder)
     text = ["--data.text", f"store:{store.folder}", "--data.tokenizer", "bpe-4096"]
     wanted = [*flags(tmp_path), *text, "--data.cache", ".cache/data", "--data.documents", "True"]
