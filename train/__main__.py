@@ -16,6 +16,7 @@ COMMANDS = {
     "params": "train.params",
     "export": "train.export",
     "sample": "train.sample",
+    "bench": "train.bench",
 }
 
 

@@ -1,63 +1,30 @@
 """What an optimizer step costs: time beside optax.adamw and optax.contrib.muon, compile time, memory, collectives.
 
-    python -m train.bench_optimizers
-    python -m train.bench_optimizers --preset 20M --layout stacked --rounds 5
-    python -m train.bench_optimizers --section collectives
-
-Shapes are those of a model of models/; gradients are random. All optimizers of one table run in one process,
-in turns, and the best of the rounds counts, so that ratios hold on a busy machine where times do not. CPU time is that
-of all threads. ``--layout layers`` gives each layer its own leaves, as released programs have them; ``stacked`` is how
-the models here keep them.
+Shapes are those of a model of models/; gradients are random. ``layers`` gives each layer its own leaves, as
+released programs have them; ``stacked`` is how the models here keep them.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import optax_decay
 from optax_decay import axes as axes_lib
 from optax_decay.quantile import quantile
+from tests.cases import CASES
 from train import families
+from train.bench_table import Options, Table, best_times
 from train.collectives import collectives, operations
 from train.sharding import LETTERS
 
-Sections = Literal["steps", "refresh", "quantile", "collectives"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to measure."""
-
-    preset: str = "60M"
-    """Name of a model, as for --model.preset: 60M, gpt2-124M, ..."""
-    layout: Literal["layers", "stacked"] = "layers"
-    """One leaf per layer, or one leaf for all layers."""
-    rounds: int = 5
-    """Timed steps of each optimizer."""
-    section: tuple[Sections, ...] = ("steps", "refresh", "quantile")
-    """Tables to print. Collectives are counted for eight devices, so not in the process that takes times."""
-    only: tuple[str, ...] = ()
-    """Names of optimizers; none: all."""
-
-    def __post_init__(self) -> None:
-        if self.preset not in families.PRESETS:
-            raise ValueError(f"preset={self.preset!r} is not one of {', '.join(families.PRESETS)}.")
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds} must be at least 1.")
-        unknown = set(self.only) - set(OPTIMIZERS)
-        if unknown:
-            raise ValueError(
-                f"only={sorted(unknown)[0]!r} is not one of {', '.join(sorted(OPTIMIZERS))}."
-            )
-        if "collectives" in self.section and len(self.section) > 1:
-            raise ValueError("section=collectives must stand alone: it needs eight devices.")
+Build = Callable[[Any, Any], optax.GradientTransformation]
 
 
 def muon(axes: Any, params: Any) -> optax.GradientTransformation:
@@ -74,7 +41,7 @@ def muon(axes: Any, params: Any) -> optax.GradientTransformation:
     )
 
 
-OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Build] = {
     "optax.adamw": lambda axes, params: optax.adamw(1e-3, weight_decay=0.1),
     "optax.contrib.muon": muon,
     "adam_huber_decay": lambda axes, params: optax_decay.adam_huber_decay(1e-3, axes=axes),
@@ -95,6 +62,24 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], optax.GradientTransformation]] = {
     "root bfloat16": lambda axes, params: optax_decay.root(
         1e-3, iteration_dtype=jnp.bfloat16, axes=axes
     ),
+}
+
+
+def contract_rows() -> dict[str, Build]:
+    """Every row of the contract table, tests/cases.py, with a model's axes in place of the toy's."""
+    rows: dict[str, Build] = {"optax.adamw": OPTIMIZERS["optax.adamw"]}
+    for case in CASES:
+        own = "axes" in case.options
+        rows[case.name] = lambda axes, params, case=case, own=own: case.build(
+            **({"axes": axes} if own else {})
+        )
+    return rows
+
+
+EXTRA = {case.name: case.extra for case in CASES if case.extra} | {
+    "sophia_g": lambda params, grads: {
+        "hessian_fn": lambda params, key: jax.tree.map(jnp.square, grads)
+    }
 }
 
 
@@ -126,18 +111,18 @@ class Step:
     Attributes:
         compile_s: seconds of CPU to trace and compile.
         state_bytes: of the optimizer's state.
+        moved_bytes: that the program reads and writes, by the compiler's count.
     """
 
     run: Callable[..., Any]
     carry: Any
     compile_s: float
     state_bytes: int
+    moved_bytes: float
 
-    def time(self, grads: Any, *extra: Any) -> tuple[float, float]:
-        """CPU and wall seconds of one step."""
-        cpu, wall = time.process_time(), time.perf_counter()
-        self.carry = jax.block_until_ready(self.run(*self.carry, grads, *extra))
-        return time.process_time() - cpu, time.perf_counter() - wall
+    def __call__(self, grads: Any, *extra: Any) -> Any:
+        self.carry = self.run(*self.carry, grads, *extra)
+        return self.carry
 
 
 def weights(shapes: dict[str, Any], seed: int, scale: float) -> dict[str, jax.Array]:
@@ -148,20 +133,22 @@ def weights(shapes: dict[str, Any], seed: int, scale: float) -> dict[str, jax.Ar
     }
 
 
-def build(name: str, shapes: Any, axes: Any, grads: Any, own_refresh: bool = False) -> Step:
+def build(
+    name: str, make: Build, shapes: Any, axes: Any, grads: Any, own_refresh: bool = False
+) -> Step:
     """Compiles one optimizer.
 
     Args:
         own_refresh: the step takes a bool that decides about renewing Conda's bases.
     """
-    tx = optax.with_extra_args_support(OPTIMIZERS[name](axes, shapes))
+    tx = optax.with_extra_args_support(make(axes, shapes))
     params = weights(shapes, 1, 0.02)
     state = tx.init(params)
 
     def step(params: Any, state: Any, grads: Any, *refresh: Any) -> Any:
         extra = {"refresh": refresh[0]} if own_refresh else {}
-        if name == "sophia_g":
-            extra["hessian_fn"] = lambda params, key: jax.tree.map(jnp.square, grads)
+        if name in EXTRA:
+            extra |= EXTRA[name](params, grads)
         updates, state = tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
@@ -172,78 +159,101 @@ def build(name: str, shapes: Any, axes: Any, grads: Any, own_refresh: bool = Fal
     compiled = lowered.compile()
     seconds = time.process_time() - start
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    return Step(compiled, (params, state), seconds, size)
+    cost: Any = compiled.cost_analysis()
+    return Step(compiled, (params, state), seconds, size, cost["bytes accessed"])
 
 
-def steps_table(options: Options) -> None:
+def steps_table(options: Options, rows: dict[str, Build] | None = None) -> Table:
+    """One step of every optimizer, beside AdamW and Muon."""
     shapes, axes = shapes_and_axes(options)
     total = sum(int(np.prod(x.shape)) for x in shapes.values())
     grads = weights(shapes, 0, 1e-3)
-    names = [n for n in OPTIMIZERS if not options.only or n in options.only]
-    built = {name: build(name, shapes, axes, grads) for name in names}
-    for step in built.values():
-        step.time(grads)  # Conda's first step decomposes everything
-    best = {name: (np.inf, np.inf) for name in names}
-    for _ in range(options.rounds):
+    rows = {
+        name: make
+        for name, make in (rows or OPTIMIZERS).items()
+        if not options.only or name in (*options.only, "optax.adamw")
+    }
+    found: list[dict[str, Any]] = []
+    adamw = build("optax.adamw", OPTIMIZERS["optax.adamw"], shapes, axes, grads)
+    batch = [name for name in rows if name != "optax.adamw"]
+    # A few at a time: each holds weights and state of its own.
+    for some in (batch[i : i + 4] for i in range(0, len(batch), 4)):
+        built = {"optax.adamw": adamw}
+        built |= {name: build(name, rows[name], shapes, axes, grads) for name in some}
+        runs = {name: lambda step=step: step(grads) for name, step in built.items()}
+        cpu, wall = best_times(options.rounds, runs)
         for name, step in built.items():
-            best[name] = tuple(np.minimum(best[name], step.time(grads)))
-    print(
-        f"\n{options.preset} {options.layout}: {total / 1e6:.1f} M parameters, {len(shapes)} leaves"
+            if name == "optax.adamw" and found:
+                continue
+            state = step.state_bytes / total
+            found.append(
+                {
+                    "optimizer": name,
+                    "CPU ms": 1e3 * cpu[name],
+                    "CPU / adamw": cpu[name] / cpu["optax.adamw"],
+                    "wall / adamw": wall[name] / wall["optax.adamw"],
+                    "compile s": step.compile_s,
+                    "state B/weight": state,
+                    "moved B/weight": step.moved_bytes / total,
+                    "least B/weight": 12 + 2 * state,
+                }
+            )
+    return Table(
+        f"{options.preset} {options.layout}: {total / 1e6:.1f} M weights, {len(shapes)} leaves",
+        found,
+        "least: weights and state read and written once, gradients read once. Moved: the compiler's count; XLA for the"
+        " CPU writes one result per loop and so reads some arrays again; bodies of loops count once.",
     )
-    print(
-        f"{'':24}{'CPU ms':>9}{'wall ms':>9}{'/ adamw':>9}{'/ muon':>9}{'compile s':>11}{'B/param':>9}"
-    )
-    for name, step in built.items():
-        ratios = [
-            f"{best[name][0] / best[other][0]:9.2f}" if other in best else f"{'-':>9}"
-            for other in ("optax.adamw", "optax.contrib.muon")
-        ]
-        print(
-            f"{name:24}{1e3 * best[name][0]:9.0f}{1e3 * best[name][1]:9.0f}{ratios[0]}{ratios[1]}"
-            f"{step.compile_s:11.1f}{step.state_bytes / total:9.2f}"
-        )
 
 
-def refresh_table(options: Options) -> None:
+def contract_table(options: Options) -> Table:
+    """One step of every row of the contract table."""
+    return steps_table(options, contract_rows())
+
+
+def refresh_table(options: Options) -> Table:
     """Conda's steps with and without renewing all bases."""
     shapes, axes = shapes_and_axes(options)
     grads = weights(shapes, 0, 1e-3)
-    step = build("conda", shapes, axes, grads, own_refresh=True)
-    step.time(grads, True)
-    best = {True: np.inf, False: np.inf}
-    for _ in range(max(2, options.rounds // 2)):
-        for renew in best:
-            best[renew] = min(best[renew], step.time(grads, renew)[0])
-    extra = best[True] - best[False]
-    print(
-        f"\nConda, {options.preset}: a step {1e3 * best[False]:.0f} ms of CPU; renewing every basis"
-    )
-    print(f"adds {1e3 * extra:.0f} ms, {1e3 * extra / 2000:.2f} ms per step every 2000 steps")
+    step = build("conda", OPTIMIZERS["conda"], shapes, axes, grads, own_refresh=True)
+    runs = {name: lambda n=name: step(grads, n == "renewed") for name in ("kept", "renewed")}
+    cpu, _ = best_times(max(2, options.rounds // 2), runs)
+    extra = cpu["renewed"] - cpu["kept"]
+    row = {
+        "optimizer": "conda",
+        "step CPU ms": 1e3 * cpu["kept"],
+        "renewing every basis adds ms": 1e3 * extra,
+        "per step every 2000 steps ms": 1e3 * extra / 2000,
+    }
+    return Table(f"Conda's refresh, {options.preset} {options.layout}", [row])
 
 
-def quantile_table(options: Options) -> None:
+def quantile_table(options: Options) -> Table:
     """The 0.9-quantile of one matrix of each shape, by counting and by sorting."""
     shapes, axes = shapes_and_axes(options)
     signatures = axes_lib.signatures(axes, shapes)
     kinds = sorted({s.matrix_shape[1:] for s in signatures.values() if s.role == "hidden"})
-    print(f"\n{'quantile, CPU ms':24}{'counting':>10}{'sorting':>10}{'ratio':>8}")
+    rows = []
     for kind in kinds:
         x = jnp.abs(jax.random.normal(jax.random.key(0), kind))
-        forms = {
-            "counting": jax.jit(lambda x: quantile(x, 0.9)),
-            "sorting": jax.jit(lambda x: jnp.quantile(x, 0.9)),
-        }
-        best = dict.fromkeys(forms, np.inf)
-        for _ in range(options.rounds + 1):
-            for form, function in forms.items():
-                start = time.process_time()
-                function(x).block_until_ready()
-                best[form] = min(best[form], time.process_time() - start)
-        a, b = best["counting"], best["sorting"]
-        print(f"{kind!s:24}{1e3 * a:10.2f}{1e3 * b:10.2f}{b / a:8.1f}")
+        counting = jax.jit(lambda x: quantile(x, 0.9))
+        sorting = jax.jit(lambda x: jnp.quantile(x, 0.9))
+        cpu, _ = best_times(
+            options.rounds + 1,
+            {"counting": functools.partial(counting, x), "sorting": functools.partial(sorting, x)},
+        )
+        rows.append(
+            {
+                "matrix": f"{kind[0]}x{kind[1]}",
+                "counting ms": 1e3 * cpu["counting"],
+                "jnp.quantile ms": 1e3 * cpu["sorting"],
+                "ratio": cpu["sorting"] / cpu["counting"],
+            }
+        )
+    return Table("The exact 0.9-quantile of a matrix", rows)
 
 
-def collectives_table(options: Options) -> None:
+def collectives_table(options: Options) -> Table:
     """Collectives of one step on a mesh of four by two, matrices split over both axes."""
     shapes, axes = shapes_and_axes(options)
     kinds = (jax.sharding.AxisType.Auto,) * 2
@@ -251,14 +261,11 @@ def collectives_table(options: Options) -> None:
     known = {name for s in axes_lib.signatures(axes, shapes).values() for name in s.names}
     letters = {name: axis for name, axis in LETTERS.items() if name in known}
     specs = axes_lib.partition_specs(axes, shapes, letters)
-    print(f"\ncollectives of one step, {options.preset} {options.layout}, (fsdp 4, tensor 2)")
+    rows = []
     for name, make in OPTIMIZERS.items():
         if options.only and name not in options.only:
             continue
         tx = optax.with_extra_args_support(make(axes, shapes))
-        extra: dict[str, Any] = {}
-        if name == "sophia_g":
-            extra["hessian_fn"] = lambda params, key: jax.tree.map(jnp.square, params)
         state = jax.eval_shape(tx.init, shapes)
 
         def placed(tree: Any) -> Any:
@@ -272,31 +279,17 @@ def collectives_table(options: Options) -> None:
 
             return jax.tree_util.tree_map_with_path(place, tree)
 
-        def update(g: Any, state: Any, params: Any, tx: Any = tx, extra: Any = extra) -> Any:
+        def update(g: Any, state: Any, params: Any, tx: Any = tx, name: str = name) -> Any:
+            extra = EXTRA[name](params, g) if name in EXTRA else {}
             return tx.update(g, state, params, **extra)
 
         arguments = (placed(shapes), placed(state), placed(shapes))
         out = jax.tree.map(lambda x: x.sharding, arguments[:2])
         with jax.set_mesh(mesh):
             compiled = jax.jit(update, out_shardings=out).lower(*arguments).compile()
-        print(f"{name:24}{operations(collectives(compiled.as_text() or ''))}")
-
-
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    if "collectives" in options.section:
-        jax.config.update("jax_num_cpu_devices", 8)
-    else:
-        jax.config.update("jax_enable_compilation_cache", False)
-    tables = {
-        "steps": steps_table,
-        "refresh": refresh_table,
-        "quantile": quantile_table,
-        "collectives": collectives_table,
-    }
-    for section in options.section:
-        tables[section](options)
-
-
-if __name__ == "__main__":
-    main()
+        found = operations(collectives(compiled.as_text() or ""))
+        rows.append({"optimizer": name, "collectives": found})
+    return Table(
+        f"Collectives of one step, {options.preset} {options.layout}, mesh of fsdp 4 x tensor 2",
+        rows,
+    )

@@ -1,7 +1,7 @@
 """Runs `python ARGUMENTS` inside the environment that requirements.lock describes.
 
     python3 train/environment.py -m train
-    python3 train/environment.py -m pytest
+    python3 train/environment.py -m pytest -n 2
 
 Needs Python >= 3.11 with pip and nothing else. The first call makes `.venv` in the repository and installs
 every package of requirements.lock, each checked against its hash; later calls only look at a marker. The

@@ -1,0 +1,79 @@
+"""The benchmarks run, at toy size, and hold what they say they hold."""
+
+import json
+
+import pytest
+
+import optax_decay
+from train import bench, bench_optimizers
+from train.bench_table import Options, Table
+from train.config import UserError
+
+
+def columns(table, name):
+    return [row[name] for row in table.rows]
+
+
+def test_steps_are_compared_with_adamw():
+    options = Options(preset="toy", rounds=1, only=("adam_huber_decay fixed", "root"))
+    table = bench_optimizers.steps_table(options)
+    assert columns(table, "optimizer") == ["optax.adamw", "adam_huber_decay fixed", "root"]
+    adamw, huber, root = table.rows
+    # Two moments of four bytes, and counters; Muon-like optimizers keep one on matrices.
+    assert adamw["state B/weight"] == pytest.approx(8, abs=0.01)
+    assert huber["state B/weight"] == pytest.approx(8, abs=0.01)
+    assert root["state B/weight"] < adamw["state B/weight"]
+    assert adamw["CPU / adamw"] == adamw["wall / adamw"] == 1
+    assert all(row["moved B/weight"] >= row["least B/weight"] for row in (adamw, huber))
+    assert "optax.adamw" in str(table)
+
+
+def test_every_row_of_the_contract_is_there():
+    names = {name.split(" ")[0] for name in bench_optimizers.contract_rows()}
+    assert names > {"huber_decay", "spectral_alpha_decay", "conda", "one_bit_adam", "sophia_h"}
+    assert all(hasattr(optax_decay, name) for name in names - {"optax.adamw"})
+
+
+def test_a_row_of_the_contract_has_the_models_axes():
+    options = Options(preset="toy", rounds=1, only=("awd_decay",))
+    table = bench_optimizers.contract_table(options)
+    assert columns(table, "optimizer") == ["optax.adamw", "awd_decay"]
+
+
+def test_tables_are_written_as_json(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert (
+        bench.main(["spectra-model", "spectra-memory", "--preset", "toy", "--out", str(out)]) == 0
+    )
+    found = json.loads(out.read_text())
+    assert found["environment"]["versions"]["jax"]
+    rows = found["tables"]["spectra-model"]["rows"]
+    assert [row["model"] for row in rows] == ["60M", "130M", "350M", "1B", "3B", "7B"]
+    # The cost model of a sweep: far below a hundredth of the training between two sweeps.
+    assert all(0 < row["sweep per 500 steps %"] < 0.1 for row in rows)
+    assert "Workspace of AlphaDecay" in capsys.readouterr().out
+
+
+def test_columns_stand_below_each_other():
+    table = Table("t", [{"name": "a", "x": 1.23456}, {"name": "longer", "x": None}], "note")
+    assert str(table).splitlines() == [
+        "t",
+        "name        x",
+        "------  -----",
+        "a       1.235",
+        "longer      -",
+        "note",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collectives", "quantile"], "alone"),
+        (["--preset", "61M"], "60M"),
+        (["--rounds", "0"], "at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        bench.main(arguments)

@@ -1,0 +1,93 @@
+"""What every benchmark shares: the options, a table of numbers, and times taken in turns."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+
+from train import families
+from train.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    preset: str = "60M"
+    """Name of a model, as for --model.preset, for its shapes."""
+    layout: Literal["layers", "stacked"] = "layers"
+    """Leaves of the optimizers' tables: one per layer, or one for all layers."""
+    only: tuple[str, ...] = ()
+    """Rows of the optimizers' tables; none: all."""
+    rounds: int = 5
+    """Timed runs of everything that is timed."""
+    tokens: int = 2048
+    """Per training step, where one is timed."""
+    training_steps: int = 300
+    """Of the model whose weights the section products-trained measures."""
+    out: str | None = None
+    """File for the tables and the machine's facts, as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in families.PRESETS:
+            known = ", ".join(families.PRESETS)
+            raise UserError(f"--preset {self.preset} is not known; there are {known}.")
+        for name in ("rounds", "tokens", "training_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers with a title; every row has the same columns, named with their units.
+
+    Attributes:
+        title: what was measured, on what.
+        rows: column to value, the first column being the row's name.
+        note: what a reader must know to read it.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        columns = list(self.rows[0])
+        cells = [columns, *([text(row[c]) for c in columns] for row in self.rows)]
+        wide = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        lines = [
+            "  ".join(
+                cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, wide))
+            )
+            for line in cells
+        ]
+        lines.insert(1, "  ".join("-" * n for n in wide))
+        return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
+
+
+def text(value: Any) -> str:
+    """A number with three or four digits that say something."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}" if value else "0"
+    return str(value)
+
+
+def best_times(
+    rounds: int, runs: Mapping[str, Callable[[], Any]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """CPU seconds of all threads, and wall seconds, of each: the best of `rounds`, in turns, after one call."""
+    cpu, wall = {}, {}
+    for name, run in runs.items():
+        jax.block_until_ready(run())
+        cpu[name] = wall[name] = float("inf")
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time(), time.perf_counter()
+            jax.block_until_ready(run())
+            cpu[name] = min(cpu[name], time.process_time() - start[0])
+            wall[name] = min(wall[name], time.perf_counter() - start[1])
+    return cpu, wall
