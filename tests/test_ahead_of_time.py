@@ -5,6 +5,7 @@ Skipped where the TPU compiler is not installed.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -67,3 +68,52 @@ def test_one_pass_like_adamw(link, sharding):
     assert ours.bytes_accessed - adamw.bytes_accessed < 4096 * len(SHAPES)
     assert ours.temporary - adamw.temporary < 4096 * len(SHAPES)
     assert not ours.collectives
+
+
+def spectral_refresh_on(topology, method):
+    """A refresh of AlphaDecay for a slice of a TPU, the matrices split over all of its devices."""
+    try:
+        devices = ahead_of_time.tpu_devices(topology)
+    except ahead_of_time.NotInstalled as error:
+        pytest.skip(str(error))
+    mesh = jax.sharding.Mesh(np.asarray(devices).reshape(4, 2), ("fsdp", "tensor"))
+    partition = optax_decay.partition_specs(AXES, SPECTRAL, {"D": "fsdp", "F": "tensor"})
+    link = optax_decay.spectral_alpha_decay(0.1, axes=AXES, method=method, partition=partition)
+    state = jax.eval_shape(link.init, SPECTRAL)
+
+    def placed(tree, specs):
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.NamedSharding(mesh, s)
+            ),
+            tree,
+            specs,
+        )
+
+    weights = placed(SPECTRAL, partition)
+    with jax.set_mesh(mesh):
+        return ahead_of_time.report(
+            lambda s, p: link.update(p, s, p, refresh=True)[1],
+            placed(state, jax.tree.map(lambda _: jax.P(), state)),
+            weights,
+        )
+
+
+SPECTRAL = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in {
+        "up": (8, 128, 384),
+        "down": (8, 384, 128),
+        "norm": (8, 128),
+        "head": (128, 256),
+    }.items()
+}
+
+
+def test_spectra_on_a_tpu_slice_move_every_matrix_once():
+    """Matrix products, on eight chips: an all-to-all per mesh axis and stack, no weight gathered anywhere."""
+    found = spectral_refresh_on("v5e:2x4", "matmul").collectives
+    # Both kinds of matrices have one shape and go as one stack; every chip hears of 16 numbers in one sum.
+    assert "all-gather" not in found and "collective-permute" not in found
+    assert found["all-to-all"] <= 2 * 2
+    assert found["all-reduce"] == 1
