@@ -1,23 +1,19 @@
 """Adding updates to weights that are stored in 16 bits, so that decay acts.
 
 A step of decay multiplies a weight by 1 - ηλ. bfloat16 keeps 8 significant bits, so for ηλ < 2⁻⁹ the product rounds
-back to
-the weight, every time: at η = 1e-3 and λ = 0.1 nothing decays at all, however the sum is computed, because what is
-    lost is lost
-in storing it. Two remedies, both in one fused pass:
+back to the weight, every time: at η = 1e-3 and λ = 0.1 nothing decays at all, however the sum is computed, because
+what is lost is lost in storing it. Two remedies, both in one fused pass:
 
-* `apply_updates(params, updates, key=key)` rounds stochastically: with x the float32 sum and a <= x <= b its bfloat16
+* ``apply_updates(params, updates, key=key)`` rounds stochastically: with x the float32 sum and a <= x <= b its bfloat16
   neighbours, it stores b with probability (x-a)/(b-a). The expectation is exact; no memory.
-* `kahan_apply_updates(params, updates, lost)` keeps what rounding lost in a second bfloat16 tree and adds it back
-  in the next
-  step: deterministic, about 16 significant bits, 2 bytes per weight.
+* ``kahan_apply_updates(params, updates, lost)`` keeps what rounding lost in a second bfloat16 tree and adds it back in
+  the next step: deterministic, about 16 significant bits, 2 bytes per weight.
 
 Float32 weights are better still, at 2 more bytes than Kahan's. In all three the updates should be float32: cast
 gradients before the chain, or a bfloat16 update loses the decay before it gets here.
 
-Reference: stochastic rounding of weights goes back to Gupta et al., arXiv 1502.02551; for both on bfloat16 weights
-    see Zamirai et
-al., arXiv 2010.06192.
+Reference: stochastic rounding of weights goes back to Gupta et al., arXiv 1502.02551; for both on bfloat16 weights see
+Zamirai et al., arXiv 2010.06192.
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ weights, κ its bound, and one multiplier ℓ per matrix, ℓ_0 = 0::
 measure      R            ∇R                                   μ
 ============ ============ ==================================== ========
 l2           Σ θ²         2θ                                   rate/n
-l1           Σ |θ|        sign θ                               rate/n
+l1           ``Σ |θ|``    sign θ                               rate/n
 huber        Σ H₁(θ)      clip(θ, -1, 1)                       rate/n
 std          std θ        (θ - mean θ)/((n-1) std θ)           rate
 ============ ============ ==================================== ========

@@ -1,4 +1,4 @@
-"""p-norm weight decay: the penalty λ Σ|w|^p for any 0 < p <= 2, as an explicit pull or as pAdam's implicit step.
+"""p-norm weight decay: the penalty ``λ Σ|w|^p`` for any 0 < p <= 2, as an explicit pull or as pAdam's implicit step.
 
 With u the incoming update, w the weight before the step, λ the rate (weight^(2-p)) and τ = η_t λ_t::
 
@@ -6,8 +6,8 @@ With u the incoming update, w the weight before the step, λ the rate (weight^(2
     proximal   θ = w + u,   w ← θ X/(X + pτ)                                         `lp_proximal_decay`
                X = |w|^(2-p)  (linearize_at="old", pAdam)  or  |θ|^(2-p)  ("new", its late form)
 
-The proximal form replaces |w|^p by the quadratic that touches it at the old (or new) weight, |w|^(p-2) θ² p/2, and
-takes the exact proximal step of that. It never diverges; weights far below (pτ)^(1/(2-p)) collapse to 0 faster than
+The proximal form replaces ``|w|^p`` by the quadratic that touches it at the old (or new) weight, ``|w|^(p-2) θ² p/2``,
+and takes the exact proximal step of that. It never diverges; weights far below (pτ)^(1/(2-p)) collapse to 0 faster than
 geometrically, for p < 2.
 
 Reference: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv 2404.10824; their code
@@ -15,8 +15,8 @@ Reference: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv 
 
 **Differs from the paper.**
 
-* The factor p is the code's (penalty λ Σ|w|^p); the paper's formula w/(1 + ηλ|w|^(p-2)) has none. At p = 2 the code's
-  step is θ/(1 + 2ηλ): implicit decay at twice λ, not AdamW.
+* The factor p is the code's (penalty ``λ Σ|w|^p``); the paper's formula ``w/(1 + ηλ|w|^(p-2))`` has none. At p = 2 the
+  code's step is θ/(1 + 2ηλ): implicit decay at twice λ, not AdamW.
 * The explicit form is decoupled; the code's explicit class adds the pull to the gradient. Put `lp_decay` before
   ``scale_by_adam`` for that. p < 1 is refused there: the pull is infinite at 0.
 * 0/0 at w = 0 and τ = 0 is 1 here (no decay).
@@ -41,11 +41,11 @@ LINEARIZE_AT = ("old", "new")
 
 
 def lp(p: float = 1.0, linearize_at: str = "old") -> Pull:
-    """The pull p |w|^(p-1) sign(w) of the penalty |w|^p, and pAdam's proximal step.
+    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, and pAdam's proximal step.
 
     Args:
         p: a Python number in (0, 2]; below 1 only the proximal step exists.
-        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes |w|^(p-2).
+        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes ``|w|^(p-2)``.
 
     Raises:
         ValueError: p out of range, an unknown `linearize_at`; when applied, an explicit pull with p < 1.

@@ -17,7 +17,7 @@ class Metrics(NamedTuple):
         decay_rms: RMS of λ·m·ψ(w), after the cautious gate.
         update_rms: RMS of the incoming update.
         weight_rms: RMS of the weights before the step.
-        beyond: fraction of weights with |w| > δ; 0 for pulls without a threshold.
+        beyond: fraction of weights with ``|w| > δ``; 0 for pulls without a threshold.
     """
 
     rate: jax.Array

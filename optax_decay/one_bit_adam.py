@@ -321,8 +321,8 @@ def one_bit_adam(
 
     Args:
         learning_rate: η, a number or schedule.
-        axis_name, warmup_steps, b1, b2, eps, layout, compress, axes, param_specs, mesh, variance_floor,
-            bias_correct_frozen_variance, bias_correction: as in `scale_by_one_bit_adam`.
+        axis_name, warmup_steps, b1, b2, eps, layout, compress, axes, param_specs, mesh: as in `scale_by_one_bit_adam`.
+        variance_floor, bias_correct_frozen_variance, bias_correction: as there.
         weight_decay: λ with AdamW's coupling, or another decay, such as ``optax_decay.decay(0.1, pull="huber")``.
         mask: which leaves decay if `weight_decay` is a number; `weight_decay_mask` is another name for it.
 

@@ -14,7 +14,7 @@ fair          w/(1+\\|w\\|/δ)                 δ²(\\|w\\|/δ - log(1+\\|w\\|/�
 ============= ============================= =================================== =========================
 
 The last four are bounded by δ, have slope 1 at 0 and become l2 as δ → ∞. Complex weights are pulled along their
-phase: ψ(w) = ψ(|w|)·w/|w|. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
+phase: ``ψ(w) = ψ(|w|)·w/|w|``. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
 """
 
 import difflib
@@ -128,7 +128,7 @@ def huber(
 ) -> Pull:
     """ψ(w) = clip(w, -δ, δ): l2 inside the threshold, a constant pull outside.
 
-    Proximal map: θ/(1+τ) where |θ| <= (1+τ)δ, else θ - τδ·sign θ. Arguments as in `threshold_quantity`.
+    Proximal map: ``θ/(1+τ)`` where ``|θ| <= (1+τ)δ``, else ``θ - τδ·sign θ``. Arguments as in `threshold_quantity`.
     """
 
     def apply(w: jax.Array, delta: Any) -> jax.Array:
@@ -169,9 +169,9 @@ def log_cosh(
 def fair(
     threshold: Threshold = "mean", factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
 ) -> Pull:
-    """ψ(w) = w/(1+|w|/δ). Arguments as in `threshold_quantity`.
+    """``ψ(w) = w/(1+|w|/δ)``. Arguments as in `threshold_quantity`.
 
-    Proximal map: the positive root x of x² + x(δ(1+τ) - |θ|) - δ|θ| = 0, with the sign of θ.
+    Proximal map: the positive root x of ``x² + x(δ(1+τ) - |θ|) - δ|θ| = 0``, with the sign of θ.
     """
 
     def apply(w: jax.Array, delta: Any) -> jax.Array:

@@ -312,8 +312,8 @@ def root(
         weight_decay: λ with AdamW's coupling, a number or schedule; or any transformation that belongs before
             ``scale_by_learning_rate``, such as ``huber_decay(0.1)``.
         mask, weight_decay_mask: what decays (`masks.resolve`), two names for one argument.
-        momentum, quantile, ns_steps, coefficients, nesterov, threshold, update_rms, b1, b2, eps, iteration_dtype, axes,
-            stack_axes: as in `scale_by_root`.
+        momentum, quantile, ns_steps, coefficients, nesterov, threshold, update_rms: as in `scale_by_root`.
+        b1, b2, eps, iteration_dtype, axes, stack_axes: as there.
 
     >>> import optax_decay
     >>> tx = optax_decay.root(1e-3, weight_decay=0.1)

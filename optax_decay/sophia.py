@@ -8,7 +8,7 @@ operation elementwise::
     u = clip(m/(max(γ h, 0) + ε), -c, c)          w ← w - η (u + λ w)
 
 m has the units of g, h of g² per unit of loss; γ has the units that make u a step in units of η: where the clip acts,
-a coordinate moves by η c in the direction of m. The *win rate*, the fraction of coordinates with |m| < c γ h that the
+a coordinate moves by η c in the direction of m. The *win rate*, the fraction of coordinates with ``|m| < c γ h`` that the
 clip leaves alone, is in the state; the authors tune γ until it stays between 0.1 and 0.5.
 
 Reference: Liu, Li, Hall, Liang and Ma, "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
@@ -85,7 +85,7 @@ class ScaleBySophiaState(NamedTuple):
         count: int32 scalar, completed updates.
         hessian_count: int32 scalar, completed refreshes of h.
         key: PRNG key the optimizer was created with; refresh i uses ``fold_in(key, i)``.
-        win_rate: float32 scalar, fraction of coordinates with |m| < c γ h; measured in steps k, 2k, … (and 0),
+        win_rate: float32 scalar, fraction of coordinates with ``|m| < c γ h``; measured in steps k, 2k, … (and 0),
             because it costs as much as the rest of a step.
         mu: m, like params, in `mu_dtype` or at least float32.
         nu: h, like params, real, at least float32.

@@ -64,7 +64,7 @@ class GainReport:
 
     Attributes:
         rows: one `GainRow` per matrix and sublayer.
-        tolerance: what a row passes with, |ratio - 1| <= tolerance.
+        tolerance: what a row passes with, ``|ratio - 1| <= tolerance``.
         law: that the target was trained under.
     """
 

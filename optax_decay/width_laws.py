@@ -28,16 +28,16 @@ The row of adam is μP's r with the a of arXiv 2510.15262; the other rows are de
 update and of a sum of independent updates, and are not from a paper. Sophia, EXAdam and 1-bit Adam take steps with
 entries of size one: use ``adam``.
 
-========== =============== ===================================================================================
-rule       s               reference
-========== =============== ===================================================================================
-fan2025    2a - r          Fan et al., arXiv 2510.15262: √m for adam; σ_max is the same at every width
-mup_package  r             microsoft/mup `MuAdamW`: λ·m beside η/m, so ηλ is constant; also "independent decay
-                           unchanged", Kosson et al., arXiv 2510.19093
-constant   0               hand-written μP, or the package's ``decoupled_wd=True``
-qiu2025    r - 1           Qiu et al., arXiv 2512.05620: independent decay ∝ 1/width (their tokens grow with size)
-timescale  r               ηλ from a number of steps: `timescale_weight_decay`; arXiv 2405.13698, 2505.13738
-========== =============== ===================================================================================
+=========== ========= =======================================================================================
+rule        s         reference
+=========== ========= =======================================================================================
+fan2025     2a - r    Fan et al., arXiv 2510.15262: √m for adam; σ_max is the same at every width
+mup_package r         microsoft/mup `MuAdamW`: λ·m beside η/m, so ηλ is constant; also "independent decay
+                      unchanged", Kosson et al., arXiv 2510.19093
+constant    0         hand-written μP, or the package's ``decoupled_wd=True``
+qiu2025     r - 1     Qiu et al., arXiv 2512.05620: independent decay ∝ 1/width (their tokens grow with size)
+timescale   r         ηλ from a number of steps: `timescale_weight_decay`; arXiv 2405.13698, 2505.13738
+=========== ========= =======================================================================================
 """
 
 import difflib

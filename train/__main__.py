@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "train.export",
     "sample": "train.sample",
     "bench": "train.bench",
+    "reference": "train.reference",
 }
 
 
