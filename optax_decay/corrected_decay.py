@@ -5,8 +5,8 @@ With η_t the learning rate, η_max its peak, w the weight, and the link standin
     u ← u + λ (η_t/η_max) w    on layers whose output is normalised: shrink per step λ η_t²/η_max
     u ← u + λ w                on the others: λ η_t
 
-A normalised layer settles where ``|gradient|/|weight| = sqrt(2λ/η_t)``. Under AdamW that ratio grows without bound as η_t
-falls; with the correction it stays sqrt(2λ/η_max).
+A normalised layer settles where ``|gradient|/|weight| = sqrt(2λ/η_t)``. Under AdamW that ratio grows without bound
+as η_t falls; with the correction it stays sqrt(2λ/η_max).
 
 Reference: Defazio, "Why Gradients Rapidly Increase Near the End of Training", arXiv 2506.02285. The same factor follows
 from another argument in Chou, "Correction of Decoupled Weight Decay", arXiv 2512.08217.

@@ -21,8 +21,8 @@ without bound, so it wants a learning rate that decays faster than that grows.
 * Once d₁ (about 1/(1-β₂) steps) and d₂ (1/(1-β₁)) have faded, the step is η (m + g)/(sqrt(v) + ε): quasi-hyperbolic
   Adam with ν₁ = 1/2 at *twice* the learning rate. At equal η it moves constant gradients 2 times and pure noise 4.9
   times as far as Adam. The published comparisons are made at equal η and are confounded by that; divide η by 2 to 5.
-* d₁ and d₂ depend on the scale of the gradients through ε: below ``|g|`` about 1e-3, the usual range of language models,
-  d₁ is nearly 1. The update is therefore not invariant to loss scaling.
+* d₁ and d₂ depend on the scale of the gradients through ε: below ``|g|`` about 1e-3, the usual range of language
+  models, d₁ is nearly 1. The update is therefore not invariant to loss scaling.
 * Evidence in the author's repository is a small image network and a character model of 14 M parameters, where it fits
   the training set faster and overfits earlier (best validation loss 1.492 against 1.494 for AdamW, last 1.571 against
   1.494). There is none for pre-training.

@@ -8,8 +8,8 @@ operation elementwise::
     u = clip(m/(max(γ h, 0) + ε), -c, c)          w ← w - η (u + λ w)
 
 m has the units of g, h of g² per unit of loss; γ has the units that make u a step in units of η: where the clip acts,
-a coordinate moves by η c in the direction of m. The *win rate*, the fraction of coordinates with ``|m| < c γ h`` that the
-clip leaves alone, is in the state; the authors tune γ until it stays between 0.1 and 0.5.
+a coordinate moves by η c in the direction of m. The *win rate*, the fraction of coordinates with ``|m| < c γ h`` that
+the clip leaves alone, is in the state; the authors tune γ until it stays between 0.1 and 0.5.
 
 Reference: Liu, Li, Hall, Liang and Ma, "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
 Pre-training", arXiv 2305.14342; the authors' code (Liuhong99/Sophia).
