@@ -1,0 +1,207 @@
+"""Images: read from real tfds files, seen at random but repeatably, mixed as the equations say."""
+
+import dataclasses
+import io
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tests import tfds_files
+from train import augment, images
+from train.errors import UserError
+
+SIZE, CLASSES = 12, 5
+PLAIN = images.Recipe(magnitude=0, erasing=0, mixup=0, cutmix=0, smoothing=0)
+
+
+def picture(number):
+    """A picture of its own size, whose colours say its number: red 3 n, green 100 + 5 label."""
+    rng = np.random.default_rng(number)
+    pixels = np.empty((14 + number % 3, 20 - number % 4, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 3 * number, 100 + 5 * (number % CLASSES)
+    pixels[..., 2] = rng.integers(256, size=pixels.shape[:2])
+    return pixels
+
+
+def png(number):
+    file = io.BytesIO()
+    Image.fromarray(picture(number)).save(file, "png")
+    file.seek(0)
+    return file
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=CLASSES),
+        "file": tfds.features.Text(),
+    }
+    rows = {
+        "train": [{"image": png(n), "label": n % CLASSES, "file": f"{n}"} for n in range(30)],
+        "test": [{"image": png(n), "label": n % CLASSES, "file": "x"} for n in range(40, 51)],
+    }
+    made = tfds_files.make_builder("shapes", features, rows)
+    tfds_files.as_tfrecord(tfds_files.prepare(root / "array", made), root / "tfrecord")
+    text = {"text": tfds.features.Text()}
+    other = tfds_files.make_builder("words", text, {"train": [{"text": "a"}]})
+    tfds_files.prepare(root / "array", other, shards=1)
+    return root
+
+
+def load(prepared, recipe=images.Recipe(), **more):  # noqa: B008  (it is frozen)
+    wanted = {"size": SIZE, "batch_size": 8, "seed": 3, "data_dir": str(prepared / "array")}
+    return images.load("shapes", recipe=recipe, **(wanted | more))
+
+
+def test_files_are_read_without_tensorflow(prepared):
+    made = load(prepared, PLAIN)
+    assert (made.classes, len(made.train), len(made.held)) == (CLASSES, 30, 11)
+    assert made.name == "shapes/1.2.0" and made.summary()["steps_per_epoch"] == 30 / 8
+    read = [made._read(made.train, i) for i in range(30)]
+    numbers = [int(np.asarray(image)[0, 0, 0]) // 3 for image, _ in read]
+    assert sorted(numbers) == list(range(30))
+    for number, (image, label) in zip(numbers, read):
+        np.testing.assert_array_equal(np.asarray(image), picture(number))
+        assert label == number % CLASSES
+    assert "tensorflow" not in sys.modules
+
+
+def test_an_epoch_sees_every_image_once_with_its_label(prepared):
+    made = load(prepared, PLAIN)
+    batches = [made.batch(step) for step in range(15)]
+    assert batches[0]["image"].shape == (8, SIZE, SIZE, 3) and batches[0]["image"].dtype == np.uint8
+    red = np.concatenate([b["image"][:, 0, 0, 0] for b in batches]) // 3
+    label = np.concatenate([b["label"] for b in batches])
+    np.testing.assert_array_equal(label, red % CLASSES)
+    epochs = red.reshape(4, 30)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(30))
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_batch(prepared, processes):
+    whole, each = load(prepared), 8 // processes
+    hosts = [load(prepared) for _ in range(processes)]
+    for step in (5, 0, 1000):
+        parts = [h.batch(step, slice(p * each, (p + 1) * each)) for p, h in enumerate(hosts)]
+        for name, expected in whole.batch(step).items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), expected)
+    other = load(prepared, seed=4).batch(5)
+    assert any(not np.array_equal(other[k], v) for k, v in whole.batch(5).items())
+
+
+def test_evaluation_sees_the_middle_and_fills_up(prepared):
+    made = load(prepared)
+    batches = made.held_out(99)
+    label = np.concatenate([b["label"] for b in batches])
+    assert len(batches) == 2 and (label >= 0).sum() == 11 and (label[11:] == images.NO_LABEL).all()
+    again = made.held_out(99)
+    for a, b in zip(batches, again):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert len(made.held_out(1)) == 1
+    # A picture whose border is black: of the middle 7/8 nothing is.
+    pixels = np.full((64, 80, 3), 255, np.uint8)
+    pixels[:3] = pixels[-3:] = 0
+    view = augment.evaluation_view(Image.fromarray(pixels), 16)
+    assert view.shape == (16, 16, 3) and view.min() > 200
+
+
+def test_mixing_is_the_equations(prepared):
+    """Against the equations in float64; both kinds, and the label's share against the area."""
+    made, seen = load(prepared), set()
+    mixed = jax.jit(images.mixed, static_argnums=(1, 2))
+    for step in range(12):
+        batch = made.batch(step)
+        top, bottom, left, right = batch["box"][0].tolist()
+        x = (batch["image"] / 255.0 - images.CENTRE) / images.SPREAD
+        share = float(batch["pixels"][0])
+        expected = share * x + (1 - share) * x[::-1]
+        expected[:, top:bottom, left:right] = x[::-1][:, top:bottom, left:right]
+        kept = float(batch["labels"][0])
+        y = np.eye(CLASSES)[batch["label"]] * 0.9 + 0.1 / CLASSES
+        found, labels = mixed(batch, CLASSES, 0.1)
+        # float32: values below 3, a handful of roundings.
+        np.testing.assert_allclose(found, expected, atol=3e-6)
+        np.testing.assert_allclose(labels, kept * y + (1 - kept) * y[::-1], atol=1e-6)
+        np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
+        if share == 1:
+            area = (bottom - top) * (right - left)
+            assert kept == pytest.approx(1 - area / SIZE**2, abs=1e-6)
+            seen.add("cutmix" if area else "nothing")
+        else:
+            assert kept == share and (bottom, right) == (0, 0)
+            seen.add("mixup")
+    assert {"mixup", "cutmix"} <= seen
+    plain = load(prepared, PLAIN).batch(1)
+    found, labels = mixed(plain, CLASSES, 0.0)
+    np.testing.assert_array_equal(labels, np.eye(CLASSES)[plain["label"]])
+    np.testing.assert_allclose(found, images.normalised(plain["image"]), atol=3e-6)
+
+
+def test_top1_counts_images_with_a_label():
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(0, 3, (7, 5)), np.array([1, -1, 4, 0, -1, 2, 2])
+    loss, right, count = images.top1(jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    known = label >= 0
+    scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -scores[np.arange(7), label][known].sum()
+    assert float(loss) == pytest.approx(expected, rel=1e-6) and count == 5
+    assert right == (logits.argmax(1) == label)[known].sum()
+
+
+def test_every_operation_changes_an_image_and_more_with_its_level():
+    x = np.linspace(30, 220, 32)
+    pixels = np.stack(
+        [np.tile(x, (32, 1)), np.tile(x[:, None], (1, 32)), np.full((32, 32), 90)], -1
+    )
+    pixels[8:14, 5:20] = (250, 10, 60)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    for number, change in enumerate(augment.OPERATIONS):
+        weak, strong = (np.asarray(change(image, level, 1), float) for level in (0.1, 0.9))
+        moved = [np.abs(v - np.asarray(image, float)).mean() for v in (weak, strong)]
+        assert strong.shape == (32, 32, 3) and moved[1] > 0.1, number
+        # The first three have no strength; all others are stronger at a larger level.
+        assert (moved[1] == moved[0]) if number < 3 else (moved[1] > moved[0]), number
+
+
+def test_views_are_as_random_as_the_recipe_says():
+    x = np.arange(64)
+    image = Image.fromarray(np.stack([np.tile(2 * x, (64, 1))] * 3, -1).astype(np.uint8))
+    view = lambda seed, m, e: augment.training_view(image, 16, np.random.default_rng(seed), m, e)
+    np.testing.assert_array_equal(view(0, 9.0, 0.5), view(0, 9.0, 0.5))
+    plain = [view(seed, 0.0, 0.0).astype(int) for seed in range(400)]
+    flipped = np.mean([v[:, 0].mean() > v[:, -1].mean() for v in plain])
+    assert abs(flipped - 0.5) < 5 * 0.5 / np.sqrt(400)
+    width = np.mean([abs(v[8, -1, 0] - v[8, 0, 0]) / 2 for v in plain])
+    assert 25 < width < 60  # the root of a uniform area of 8 to 100 % has a mean of 0.69, of 64
+    erased = np.mean([(view(s, 0.0, 0.25) != plain[s]).any() for s in range(400)])
+    assert abs(erased - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 400)
+    coloured = np.mean([(view(s, 9.0, 0.0) != plain[s]).any() for s in range(400)])
+    # Each of two operations is done half of the time; on a grey ramp, few change nothing.
+    assert 0.6 < coloured < 0.85
+    always = augment.erase(np.zeros((16, 16, 3), np.uint8), np.random.default_rng(1), 1.0)
+    assert 0.01 < (always.sum(-1) > 0).mean() < 0.4
+
+
+def test_what_cannot_be_read_is_refused(prepared):
+    with pytest.raises(UserError, match="convert_format"):
+        load(prepared, data_dir=str(prepared / "tfrecord"))
+    with pytest.raises(UserError, match="no set of labelled images"):
+        wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN, "held_out": "train"}
+        images.load("words", data_dir=str(prepared / "array"), **wanted)
+    with pytest.raises(UserError, match="no split 'training'"):
+        load(prepared, split="training")
+    with pytest.raises(UserError, match="tfds build imagenet2012"):
+        wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN}
+        images.load("imagenet2012", data_dir=str(prepared / "array"), **wanted)
+    for name, value in (("erasing", 1.5), ("magnitude", 11.0), ("mixup", -1.0)):
+        with pytest.raises(ValueError, match=f"{name}={value} is out of range"):
+            dataclasses.replace(PLAIN, **{name: value})
