@@ -12,7 +12,6 @@ from train.config import (
     MAY_CHANGE,
     SPECTRAL,
     Config,
-    Range,
     UserError,
     differences,
     flatten,
@@ -21,6 +20,7 @@ from train.config import (
     resolved,
 )
 from train.experiments import EXPERIMENTS
+from train.ranges import Range
 
 DEFAULT = next(iter(EXPERIMENTS))
 

@@ -24,7 +24,6 @@ from train.config import (
     SPECTRAL,
     Config,
     Model,
-    Range,
     UserError,
     flatten,
     model_config,
@@ -35,6 +34,7 @@ from train.config import (
 from train.data import STORE
 from train.experiments import EXPERIMENTS
 from train.hugging_face_config import shaped
+from train.ranges import Range
 
 PROGRAM = "python -m train"
 

@@ -1,4 +1,4 @@
-"""What a run is: one frozen dataclass per group of fields, with units, and the ranges of numbers.
+"""What a run is: one frozen dataclass per group of fields, with units.
 
 None in a field means "as the preset, the pull or the tokenizer has it"; `resolved` fills such
 fields in. `arguments.py` reads configs from the command line and from JSON, and checks them.
@@ -6,40 +6,13 @@ fields in. `arguments.py` reads configs from the command line and from JSON, and
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from train import families
 from train.errors import UserError
+from train.ranges import Count, Momentum, NotNegative, Positive, Share, Whole
 
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Allowed numbers: from `low` to `high`, with `above` without `low` itself, with `below` without `high`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-    below: bool = False
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"numbers above {self.low:g}" if self.above else f"{self.low:g} or more"
-        return f"{self.low:g} {'<' if self.above else '<='} value {'<' if self.below else '<='} {self.high:g}"
-
-    def holds(self, value: float) -> bool:
-        high_enough = self.low < value if self.above else self.low <= value
-        low_enough = value < self.high if self.below else value <= self.high
-        return math.isfinite(value) and high_enough and low_enough
-
-
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
-Momentum = Annotated[float, Range(0, 1, below=True)]
-Share = Annotated[float, Range(0, 1)]
 Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
 
@@ -94,16 +67,13 @@ class Data:
     """The text, train/data.py."""
 
     text: str = "stdlib"
-    """Folder, file or glob of text; stdlib: sources of the running Python's library; zipf: made up;
-    store:FOLDER: what python -m train tokenise has made, in which the text is encoded already."""
+    """Folder, file or glob of text; stdlib: the running Python's; zipf: made up; store:FOLDER: see tokenise."""
     tokenizer: str = "bpe-4096"
-    """bytes; bpe-N: byte pairs with N tokens (512 to 65536), learned from the text; a tokenizer.json, or a
-    folder with one or with vocab.json and merges.txt."""
+    """bytes; bpe-N: N byte pairs (512 to 65536), learned from the text; tokenizer.json, or its folder."""
     length: Count = 256
     """Length of a sequence [tokens]."""
     documents: bool = False
-    """Each sequence is one document, cut or filled up to the length, as in the papers' recipes for C4;
-    else documents stand one after the other and sequences are cut out of all of it."""
+    """Each sequence is one document, cut or filled to the length, as in the recipes for C4; else all stand in a row."""
     batch_size: Count = 8
     """Sequences per update, over all devices."""
     cache: str = ".cache/data"

@@ -12,15 +12,15 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 from train import text_sources, token_store, tokens
-from train.config import Count, Range
 from train.display import Counter, say
 from train.errors import UserError
 from train.folder import locked
+from train.ranges import Count, Positive
 from train.shards import Task, encode, put, seal_path, sealed
 
 PLAN = "plan.json"  # what was asked for
@@ -48,7 +48,7 @@ class Arguments:
     """Of a tfds data set: the folder of prepared data; default TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     workers: Count | None = None
     """Processes; default one per core that this process may use."""
-    shard_megabytes: Annotated[float, Range(0, above=True)] = 256.0
+    shard_megabytes: Positive = 256.0
     """Source text per shard, about [MB]."""
     verify: bool = False
     """Instead: read the store at `out` once and compare it with its digests."""
