@@ -13,6 +13,12 @@ TOY = {
     "01_one_link_of_a_chain": "steps, width = 120, 64",
     "02_spectral_alpha": "rows, columns, draws = 64, 160, 2",
     "03_width_transfer": "steps, seeds, widths, rates, decays = 20, 1, (16, 32), (0.01, 0.02), (1.0,)",
+    "04_what_decay_does": "steps, looks, width, layers, length, batch_size = 4, 2, 32, 1, 32, 4",
+    "05_interrupt_and_resume": (
+        'experiment, steps, stop_after = "toy", 40, 3\n'
+        'flags = ["--run.eval_every", "40", "--model.layers", "1", "--data.length", "32"]'
+    ),
+    "06_in_your_own_code": "steps, width = 10, 16",
 }
 
 

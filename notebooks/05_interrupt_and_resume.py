@@ -1,0 +1,99 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+# %% [markdown]
+# # Pre-train a named experiment, interrupt it, go on
+#
+# The command line from a notebook: a named experiment of `train/experiments.py` is started, stopped on the way as a
+# preempted machine would stop it, and continued. Its losses are those of a run that was never interrupted, bit for
+# bit. Run it inside a checkout with the extra `train` installed; in Colab or on a TPU machine that is the only set-up.
+
+# %% tags=["parameters"]
+experiment, steps, stop_after = "small_alphadecay", 120, 40
+flags = []
+
+# %%
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.pyplot as plt
+
+root = pathlib.Path("..").resolve()
+folders = {name: root / "runs" / f"notebook-{name}" for name in ("whole", "interrupted")}
+for folder in folders.values():
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "train", *arguments]
+    print("$", "python -m train", *arguments)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    told, _ = process.communicate()
+    print("\n".join(told.splitlines()[-8:]), "\n")
+    return process.returncode
+
+
+def losses(name):
+    """Loss of every step that was recorded."""
+    path = folders[name] / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
+
+
+def options(name):
+    return [experiment, "--run.steps", str(steps), "--run.folder", str(folders[name]), *flags]
+
+
+# %% [markdown]
+# ## Without interruption
+
+# %%
+assert finish(start(*options("whole"))) == 0
+
+# %% [markdown]
+# ## Stopped on the way
+# The machine asks the program to end (SIGTERM). It finishes its step, saves, and says how to go on.
+
+# %%
+process = start(*options("interrupted"))
+while process.poll() is None and len(losses("interrupted")) < stop_after:
+    time.sleep(0.1)
+process.send_signal(signal.SIGTERM)
+print("exit code", finish(process))
+reached = max(losses("interrupted"))
+print(f"saved after step {reached} of {steps}")
+
+# %% [markdown]
+# ## Continued
+
+# %%
+assert finish(start("--resume", str(folders["interrupted"]))) == 0
+whole, continued = losses("whole"), losses("interrupted")
+print(f"{len(whole)} steps; losses that differ: {sum(whole[s] != continued[s] for s in whole)}")
+assert whole == continued
+
+# %%
+figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+axis.plot(list(whole), list(whole.values()), "-", color="0.7", linewidth=4, label="whole")
+axis.plot(list(continued), list(continued.values()), "k--", linewidth=1, label="interrupted")
+axis.axvline(reached, color="k", linestyle=":", label="stopped and continued here")
+axis.set(xlabel="step", ylabel="training loss [nats per token]")
+axis.legend(frameon=False)
+plt.show()
