@@ -155,7 +155,8 @@ show("Flax Linen", before, after, params, NNX_AXES)
 # ## Equinox
 # Modules are trees. `eqx.partition` keeps the arrays; where something is not trained there is `None`, which every
 # transformation passes by. Its paths are numbers of layers and its kernels have outputs first, so here a tree of
-# optax's `MuonDimensionNumbers` describes them (inputs, outputs). Such numbers know no widths: every matrix counts as hidden.
+# optax's `MuonDimensionNumbers` describes them (inputs, outputs). Such numbers know no widths: every matrix counts
+# as hidden.
 
 # %%
 try:
