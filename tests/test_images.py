@@ -1,6 +1,7 @@
 """Images: read from real tfds files, seen at random but repeatably, mixed as the equations say."""
 
 import dataclasses
+import functools
 import io
 import sys
 
@@ -11,8 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from models import vit
 from tests import tfds_files
-from train import augment, images
+from train import augment, image_task, images, optimizer, sharding
+from train.config import Config, Mesh, replace, resolved
 from train.errors import UserError
 
 SIZE, CLASSES = 12, 5
@@ -20,10 +23,10 @@ PLAIN = images.Recipe(magnitude=0, erasing=0, mixup=0, cutmix=0, smoothing=0)
 
 
 def picture(number):
-    """A picture of its own size, whose colours say its number: red 3 n, green 100 + 5 label."""
+    """A picture of its own size, whose colours say its number: red 3 n, green 20 + 50 label."""
     rng = np.random.default_rng(number)
     pixels = np.empty((14 + number % 3, 20 - number % 4, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = 3 * number, 100 + 5 * (number % CLASSES)
+    pixels[..., 0], pixels[..., 1] = 3 * number, 20 + 50 * (number % CLASSES)
     pixels[..., 2] = rng.integers(256, size=pixels.shape[:2])
     return pixels
 
@@ -205,3 +208,96 @@ def test_what_cannot_be_read_is_refused(prepared):
     for name, value in (("erasing", 1.5), ("magnitude", 11.0), ("mixup", -1.0)):
         with pytest.raises(ValueError, match=f"{name}={value} is out of range"):
             dataclasses.replace(PLAIN, **{name: value})
+
+
+# --- training
+
+
+def linear(params, x, key=None):
+    """Logits from the mean colour of four stripes; a key shifts them, so that it is seen."""
+    stripes = x.reshape(len(x), 4, -1, 3).mean(2).reshape(len(x), 12)
+    shift = 0 if key is None else params["shift"] * jax.random.normal(key, ())
+    return stripes @ params["kernel"] + shift
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (12, CLASSES), "shift": (CLASSES,)}
+    return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+
+
+def test_the_loss_is_the_equation_and_parts_do_not_change_it(prepared):
+    batch, params = load(prepared).batch(2), weights()
+    params["shift"] = jnp.zeros(CLASSES)  # what is dropped differs between parts, so nothing is
+    task = image_task.Task(linear, CLASSES, smoothing=0.1)
+    both = jax.jit(functools.partial(image_task.loss_and_gradient, task), static_argnums=2)
+    (whole, gradient), (parts, same) = (both(params, batch, n) for n in (1, 4))
+    x, y = (np.asarray(v, np.float64) for v in images.mixed(batch, CLASSES, 0.1))
+    z = np.asarray(linear(params, x), np.float64)
+    scores = z - np.log(np.exp(z).sum(1, keepdims=True))
+    # float32 against float64: sums over 12 numbers and 5 classes of order one.
+    assert float(whole) == pytest.approx(-(y * scores).sum(1).mean(), rel=2e-6)
+    assert float(parts) == pytest.approx(float(whole), rel=2e-6)
+    np.testing.assert_allclose(same["kernel"], gradient["kernel"], atol=2e-6)
+    assert not np.allclose(same["shift"], gradient["shift"])  # every part has noise of its own
+
+
+def test_what_is_dropped_follows_from_the_batch(prepared):
+    made, task = load(prepared), image_task.Task(linear, CLASSES, smoothing=0.1)
+    value = jax.jit(lambda params, b: image_task.loss_and_gradient(task, params, b, 1)[0])
+    batch, again = made.batch(2), made.batch(2)
+    assert value(weights(), batch) == value(weights(), again)
+    other = batch | {"noise": batch["noise"] + np.uint32(1)}
+    assert value(weights(), batch) != value(weights(), other)
+
+
+def test_a_vit_trains_on_two_devices(prepared):
+    """Loss and top-1 on the training pictures themselves, the mean of the weights, and one compilation."""
+    made = load(prepared, dataclasses.replace(PLAIN, smoothing=0.05, mixup=0.2), held_out="train")
+    model = dataclasses.replace(vit.PRESETS["vit-toy"], classes=CLASSES, image_size=SIZE)
+    assert model.drop_path > 0
+    wanted = {"optimizer.learning_rate": 1e-2, "run.steps": 40, "optimizer.warmup_steps": 4}
+    config = resolved(replace(Config(), wanted))
+    mesh = sharding.make_mesh(Mesh(data=2), 8)
+    axes = vit.axes(model)
+    tx, rate = optimizer.build(config, axes), optimizer.schedule(config.optimizer)
+    task = image_task.Task(functools.partial(vit.forward, model), CLASSES, 0.05, average=0.9)
+    init = functools.partial(image_task.init, task, functools.partial(vit.init, model), tx)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.of_train_state(axes, shapes, mesh)
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    update = image_task.compile_update(task, tx, rate, 1, shardings)
+    evaluate, held_out = image_task.evaluator(task), made.held_out(9)
+    before = evaluate(state, held_out)
+    assert before["loss"] == pytest.approx(np.log(CLASSES), abs=0.2)
+    assert before["average_loss"] == before["loss"]
+    kept = jax.device_get(state["average"])
+    sizes = {name: value.shape for name, value in made.batch(0).items()}
+    for index in range(40):
+        batch = sharding.put_batch(functools.partial(made.batch, index), sizes, mesh)
+        state, noted = update(state, batch)
+        now = jax.device_get(state)
+        kept = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, kept, now["params"])
+    # Each of 40 steps rounds once to float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), now["average"], kept)
+    np.testing.assert_array_equal(batch["label"], made.batch(39)["label"])
+    assert update._cache_size() == 1 and int(now["step"]) == 40
+    assert set(noted) == {"loss", "gradient_norm", "learning_rate"}
+    after = evaluate(state, held_out)
+    assert set(after) == {"loss", "top1", "average_loss", "average_top1"}
+    assert after["loss"] < before["loss"] - 0.2 and after["top1"] > 0.4 > before["top1"]
+
+
+def test_a_mean_needs_a_share():
+    with pytest.raises(ValueError, match=r"average=1\.0 is out of range"):
+        image_task.Task(linear, CLASSES, 0.1, average=1.0)
+    state = image_task.init(
+        image_task.Task(linear, CLASSES, 0.1), lambda key: weights(), optimizer_of_nothing(), None
+    )
+    assert set(state) == {"params", "optimizer", "step"}
+
+
+def optimizer_of_nothing():
+    import optax
+
+    return optax.sgd(1.0)

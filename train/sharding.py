@@ -7,8 +7,10 @@
 Axes are of the Auto kind: the compiler places what is not said here.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -108,7 +110,8 @@ def of_state(state: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -
 def of_train_state(axes: Any, state: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shardings of the whole state of `step.init`, given as shapes."""
     params = of_parameters(axes, state["params"], mesh)
-    return {
+    average = {"average": params} if "average" in state else {}
+    return average | {
         "params": params,
         "optimizer": of_state(state["optimizer"], state["params"], params, mesh),
         "step": NamedSharding(mesh, jax.P()),
@@ -121,12 +124,23 @@ def place_activations(mesh: jax.sharding.Mesh) -> Any:
     return lambda x_BTD: jax.lax.with_sharding_constraint(x_BTD, where)
 
 
-def put_batch(make: Any, shape: tuple[int, int], mesh: jax.sharding.Mesh) -> jax.Array:
+def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
     """A batch over the devices, where each process makes only the rows that its devices hold.
 
     Args:
-        make: rows (a slice) to int32 [rows, length + 1].
-        shape: of the whole batch.
+        make: rows (a slice) to an array of them, such as int32 [rows, length + 1], or a dict of arrays.
+        shape: of the whole batch, or a dict of shapes.
     """
     rows = NamedSharding(mesh, ROWS)
-    return jax.make_array_from_callback(shape, rows, lambda index: make((index or ())[0]))
+    made = functools.cache(lambda start, stop: make(slice(start, stop)))
+
+    def put(shape: tuple[int, ...], pick: Callable[[Any], Any]) -> jax.Array:
+        def part(index: Any) -> Any:
+            where = index[0] if index else slice(None)
+            return pick(made(where.start, where.stop))
+
+        return jax.make_array_from_callback(shape, rows, part)
+
+    if isinstance(shape, dict):
+        return {name: put(shape[name], operator.itemgetter(name)) for name in shape}
+    return put(shape, lambda array: array)

@@ -60,8 +60,8 @@ def inputs(tokens: jax.Array) -> jax.Array:
 
 
 def parts(tokens: jax.Array, micro_batches: int) -> jax.Array:
-    """[n, B/n, T + 1]: row r goes to part r mod n, so that every device keeps its own rows."""
-    return tokens.reshape(-1, micro_batches, tokens.shape[1]).swapaxes(0, 1)
+    """[B, ...] to [n, B/n, ...]: row r goes to part r mod n, so that every device keeps its own rows."""
+    return tokens.reshape(-1, micro_batches, *tokens.shape[1:]).swapaxes(0, 1)
 
 
 def loss_and_gradient(
@@ -96,15 +96,28 @@ def update(
     """The state after one step, and what to note of the step: float32 scalars."""
     params = state["params"]
     value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
-    # Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia asks for a
-    # sampled-label gradient when one is due. Nobody else looks at either.
     pieces = parts(tokens, micro_batches)
-    looks = {
-        "gradients": gradient,
-        "hessian_fn": optax_decay.gnb_hessian(
-            forward, inputs(pieces), pieces[..., 1:] >= 0, micro_batches=True
-        ),
-    }
+    curvature = optax_decay.gnb_hessian(
+        forward, inputs(pieces), pieces[..., 1:] >= 0, micro_batches=True
+    )
+    return advance(tx, rate, state, value, gradient, curvature)
+
+
+def advance(
+    tx: optax.GradientTransformationExtraArgs,
+    rate: optax.Schedule,
+    state: State,
+    value: jax.Array,
+    gradient: Any,
+    curvature: Any,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after a step of this loss and gradient, and what to note of it: float32 scalars.
+
+    Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia
+    asks for a sampled-label gradient, `curvature`, when one is due. Nobody else looks at either.
+    """
+    params = state["params"]
+    looks = {"gradients": gradient, "hessian_fn": curvature}
     change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
     noted = {
         "loss": value,
