@@ -165,6 +165,7 @@ def test_resolved_leaves_nothing_open_that_is_known():
         *("model.base_width", "model.base_head_width", "decay.width_rule"),
         # Adam has none of these, and no spectrum is measured.
         *("optimizer.momentum", "optimizer.refresh_every", "optimizer.scale", "optimizer.gamma"),
+        *("optimizer.freeze", "optimizer.layout", "optimizer.bias_correction"),
         *("decay.spectral", *(f"decay.{name}" for name in SPECTRAL)),
     } - ({"model.kv_heads"} if families.PRESETS[Config().model.preset].kv_heads else set())
     assert resolved(resolved(Config())) == resolved(Config())

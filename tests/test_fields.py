@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from tests import toy
 from tests.runs import flags, losses, program, records, write_text
 from tests.test_step import chain, trajectory
-from train import families, main, step
+from train import families, main, replicas, step
 from train.arguments import check
-from train.config import Config, flatten, model_config, replace, resolved
+from train.config import Config, Mesh, flatten, model_config, replace, resolved
+from train.optimizer import one_bit
 
 # Another value, and what the base config needs for the field to be in use.
 MODEL = {
@@ -76,7 +78,12 @@ DATA = {
     "data.batch_size": 6,
     "run.seed": 3,
 }
-MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+ONE_BIT = {
+    "optimizer.freeze": ("settled", {"optimizer.name": "one_bit_adam"}),
+    "optimizer.layout": ("flat", {"optimizer.name": "one_bit_adam"}),
+    "optimizer.bias_correction": (False, {"optimizer.name": "one_bit_adam"}),
+}
+MESH = {"mesh.replica": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 # Seen in what a run leaves behind, below.
 RUN = {
     *("run.name", "run.folder", "run.steps", "run.micro_batches", "run.log_every"),
@@ -87,7 +94,7 @@ RUN = {
 
 
 def test_the_tables_hold_every_field():
-    tables = [*MODEL, *CHAIN, *DATA, *MESH, *RUN]
+    tables = [*MODEL, *CHAIN, *ONE_BIT, *DATA, *MESH, *RUN]
     assert sorted(tables) == sorted(flatten(Config()))
 
 
@@ -124,6 +131,26 @@ def test_fields_of_the_optimizer_and_the_decay(name):
     base, changed = pair(name, *CHAIN[name])
     before, after = (trajectory(built(config), 4) for config in (base, changed))
     assert any((before[path] != after[path]).any() for path in before)
+
+
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_fields_of_one_bit_adam(name):
+    params = toy.nest(toy.flat_params())
+
+    def seen(config: Config) -> str:
+        mesh = main.sharding.make_mesh(Mesh(replica=2, data=1), 8)
+        split = main.sharding.of_parameters(toy.AXES, params, mesh)
+        tx = one_bit(config.optimizer, toy.AXES, split)
+        state = jax.eval_shape(tx.init, params)
+        placed = replicas.place_errors(
+            main.sharding.of_state(state, params, split, mesh), state, split
+        )
+        step = lambda state, g: tx.update(jax.tree.map(lambda x: x[0], g), state)
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), params)
+        return str(jax.make_jaxpr(replicas.on_each(step, placed, (None, placed)))(state, own))
+
+    base, changed = pair(name, *ONE_BIT[name])
+    assert seen(base) != seen(changed)
 
 
 def built(config: Config):

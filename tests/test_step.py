@@ -287,15 +287,22 @@ def test_two_letters_on_one_mesh_axis_are_refused(monkeypatch):
 
 
 def test_the_mesh_takes_the_devices_that_the_sequences_allow():
-    assert dict(sharding.make_mesh(Mesh(), 8).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.make_mesh(Mesh(), 8).shape) == {
+        "replica": 1,
+        "data": 8,
+        "fsdp": 1,
+        "tensor": 1,
+    }
     assert dict(sharding.make_mesh(Mesh(), 12).shape)["data"] == 6
     found = sharding.make_mesh(Mesh(tensor=2, fsdp=2), 4)
-    assert dict(found.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(found.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
     assert set(found.axis_types) == {AxisType.Auto}
     for wrong, said in (
         (Mesh(data=16), "there are 8"),
         (Mesh(data=3), "nearest: "),
         (Mesh(fsdp=3), "fsdp"),
+        (Mesh(replica=3), "mesh.replica = 3 must divide the 8 sequences"),
+        (Mesh(replica=4, fsdp=4), "4 x 1 x 4 x 1 needs 16 devices"),
     ):
         with pytest.raises(UserError, match=said):
             sharding.make_mesh(wrong, 8)

@@ -169,7 +169,7 @@ def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
     # The bound; sums in another order move a loss of 5 by about 1e-6.
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
     starts = json.loads((tmp_path / "run/environment.json").read_text())
-    assert starts[0]["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert starts[0]["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
 
 
 def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):

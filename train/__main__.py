@@ -9,6 +9,7 @@ from train.errors import UserError
 COMMANDS = {
     "run": "train.main",
     "tokenise": "train.tokenise",
+    "plan": "train.plan",
     "width": "train.width",
     "compare": "train.compare",
     "coordinate_check": "train.coordinate_check",

@@ -25,6 +25,7 @@ class Report:
 
     Attributes:
         bytes_accessed: memory traffic by the compiler's model, bytes.
+        arguments: bytes of what it is given on one device.
         temporary: bytes of buffers beside arguments and results.
         fusions: fused kernels in the program's entry.
         collectives: how often each kind of collective occurs.
@@ -32,6 +33,7 @@ class Report:
     """
 
     bytes_accessed: float
+    arguments: int
     temporary: int
     fusions: int
     collectives: dict[str, int]
@@ -67,7 +69,11 @@ def report(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...
         arguments: trees of ``jax.ShapeDtypeStruct`` with shardings.
         donate: numbers of the arguments that the result may overwrite.
     """
-    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    return read(jax.jit(function, donate_argnums=donate).lower(*arguments).compile())
+
+
+def read(compiled: Any) -> Report:
+    """What a compiled program says of itself."""
     text = compiled.as_text() or ""
     entry = text[text.index("ENTRY") :]
     names = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -76,6 +82,7 @@ def report(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...
     memory: Any = compiled.memory_analysis()
     return Report(
         cost["bytes accessed"],
+        memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         len(re.findall(r" fusion\(", entry)),
         {name: count for name, count in counts.items() if count},

@@ -125,8 +125,9 @@ def _saved(folder: pathlib.Path) -> Config:
         hint = f" Nearest: {nearest(str(folder), runs)}." if runs else ""
         raise UserError(f"{folder} is not a run folder: it holds no config.json.{hint}")
     config = from_json(_read(path), str(path))
-    steps = resolved(config).optimizer.schedule_steps
-    return replace(config, {"run.folder": str(folder), "optimizer.schedule_steps": steps})
+    full = resolved(config).optimizer
+    kept = {"optimizer.schedule_steps": full.schedule_steps, "optimizer.freeze": full.freeze}
+    return replace(config, {"run.folder": str(folder), **kept})
 
 
 def check(config: Config) -> None:
@@ -159,6 +160,11 @@ def check(config: Config) -> None:
             f"optimizer.warmup_steps = {full['optimizer.warmup_steps']} is longer than the schedule;"
             f" allowed is 0 to {end} steps, nearest: {end}."
         )
+    if config.optimizer.name == "one_bit_adam" and config.decay.spectral == "gradnorm":
+        raise UserError(
+            "decay.spectral = gradnorm needs the mean gradient, which optimizer.name = one_bit_adam never forms;"
+            " nearest: decay.spectral fnorm."
+        )
     batch, parts = config.data.batch_size, config.run.micro_batches
     if batch % parts:
         divisors = [n for n in range(1, batch + 1) if batch % n == 0]
@@ -185,7 +191,7 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
                 field in OPTIMIZERS[full["optimizer.name"]],
                 "optimizer.name " + " or ".join(n for n in OPTIMIZERS if field in OPTIMIZERS[n]),
             )
-            for field in ("eps", "momentum", "refresh_every", "scale", "gamma")
+            for field in dict.fromkeys(name for own in OPTIMIZERS.values() for name in own)
         },
         **{
             f"decay.{field}": (full["decay.spectral"] is not None, "decay.spectral")

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from optax_decay.paths import leaf_paths
-from train import integrity, migrate
+from train import integrity, migrate, replicas
 from train.arguments import from_json
 from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
 
@@ -164,9 +164,17 @@ class Checkpoints:
         for step in reversed(self.steps):
             found, error = _together(self._meta, step)
             if error is None:
-                compare(found, meta, self.folder, fresh is not None)
-                plan = migrate.plan(_leaves(found), _leaves(meta)) if fresh else None
-                state, error = _together(self._state, step, found, abstract, plan, fresh)
+                wanted, finish = replicas.as_saved(abstract, found, meta, say)
+                compare(
+                    found, meta | {"structure": structure(wanted)}, self.folder, fresh is not None
+                )
+                plan = None
+                if fresh:
+                    old = _leaves(found)
+                    if wanted is not abstract:  # errors of other workers begin anew with all else
+                        old = {path: x for path, x in old.items() if not replicas.is_error(x[0])}
+                    plan, wanted = migrate.plan(old, _leaves(meta)), abstract
+                state, error = _together(self._state, step, found, wanted, plan, fresh)
                 if error is None:
                     if not integrity.is_sealed(self.folder / str(step)):
                         say(
@@ -175,7 +183,7 @@ class Checkpoints:
                         )
                     if plan and plan.changes:
                         say(f"The optimizer has changed since step {step}:\n{plan}")
-                    return state, step
+                    return state if plan else finish(state), step
             self._set_aside(step, error, say)
         if any(self.folder.glob("unreadable-*")):
             raise UserError(

@@ -84,7 +84,7 @@ class Data:
 class Optimizer:
     """Turns gradients into updates; its link of the chain before the decay."""
 
-    name: Literal["adam", "lion", "exadam", "conda", "root", "sophia"] = "adam"
+    name: Literal["adam", "lion", "exadam", "conda", "root", "sophia", "one_bit_adam"] = "adam"
     """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW. sophia is Sophia-G."""
     learning_rate: Positive = 3e-3
     """Peak learning rate [per step]."""
@@ -110,8 +110,14 @@ class Optimizer:
     """Step of conda's matrices over that of its Adam part; default 0.25."""
     gamma: Positive | None = None
     """Of sophia: curvature times gamma is what a momentum of unit win rate has; default 0.05."""
+    freeze: Literal["settled"] | Count | None = None
+    """Of one_bit_adam: steps until signs cross mesh.replica, or once the variance settled; default a fifth of all."""
+    layout: Literal["joined", "per_leaf", "flat"] | None = None
+    """What of one_bit_adam shares an exchange: all matrices, each its own, all with one scale; default joined."""
+    bias_correction: bool | None = None
+    """Whether one_bit_adam corrects its moments as adam does, which its paper does not; default True."""
     clip: Positive | None = 1.0
-    """Longest gradient, as a global norm; None: no clipping."""
+    """Longest gradient, as a global norm; with one_bit_adam, of each worker; None: no clipping."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +158,12 @@ class Decay:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices in a grid; parameters are split over fsdp and tensor, sequences over data and fsdp."""
+    """Devices in a grid; weights are split over fsdp and tensor, sequences over replica, data and fsdp."""
 
+    replica: Count = 1
+    """Copies of the model with a slow network between them, such as slices; one_bit_adam's workers."""
     data: Count | None = None
-    """Copies of the model; None: as many as the devices allow."""
+    """Copies of the model within each replica; None: as many as the devices allow."""
     fsdp: Count = 1
     """Parts that every parameter is split into and gathered from for use."""
     tensor: Count = 1
@@ -220,6 +228,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "conda": {"eps": 1e-8, "refresh_every": 2000, "scale": 0.25},
     "root": {"eps": 1e-8, "momentum": 0.95},
     "sophia": {"eps": 1e-15, "refresh_every": 10, "gamma": 0.05},
+    "one_bit_adam": {"eps": 1e-8, "freeze": None, "layout": "joined", "bias_correction": True},
 }
 SPECTRAL = {
     "spectral_low": 2 / 3,
@@ -233,7 +242,7 @@ MAY_CHANGE = (
     *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
     *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
     *("run.tensorboard", "run.wandb"),
-    *("data.text", "data.cache", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("data.text", "data.cache", "mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
 
 # What it may change besides with run.migrate.
@@ -291,6 +300,9 @@ def resolved(config: Config) -> Config:
     }
     fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
     fill |= {f"optimizer.{name}": value for name, value in OPTIMIZERS[optimizer.name].items()}
+    if optimizer.name == "one_bit_adam":
+        climb = optimizer.warmup_steps or fill["optimizer.warmup_steps"]
+        fill["optimizer.freeze"] = max(1, steps // 5, climb)
     if optimizer.schedule != "constant":
         fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
     if decay.spectral:

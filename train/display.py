@@ -20,6 +20,11 @@ def watched() -> bool:
     return _console.is_terminal and not _console.is_dumb_terminal and not os.environ.get("CI")
 
 
+def silence() -> None:
+    """From here on nothing is shown: another process speaks."""
+    _console.quiet = True
+
+
 def make_display(start: int, steps: int) -> "Lines | Live":
     """`Live` where someone watches."""
     return Live(start, steps) if watched() else Lines(start, steps)

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import jax
 
+from train import processes
 from train.arguments import from_json, to_json
 from train.checkpoint import refuse_changes
 from train.config import Config, UserError, replace
@@ -39,36 +40,39 @@ class Folder:
         Raises:
             UserError: not writable, not a run folder, in use, or of a run with another config.
         """
+        self._lock: IO[str] | None = None
+        path = processes.from_first(lambda: str(self._prepare(config)))
+        self.path = pathlib.Path(path)
+        # Consent to a migration is for one start.
+        self.config = replace(config, {"run.folder": path, "run.migrate": False})
+
+    def _prepare(self, config: Config) -> pathlib.Path:
         try:
-            self.path = _new(config.run.name) if config.run.folder is None else _given(config)
-            self._lock = locked(self.path)
+            path = _new(config.run.name) if config.run.folder is None else _given(config)
+            self._lock = locked(path)
         except OSError as error:
             raise UserError(
                 f"The run folder cannot be written: {error.strerror or error} ({error.filename})."
                 " Name another with --run.folder."
             ) from None
-        self.config = replace(config, {"run.folder": str(self.path)})
+        now = replace(config, {"run.folder": str(path)})
         try:
-            saved = self.path / "config.json"
+            saved = path / "config.json"
             if saved.exists():
-                refuse_changes(
-                    from_json(saved.read_text(), str(saved)),
-                    self.config,
-                    str(self.path),
-                    config.run.migrate,
-                )
-            # Consent to a migration is for one start.
-            self.config = replace(self.config, {"run.migrate": False})
-            write(saved, to_json(self.config))
+                before = from_json(saved.read_text(), str(saved))
+                refuse_changes(before, now, str(path), config.run.migrate)
+            write(saved, to_json(replace(now, {"run.migrate": False})))
         except BaseException:
             self._lock.close()
             raise
+        return path
 
     def __enter__(self) -> "Folder":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def add_start(self, environment: dict[str, Any]) -> None:
         """Adds one entry to environment.json."""

@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -51,17 +52,21 @@ class Recorder:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: pathlib.Path | None,
         start: int,
         steps: int,
         tokens_per_step: int,
         every: int = 1,
         sinks: Iterable[Any] = (),
     ):
-        """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None."""
-        kept = read(path, start)
-        write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
+        """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None.
+
+        Without a path nothing is written: in all processes but one, which must read the same numbers all the same.
+        """
+        kept = [] if path is None else read(path, start)
+        if path is not None:
+            write(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = (path or pathlib.Path(os.devnull)).open("a")
         self._sinks = [sink for sink in sinks if sink is not None]
         self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every
         self._pending: tuple[int, dict[str, Any]] | None = None

@@ -24,19 +24,22 @@ from train import (
     log,
     observe,
     optimizer,
+    processes,
+    replicas,
     sharding,
     step,
 )
 from train import data as data_lib
 from train.arguments import parse
-from train.config import Config, UserError, model_config, resolved
+from train.config import Config, model_config, resolved
 from train.display import say
 from train.folder import ROOT, Folder, environment, write
+from train.loading import load as load
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code. What the user can put right is a UserError."""
-    return train(parse(arguments))
+    return train(parse(processes.join(arguments)))
 
 
 def train(asked: Config) -> int:
@@ -112,47 +115,35 @@ class Program:
         )
 
 
-def load(config: Config) -> data_lib.Data:
-    """The text of a config, as tokens."""
-    wanted = config.data
-    encoded = wanted.text.startswith(data_lib.STORE)
-    say(f"reading {wanted.text}{'' if encoded else f' as {wanted.tokenizer} tokens'} ...")
-    try:
-        return data_lib.load(
-            wanted.text,
-            wanted.tokenizer,
-            length=wanted.length,
-            batch_size=wanted.batch_size,
-            seed=config.run.seed,
-            documents=wanted.documents,
-            cache=pathlib.Path(wanted.cache),
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is nothing to train on: {error}.") from None
-
-
 def assemble(config: Config, data: data_lib.Data) -> Program:
     """Mesh, model, optimizer and compiled functions of a resolved config. Allocates no weights."""
     mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
     model = model_config(config, data.vocab_size)
     family = families.of(model)
     axes = family.axes(model)
-    tx = optimizer.build(config, axes)
+    weights = functools.partial(family.init, model)
+    placed = sharding.of_parameters(axes, jax.eval_shape(weights, jax.random.key(0)), mesh)
+    tx = optimizer.build(config, axes, params=placed)
 
-    init = functools.partial(step.init, functools.partial(family.init, model), tx)
+    init = functools.partial(step.init, weights, tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
     forward = functools.partial(family.forward, model, place=sharding.place_activations(mesh))
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
-    update = step.compile_update(forward, tx, rate, parts, shardings)
-    summed = jax.jit(functools.partial(step.summed, forward))
+    each = replicas.used(config)
+    whole = jax.NamedSharding(mesh, jax.P())  # every process reads the numbers
+    update = step.compile_update(forward, tx, rate, parts, shardings, each)
+    summed = jax.jit(functools.partial(step.summed, forward), out_shardings=whole)
 
     described = signatures(axes, shapes["params"])
-    sizes = jax.jit(functools.partial(observe.weights, described))
+    sizes = jax.jit(functools.partial(observe.weights, described), out_shardings=whole)
     gradient = functools.partial(step.gradient, forward, parts)
-    observed = optimizer.build(config, axes, metrics=True)
-    try_decay = jax.jit(functools.partial(observe.try_decay, gradient, observed))
+    observed = optimizer.build(config, axes, metrics=True, params=placed)
+    try_decay = functools.partial(observe.try_decay, gradient, observed)
+    try_decay = jax.jit(
+        replicas.on_each(try_decay, shardings, None) if each else try_decay, out_shardings=whole
+    )
 
     def evaluate(state: step.State) -> float:
         parts = [
@@ -195,7 +186,7 @@ def loop(
     While the device works on a step, the host makes the next batch and reads the numbers of the
     step before.
     """
-    run, done = program.config.run, start
+    run, done, agreement = program.config.run, start, processes.Agreement()
 
     def evaluate() -> None:
         with records.pause():
@@ -207,7 +198,7 @@ def loop(
     tokens = program.batch(start)
     if start == 0:
         evaluate()
-    while done < run.steps and not stop:
+    while done < run.steps and not agreement.ask(bool(stop)):
         state, noted = program.update(state, tokens)
         done += 1
         tokens = program.batch(done)
@@ -243,9 +234,9 @@ def signals(unit: str = "step") -> Iterator[list[int]]:
 
 def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
     """Where the numbers of the run go, from step `start` on."""
-    run, data = program.config.run, program.config.data
+    run, data, first = program.config.run, program.config.data, processes.first()
     return log.Recorder(
-        folder.path / "metrics.jsonl",
+        folder.path / "metrics.jsonl" if first else None,
         start,
         run.steps,
         data.batch_size * data.length,
@@ -253,12 +244,16 @@ def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
         (
             log.tensorboard(run.tensorboard, folder.path, start),
             log.weights_and_biases(run.wandb, folder.path, dataclasses.asdict(folder.config)),
-        ),
+        )
+        if first
+        else (),
     )
 
 
 def introduce(program: Program, folder: Folder, start: int) -> None:
     """Says and writes down what is about to be trained, on what, and what decays."""
+    if not processes.first():
+        return
     config, facts, mesh = program.config, program.facts, program.mesh
     folder.add_start(environment(start=start, mesh=dict(mesh.shape), text=facts))
     table = optimizer.decay_table(config, program.shapes["params"], program.axes)
@@ -273,14 +268,22 @@ def introduce(program: Program, folder: Folder, start: int) -> None:
         f" {program.model.layers} layers of width {program.model.width}\n"
         f"training  {config.run.steps} steps of {tokens} tokens,"
         f" {config.run.steps / facts['steps_per_epoch']:.2f} times through the text\n"
-        f"devices   {mesh.size} of {len(jax.devices())} {mesh.devices.flat[0].device_kind} ({grid})\n"
+        f"devices   {mesh.size} of {len(jax.devices())} {mesh.devices.flat[0].device_kind} ({grid})"
+        + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        + "\n"
         f"folder    {folder.path}" + (f", continued after step {start}" if start else "")
     )
+    if replicas.used(config) and mesh.shape[replicas.AXIS] == 1:
+        say(
+            "network   one replica: nothing is compressed; for 1-bit Adam's workers set --mesh.replica"
+        )
     say(f"\n{table}\n")
 
 
 def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
+    if not processes.first():
+        return
     records = log.read(folder / "metrics.jsonl")
     unigram = program.facts["unigram_entropy"]
     name, metric = title(program.config), program.config.decay.spectral

@@ -29,6 +29,7 @@ import optax
 from optax_decay import Metrics, Signature, diagnostics, sublayer_gains, top_singular_values
 from optax_decay.paths import leaf_paths
 from optax_decay.top_singular_values import top_singular_vectors
+from train import replicas
 from train.step import State
 
 SAMPLE = 65_536  # weights per role for the quantiles
@@ -80,7 +81,8 @@ def try_decay(
     room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     before = {**kept, "decay": kept["decay"]._replace(metrics=room)}
     found = gradient(params, tokens)
-    after: Any = observed.update(found, before, params, gradients=found, hessian=None)[1]
+    mean = None if replicas.inside() else found
+    after: Any = observed.update(found, before, params, gradients=mean, hessian=None)[1]
     return after["decay"].metrics
 
 
@@ -125,7 +127,8 @@ def gain_meter(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Callable[[Any
     measure = jax.jit(
         functools.partial(
             top_singular_values, iterations=8, roles=("hidden",), axes=axes, mesh=mesh
-        )
+        ),
+        out_shardings=(jax.NamedSharding(mesh, jax.P()), None),
     )
     vectors = top_singular_vectors(shapes, roles=("hidden",), axes=axes)
 

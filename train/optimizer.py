@@ -16,21 +16,24 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
+from optax_decay.masks import MATRICES
 from optax_decay.width_laws import OPTIMIZERS
+from train import replicas
 from train.config import Config, Decay, Optimizer
 
 
 def build(
-    config: Config, axes: Any, metrics: bool = False
+    config: Config, axes: Any, metrics: bool = False, params: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a resolved config, for parameters described by `axes`.
 
     With `metrics` the state of the decay tells what it did (`optax_decay.Metrics`), and on a CPU an
-    update takes twice as long: for `observe.py`, not for the step.
+    update takes twice as long: for `observe.py`, not for the step. `params` are the parameters' shardings, which only
+    one_bit_adam has to know.
     """
     rate = schedule(config.optimizer)
     links = [] if config.optimizer.clip is None else [("clip", clip(config.optimizer.clip))]
-    links.append(("direction", direction(config.optimizer, axes)))
+    links.append(("direction", direction(config.optimizer, axes, params)))
     rates = [("rate", optax.scale_by_learning_rate(rate))]
     if config.model.base_width is not None:
         rates.insert(0, ("width", width(config, axes)))
@@ -44,7 +47,7 @@ def on_the_finished_step(config: Decay) -> bool:
     return config.coupling == "none" or config.proximal
 
 
-def direction(config: Optimizer, axes: Any) -> optax.GradientTransformation:
+def direction(config: Optimizer, axes: Any, params: Any = None) -> optax.GradientTransformation:
     b1, b2, eps, every = config.b1, config.b2, config.eps or 0.0, config.refresh_every or 1
     match config.name:
         case "adam":
@@ -65,6 +68,28 @@ def direction(config: Optimizer, axes: Any) -> optax.GradientTransformation:
         case "sophia":
             gamma = config.gamma or 0.0
             return optax_decay.scale_by_sophia(b1, b2, eps, gamma, update_interval=every)
+        case "one_bit_adam":
+            return one_bit(config, axes, params)
+
+
+def one_bit(config: Optimizer, axes: Any, params: Any) -> optax.GradientTransformation:
+    """1-bit Adam over the replicas, which have hidden matrices and the head in common as signs."""
+    freeze = config.freeze or 1
+    if freeze == "settled":
+        freeze = optax_decay.VarianceCriterion(min_steps=max(1, config.warmup_steps or 0))
+    return optax_decay.scale_by_one_bit_adam(
+        replicas.AXIS,
+        freeze,
+        config.b1,
+        config.b2,
+        config.eps or 0.0,
+        layout=config.layout or "joined",
+        compress=MATRICES,
+        axes=axes,
+        param_specs=None if params is None else replicas.parameter_specs(params),
+        mesh=None if params is None else jax.tree.leaves(params)[0].mesh,
+        bias_correction=bool(config.bias_correction),
+    )
 
 
 def pull(config: Decay) -> optax_decay.Pull:

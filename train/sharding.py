@@ -1,5 +1,7 @@
 """Which device holds what: from the letters of a model's `AXES` to the axes of a mesh.
 
+    replica  copies of the model with a slow network between them (slices, machines), on other sequences; what
+             one_bit_adam compresses over, and nothing but gradients or momenta crosses
     data     copies of the model, each working on other sequences
     fsdp     every weight is split, and gathered where it is used; sequences are split as well
     tensor   heads, MLP features and vocabulary are split, and so is the work on them
@@ -19,19 +21,25 @@ from jax.sharding import AxisType, NamedSharding
 import optax_decay
 from optax_decay.axes import signatures
 from optax_decay.paths import leaf_paths
+from train import replicas
 from train.config import Mesh, UserError
 
 # Two letters of one parameter on one mesh axis raise; letters that are not named stay whole.
 LETTERS = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 
-# The first dimension of a batch.
-ROWS = jax.P(("data", "fsdp"))
+NAMES = ("replica", "data", "fsdp", "tensor")
+KINDS = (AxisType.Auto,) * len(NAMES)
+
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+# What the first dimension of a batch is split over.
+ROWS = ("replica", "data", "fsdp")
 
 
 def make_mesh(
     config: Mesh, sequences: int, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
-    """The devices in a grid (data, fsdp, tensor).
+    """The devices in a grid (replica, data, fsdp, tensor); replicas lie furthest apart.
 
     Args:
         config: sizes; without `data`, as many copies as devices and sequences allow.
@@ -41,33 +49,51 @@ def make_mesh(
         UserError: more devices are asked for than there are, or sequences cannot be shared evenly.
     """
     devices = jax.devices() if devices is None else devices
-    inner = config.fsdp * config.tensor
-    if inner * (config.data or 1) > len(devices):
+    shape = grid(config, sequences, len(devices), devices[0].platform)
+    used = devices[: math.prod(shape)]
+    idle = {d.process_index for d in devices} - {d.process_index for d in used}
+    if idle:
         raise UserError(
-            f"mesh.data x mesh.fsdp x mesh.tensor = {config.data or 1} x {config.fsdp} x"
-            f" {config.tensor} needs {inner * (config.data or 1)} devices; there are {len(devices)}"
-            f" ({devices[0].platform}). Nearest: a product of {len(devices)}."
+            f"The mesh {' x '.join(map(str, shape))} leaves processes without work, {min(idle)} the first: with"
+            f" several processes it needs devices of each; nearest: a product of {len(devices)}."
         )
-    if sequences % config.fsdp:
+    return jax.make_mesh(shape, NAMES, KINDS, devices=used)
+
+
+def abstract_mesh(config: Mesh, sequences: int, count: int) -> jax.sharding.AbstractMesh:
+    """The grid of `make_mesh` for so many devices, none of which need be there."""
+    return jax.sharding.AbstractMesh(grid(config, sequences, count, "planned"), NAMES, KINDS)
+
+
+def grid(config: Mesh, sequences: int, count: int, kind: str) -> tuple[int, ...]:
+    """Sizes of the axes `NAMES`."""
+    inner = config.replica * config.fsdp * config.tensor
+    if inner * (config.data or 1) > count:
         raise UserError(
-            f"mesh.fsdp = {config.fsdp} must divide the {sequences} sequences that are worked on at"
-            f" once; nearest: {math.gcd(config.fsdp, sequences)}."
+            f"mesh.replica x mesh.data x mesh.fsdp x mesh.tensor = {config.replica} x {config.data or 1} x"
+            f" {config.fsdp} x {config.tensor} needs {inner * (config.data or 1)} devices; there are"
+            f" {count} ({kind}). Nearest: a product of {count}."
         )
-    rows = sequences // config.fsdp
-    possible = [n for n in range(1, len(devices) // inner + 1) if rows % n == 0]
+    rows = sequences
+    for name in ("replica", "fsdp"):
+        parts = getattr(config, name)
+        if rows % parts:
+            raise UserError(
+                f"mesh.{name} = {parts} must divide the {rows} sequences that are worked on at once;"
+                f" nearest: {math.gcd(parts, rows)}."
+            )
+        rows //= parts
+    possible = [n for n in range(1, count // inner + 1) if rows % n == 0]
     data = config.data or max(possible)
     if rows % data:
         raise UserError(
             f"mesh.data = {data} must divide the {rows} sequences of each fsdp part;"
             f" nearest: {min(possible, key=lambda n: abs(n - data))}."
         )
-    shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(
-        shape, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices[: math.prod(shape)]
-    )
+    return (config.replica, data, config.fsdp, config.tensor)
 
 
-def of_parameters(axes: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+def of_parameters(axes: Any, params: Any, mesh: AnyMesh) -> Any:
     """A tree of NamedSharding like `params`; a dimension that its mesh axis does not divide stays whole."""
     used = {name for s in signatures(axes, params).values() for name in s.names}
     specs = optax_decay.partition_specs(
@@ -82,7 +108,7 @@ def of_parameters(axes: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(fit, params, specs)
 
 
-def of_state(state: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+def of_state(state: Any, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
     """Shardings of an optimizer state: each leaf that mirrors a parameter is split like it.
 
     A leaf mirrors a parameter when its path ends with the parameter's and the shapes agree. This
@@ -107,21 +133,28 @@ def of_state(state: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -
     return jax.tree.unflatten(treedef, found)
 
 
-def of_train_state(axes: Any, state: Any, mesh: jax.sharding.Mesh) -> Any:
+def of_train_state(axes: Any, state: Any, mesh: AnyMesh) -> Any:
     """Shardings of the whole state of `step.init`, given as shapes."""
     params = of_parameters(axes, state["params"], mesh)
     average = {"average": params} if "average" in state else {}
+    optimizer = of_state(state["optimizer"], state["params"], params, mesh)
     return average | {
         "params": params,
-        "optimizer": of_state(state["optimizer"], state["params"], params, mesh),
+        "optimizer": replicas.place_errors(optimizer, state["optimizer"], params),
         "step": NamedSharding(mesh, jax.P()),
     }
 
 
-def place_activations(mesh: jax.sharding.Mesh) -> Any:
+def place_activations(mesh: AnyMesh) -> Any:
     """The function for a model's `place`: activations [B, T, D] are split by sequences alone."""
-    where = NamedSharding(mesh, ROWS)
-    return lambda x_BTD: jax.lax.with_sharding_constraint(x_BTD, where)
+
+    def place(x_BTD: jax.Array) -> jax.Array:
+        here = jax.sharding.get_abstract_mesh()  # inside of a shard_map over replicas
+        known = mesh if here.empty else here
+        rows = tuple(name for name in ROWS if name not in here.manual_axes)
+        return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(known, jax.P(rows)))
+
+    return place
 
 
 def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -131,7 +164,7 @@ def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
         make: rows (a slice) to an array of them, such as int32 [rows, length + 1], or a dict of arrays.
         shape: of the whole batch, or a dict of shapes.
     """
-    rows = NamedSharding(mesh, ROWS)
+    rows = NamedSharding(mesh, jax.P(ROWS))
     made = functools.cache(lambda start, stop: make(slice(start, stop)))
 
     def put(shape: tuple[int, ...], pick: Callable[[Any], Any]) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
+from train import replicas
 
 State = dict[str, Any]
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, tokens [B, T]) -> logits [B, T, V]
@@ -67,17 +68,23 @@ def parts(tokens: jax.Array, micro_batches: int) -> jax.Array:
 def loss_and_gradient(
     forward: Forward, params: Any, tokens: jax.Array, micro_batches: int
 ) -> tuple[jax.Array, Any]:
-    """Of the whole batch, worked through in `micro_batches` equal parts one after the other."""
-    if micro_batches == 1:
-        return jax.value_and_grad(functools.partial(loss, forward))(params, tokens)
+    """Of the whole batch, worked through in `micro_batches` equal parts one after the other.
+
+    Where replicas are workers (`replicas.on_each`), of the replica's own part of the batch, weighed by its tokens: the
+    mean over replicas is that of the batch.
+    """
     # Of all parts together: with padding, a mean of means would weigh their tokens differently.
-    count = jnp.maximum(jnp.sum(tokens[:, 1:] >= 0, dtype=jnp.float32), 1)
+    tokens_here = jnp.sum(tokens[:, 1:] >= 0, dtype=jnp.float32)
+    count = jnp.maximum(replicas.mean(tokens_here), 1)
     share = jax.value_and_grad(lambda params, part: summed(forward, params, part)[0] / count)
+    params, nothing = replicas.own((params, jnp.zeros([], jnp.float32)))
+    if micro_batches == 1:
+        return share(params, tokens)
 
     def add(total: Any, part: jax.Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, share(params, part)), None
 
-    zero = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    zero = (nothing, jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, zero, parts(tokens, micro_batches))[0]
 
 
@@ -93,7 +100,10 @@ def update(
     state: State,
     tokens: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one step, and what to note of the step: float32 scalars."""
+    """The state after one step, and what to note of the step: float32 scalars.
+
+    Of workers' gradients the norm that is noted is the root of the mean square.
+    """
     params = state["params"]
     value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
     pieces = parts(tokens, micro_batches)
@@ -117,11 +127,11 @@ def advance(
     asks for a sampled-label gradient, `curvature`, when one is due. Nobody else looks at either.
     """
     params = state["params"]
-    looks = {"gradients": gradient, "hessian_fn": curvature}
+    looks = {"gradients": None if replicas.inside() else gradient, "hessian_fn": curvature}
     change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
     noted = {
-        "loss": value,
-        "gradient_norm": optax.tree.norm(gradient),
+        "loss": replicas.mean(value),
+        "gradient_norm": jnp.sqrt(replicas.mean(optax.tree.norm(gradient, squared=True))),
         "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
     }
     params = optax.apply_updates(params, change)
@@ -134,12 +144,17 @@ def compile_update(
     rate: optax.Schedule,
     micro_batches: int,
     shardings: State,
+    each: bool = False,
 ) -> Any:
     """`update` of state and tokens, jitted. It overwrites the state it is given (donation).
+
+    With `each` every replica is a worker with a gradient of its own.
 
     Shardings of the result are pinned to those of the argument: else the second call would
     compile again. Arguments that nothing reads, such as the last step's metrics, are kept: else
     their memory would not be used again.
     """
     step = functools.partial(update, forward, tx, rate, micro_batches)
+    if each:
+        step = replicas.on_each(step, shardings, (shardings, None))
     return jax.jit(step, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))
