@@ -110,4 +110,5 @@ def test_what_the_first_process_refuses_ends_all(tmp_path):
     (tmp_path / "run/something").write_text("else")
     ends = several.finish(several.start(2, 4, flags(tmp_path, "--mesh.data", "8")), 120)
     assert [code for code, _ in ends] == [2, 2]
-    assert "is not empty and not a run folder" in ends[0][1] and not ends[1][1].strip()
+    assert all("is not empty and not a run folder" in said for _, said in ends)
+    assert len(ends[1][1].strip().splitlines()) == 1  # why it ends, and nothing else

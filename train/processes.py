@@ -6,7 +6,7 @@
 Found by itself are the steps of SLURM, Open MPI, TPU slices (on Cloud TPU, GKE and over several slices) and JAX's own
 variable JAX_COORDINATOR_ADDRESS; `--processes auto` asks JAX to look further (Kubernetes), `--processes 1` forbids it.
 These flags say where a run happens, not what it is, and are not part of its config. All processes are given the same
-config and see the same folder; the first alone prints, logs and draws, and all of them save.
+config and see the same folder; the first alone logs, draws and prints, but for why a process ends; all of them save.
 """
 
 import os
