@@ -1,0 +1,60 @@
+"""Every optimizer of the program: stopped, restored by a new program, and continued is never having stopped."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import program
+from train import checkpoint
+from train.config import Config
+
+# The stop lies between two refreshes of whatever an optimizer renews now and then, and further ones follow.
+STOP, STEPS = 3, 6
+OPTIMIZERS = {
+    "adam": [],
+    "adam, threshold in the state": ["--decay.threshold", "ema"],
+    "AlphaDecay": [
+        *("--decay.spectral", "alpha", "--decay.spectral_every", "2", "--decay.spectral_size", "2")
+    ],
+    "lion": ["--optimizer.name", "lion"],
+    "exadam": ["--optimizer.name", "exadam"],
+    "conda": ["--optimizer.name", "conda", "--optimizer.refresh_every", "2"],
+    "root": ["--optimizer.name", "root"],
+    "sophia": ["--optimizer.name", "sophia", "--optimizer.refresh_every", "2"],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resume_is_bitwise(name, tmp_path):
+    flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
+
+    def steps(ready, state, start, stop):
+        for index in range(start, stop):
+            state, _ = ready.update(state, ready.batch(index))
+        return state
+
+    ready = program(tmp_path, *flags)
+    key = jax.random.key(0)
+    whole = jax.device_get(steps(ready, ready.init(key), 0, STEPS))
+    half = steps(ready, ready.init(key), 0, STOP)
+    meta = checkpoint.describe(Config(), "text", ready.shapes)
+    before = jax.device_get(half)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        checkpoints.save(half, meta, STOP)
+        checkpoints.wait()
+
+    other = program(tmp_path, *flags)
+    assert other is not ready
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        found, at = checkpoints.restore(other.placed_shapes(), meta, print) or (None, 0)
+    assert at == STOP
+    continued = jax.device_get(steps(other, found, STOP, STEPS))
+
+    jax.tree.map(np.testing.assert_array_equal, continued, whole)
+    # The steps after the stop did something to the weights and to the optimizer's own arrays.
+    for part in ("params", "optimizer"):
+        moved = [
+            np.any(np.asarray(a) != np.asarray(b))
+            for a, b in zip(jax.tree.leaves(before[part]), jax.tree.leaves(continued[part]))
+        ]
+        assert np.mean(moved) > 0.5
