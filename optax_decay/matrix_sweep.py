@@ -218,7 +218,8 @@ class Sweep:
         leaf = source.leaves[0]
         axes = tuple(name for name, _ in self.place.sizes)
         inner = [i for i in range(len(leaf.shape)) if i not in leaf.slice_axes]
-        moves = split_axes([leaf.spec[i] for i in inner])
+        # A partition over axes of a mesh that is not there, or has one device, splits nothing.
+        moves = tuple(m for m in split_axes([leaf.spec[i] for i in inner]) if m[0] in axes)
         split = tuple(name for name, _ in moves)
         spare = tuple(name for name in axes if name not in split)
         together = math.prod(size for name, size in self.place.sizes if name in split)

@@ -105,6 +105,16 @@ def test_jit(mode, options):
     same(jax.device_get(got), expected)
 
 
+@pytest.mark.parametrize("devices", [0, 1])
+def test_a_partition_without_devices_to_split_over(devices):
+    """One program for one device and for many: told how weights would be split, but with no mesh, or a mesh of one."""
+    names = ("data", "fsdp", "tensor")
+    one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), names)
+    told = {"partition": specs(), **({"mesh": one} if devices else {})}
+    tx = optimizer(**told)
+    same(jax.device_get(run(tx, jax.jit(step_of(tx)))), alone())
+
+
 @pytest.mark.parametrize("options", SETTINGS[:4], ids=str)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(options, check_vma):

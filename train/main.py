@@ -140,10 +140,9 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     sizes = jax.jit(functools.partial(observe.weights, described), out_shardings=whole)
     gradient = functools.partial(step.gradient, forward, parts)
     observed = optimizer.build(config, axes, metrics=True, params=placed)
-    try_decay = functools.partial(observe.try_decay, gradient, observed)
-    try_decay = jax.jit(
-        replicas.on_each(try_decay, shardings, None) if each else try_decay, out_shardings=whole
-    )
+    tried = functools.partial(observe.try_decay, gradient, observed)
+    tried = replicas.on_each(tried, shardings, None) if each else sharding.on_mesh(tried, mesh)
+    try_decay = jax.jit(tried, out_shardings=whole)
 
     def evaluate(state: step.State) -> float:
         parts = [

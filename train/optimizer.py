@@ -28,8 +28,8 @@ def build(
     """The transformation of a resolved config, for parameters described by `axes`.
 
     With `metrics` the state of the decay tells what it did (`optax_decay.Metrics`), and on a CPU an
-    update takes twice as long: for `observe.py`, not for the step. `params` are the parameters' shardings, which only
-    one_bit_adam has to know.
+    update takes twice as long: for `observe.py`, not for the step. `params` are the parameters' shardings, which
+    one_bit_adam has to know, and by which AlphaDecay shares its matrices over devices.
     """
     rate = schedule(config.optimizer)
     links = [] if config.optimizer.clip is None else [("clip", clip(config.optimizer.clip))]
@@ -37,7 +37,7 @@ def build(
     rates = [("rate", optax.scale_by_learning_rate(rate))]
     if config.model.base_width is not None:
         rates.insert(0, ("width", width(config, axes)))
-    shrink = [("decay", decay(config, rate, axes, metrics))]
+    shrink = [("decay", decay(config, rate, axes, metrics, params))]
     last = [*rates, *shrink] if on_the_finished_step(config.decay) else [*shrink, *rates]
     return optax.named_chain(*links, *last)
 
@@ -109,14 +109,16 @@ def pull(config: Decay) -> optax_decay.Pull:
             return optax_decay.fair(*bound)
 
 
-def decay(config: Config, rate: Any, axes: Any, metrics: bool) -> optax.GradientTransformation:
+def decay(
+    config: Config, rate: Any, axes: Any, metrics: bool, params: Any
+) -> optax.GradientTransformation:
     shared = {
         "pull": pull(config.decay),
         "mask": config.decay.mask,
         "axes": axes,
         "coupling": config.decay.coupling,
         "peak_learning_rate": config.optimizer.learning_rate,
-        "multiplier": multipliers(config, axes),
+        "multiplier": multipliers(config, axes, params),
         "metrics": metrics,
     }
     if config.decay.proximal:
@@ -129,13 +131,15 @@ def decay(config: Config, rate: Any, axes: Any, metrics: bool) -> optax.Gradient
     )
 
 
-def multipliers(config: Config, axes: Any) -> tuple[optax_decay.Quantity, ...]:
+def multipliers(config: Config, axes: Any, params: Any) -> tuple[optax_decay.Quantity, ...]:
     """What the decay of each matrix is multiplied with."""
-    found = [width_multiplier(config, axes), spectral(config.decay)]
+    # Replicas that are workers of their own measure on their own: the mesh is not theirs to share matrices over.
+    partition = None if replicas.used(config) else params
+    found = [width_multiplier(config, axes), spectral(config.decay, partition)]
     return tuple(quantity for quantity in found if quantity is not None)
 
 
-def spectral(config: Decay) -> optax_decay.Quantity | None:
+def spectral(config: Decay, partition: Any = None) -> optax_decay.Quantity | None:
     if config.spectral is None:
         return None
     return optax_decay.spectral_alpha(
@@ -144,6 +148,7 @@ def spectral(config: Decay) -> optax_decay.Quantity | None:
         max_ratio=config.spectral_high or 0.0,
         refresh_every=config.spectral_every,
         min_eigenvalues=config.spectral_size or 1,
+        partition=partition,
     )
 
 

@@ -157,6 +157,17 @@ def place_activations(mesh: AnyMesh) -> Any:
     return place
 
 
+def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """`function`, traced with the mesh in context: what works on whole matrices then shares them over its devices."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return call
+
+
 def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
     """A batch over the devices, where each process makes only the rows that its devices hold.
 

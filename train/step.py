@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
-from train import replicas
+from train import replicas, sharding
 
 State = dict[str, Any]
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, tokens [B, T]) -> logits [B, T, V]
@@ -157,4 +157,6 @@ def compile_update(
     step = functools.partial(update, forward, tx, rate, micro_batches)
     if each:
         step = replicas.on_each(step, shardings, (shardings, None))
+    else:
+        step = sharding.on_mesh(step, shardings["step"].mesh)
     return jax.jit(step, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))

@@ -1,0 +1,51 @@
+"""Every optimizer of the program on eight devices: the losses of one, one compilation, and a state that stays put."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import program
+from tests.test_resume import OPTIMIZERS
+from train.collectives import collectives
+
+MESH = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
+STEPS = 4
+
+
+def run(ready):
+    """Losses of some steps, and the last state."""
+    state, losses = ready.init(jax.random.key(0)), []
+    for index in range(STEPS):
+        state, noted = ready.update(state, ready.batch(index))
+        losses.append(float(noted["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_eight_devices_are_one(name, tmp_path):
+    flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
+    alone, spread = program(tmp_path, *flags), program(tmp_path, *flags, *MESH)
+    assert alone.mesh.size == 1 and spread.mesh.size == 8
+    for index in range(STEPS):
+        np.testing.assert_array_equal(alone.batch(index), spread.batch(index))
+    expected, _ = run(alone)
+    losses, state = run(spread)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert spread.update._cache_size() == 1
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, spread.shardings)))
+
+
+def test_alphadecay_gathers_no_weight(tmp_path):
+    """What measuring adds to a step's collectives: matrices cross once, to the device that decomposes them."""
+
+    def kinds(name):
+        ready = program(tmp_path, *OPTIMIZERS[name], *MESH)
+        text = ready.update.lower(ready.placed_shapes(), ready.batch(0)).compile().as_text()
+        found = collectives(text)
+        return [c for c in found if c.kind == "all-gather"], [
+            c for c in found if c.kind == "all-to-all"
+        ]
+
+    (gathers, swaps), (more_gathers, more_swaps) = kinds("adam"), kinds("AlphaDecay")
+    assert len(more_gathers) <= len(gathers)
+    assert len(more_swaps) > len(swaps)
