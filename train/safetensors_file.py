@@ -220,7 +220,7 @@ def _write_file(path: pathlib.Path, arrays: list[Planned], dtype: str) -> None:
     with part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape, make in arrays:
-            array = np.ascontiguousarray(make(), kind)
+            array = np.asarray(make(), kind, order="C")
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape} where {shape} was announced")
             file.write(array.reshape(-1).view(np.uint8).data)
