@@ -216,6 +216,7 @@ def test_experiments_state_only_what_differs_and_say_what_they_are():
         for word in ("Command:", "Hardware:", "Tokens:", "Time:", "Result:"):
             assert word in text, f"{name} does not say its {word}"
         assert f"-m train {name}" in text
+        assert arguments.parse([name]) == make()  # as it stands it is a valid config
 
 
 def test_config_json_holds_every_field():

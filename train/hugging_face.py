@@ -98,6 +98,7 @@ def _placed(values: np.ndarray, piece: Piece, sharding: NamedSharding) -> jax.Ar
     """One layer on its devices; each gets its slice alone."""
     values = values.reshape(piece.shape)
     spec = sharding.spec if piece.layer is None else tuple(sharding.spec)[1:]
+    # Dividing copies, so that no parameter is a view of the file.
     part = lambda index: np.asarray(values[index], np.float32) / np.float32(piece.factor)
     where = NamedSharding(sharding.mesh, jax.P(*spec))
     return jax.make_array_from_callback(piece.shape, where, part)
