@@ -115,18 +115,19 @@ def loaded(folder, sizes=(1, 1, 1)):
 
 
 def random_params(model, seed=0):
-    """Scales and biases included."""
+    """Of the size that `init` makes, around 1 for scales; biases included. Without a compilation."""
     rng = np.random.default_rng(seed)
-    noise = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape) + (x.ndim < 3), jnp.float32)
-    params = families.of(model).init(model, jax.random.key(seed))
-    last = lambda path: path[-1].key
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: noise(x) if last(path) in ("scale", "bias") else x, params
-    )
+
+    def draw(path, x):
+        noise = model.init_std * rng.normal(size=x.shape) + (path[-1].key == "scale")
+        return jnp.asarray(noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(model))
 
 
 def logits(model, params):
-    return np.asarray(families.of(model).forward(model, params, TOKENS))
+    forward = families.of(model).forward
+    return np.asarray(jax.jit(lambda p, t: forward(model, p, t))(params, TOKENS))
 
 
 def assert_same(found, exact):
@@ -200,7 +201,7 @@ def test_the_host_holds_one_array_at_a_time(tmp_path):
     """Peak of what NumPy and Python allocate; the parameters themselves are JAX's and not counted."""
     model = llama.Config(vocab_size=600, width=256, mlp_width=640, layers=8, heads=4)
     whole, largest = 4 * llama.count(model), 4 * 256 * 640
-    params = llama.init(model, jax.random.key(0))
+    params = random_params(model)
     hugging_face.save(tmp_path / "warm", model, params)
     loaded(tmp_path / "warm")
     peaks = []

@@ -17,16 +17,16 @@ START = [7, 200, 31, 31, 4]
 
 @pytest.fixture(scope="module")
 def params():
-    return llama.init(MODEL, jax.random.key(0))
+    return jax.jit(lambda key: llama.init(MODEL, key))(jax.random.key(0))
 
 
-@pytest.mark.parametrize("window", [5, 9, 50])
+@pytest.mark.parametrize("window", [5, 9])
 def test_without_temperature_each_token_is_the_likeliest(window, params):
     """Of the last `window` tokens alone, seen without the filling that makes all steps one program."""
+    forward = jax.jit(lambda tokens: llama.forward(MODEL, params, tokens))
     found = list(START)
     for _ in range(8):
-        seen = jnp.asarray([found[-window:]])
-        found.append(int(jnp.argmax(llama.forward(MODEL, params, seen)[0, -1, :257])))
+        found.append(int(jnp.argmax(forward(np.array([found[-window:]]))[0, -1, :257])))
     source = sample.Source(MODEL, params, Bytes(), window)
     assert sample.continuation(source, START, 8, 0.0, 3) == found[5:]
     assert len(set(found[5:])) > 2
@@ -91,6 +91,6 @@ def test_a_gpt_sees_as_much_as_it_has_positions():
     model = gpt.Config(
         vocab_size=257, positions=6, width=16, mlp_width=20, layers=1, heads=2, init_std=0.5
     )
-    params = gpt.init(model, jax.random.key(0))
+    params = jax.jit(lambda key: gpt.init(model, key))(jax.random.key(0))
     source = sample.Source(model, params, Bytes(), model.positions)
     assert len(sample.continuation(source, START, 9, 0.0, 0)) == 9
