@@ -105,7 +105,8 @@ def shapes(model):
 
 
 def places(model, sizes=(1, 1, 1)):
-    mesh = sharding.make_mesh(Mesh(*sizes), math.prod(sizes))
+    asked = Mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    mesh = sharding.make_mesh(asked, math.prod(sizes))
     return sharding.of_parameters(families.of(model).axes(model), shapes(model), mesh)
 
 

@@ -13,7 +13,7 @@ import pathlib
 from train import hugging_face
 from train.config import Config, UserError
 from train.display import say
-from train.main import load
+from train.loading import load
 from train.tokens import Subwords, Tokenizer
 from train.trained import newest
 

@@ -4,7 +4,7 @@ Common to all LLaMAs (AlphaDecay, arXiv 2506.14562; Conda, arXiv 2509.24218): C4
 filled to 256 tokens, 512 of them a step, a tenth of the steps to warm up, cosine to a tenth. Theirs:
 bfloat16 weights and moments, with b2 = 0.999 a second moment that cannot decay (their AdamW baselines),
 a first update at rate 0, AlphaDecay's evaluation divided by one batch too many. Ours: float32 weights and
-moments, bfloat16 activations, 2000 steps of warm-up at most unless said, the plain mean.
+moments, bfloat16 activations, 2000 steps of warm-up at most, the plain mean.
 
 Common to all GPT-2s (nanoGPT's settings): OpenWebText, 480 sequences of 1024 tokens a step, 100,000 steps,
 warm-up 2000, cosine, gradients clipped to norm 1. Ours: a vocabulary of GPT-2's size learned from the
@@ -71,9 +71,7 @@ def _conda(name: str, preset: str, steps: int, micro_batches: int) -> Config:
         preset,
         steps,
         micro_batches,
-        optimizer=Optimizer(
-            name="conda", learning_rate=1e-2, b2=0.99, clip=None, warmup_steps=steps // 10
-        ),
+        optimizer=Optimizer(name="conda", learning_rate=1e-2, b2=0.99, clip=None),
         decay=Decay(pull="l2", weight_decay=0.0),
     )
 

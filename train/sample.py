@@ -21,7 +21,7 @@ from train import families, hugging_face, sharding, tokens
 from train.config import Mesh, UserError
 from train.display import say
 from train.hugging_face_config import longest, read_config
-from train.main import load
+from train.loading import load
 from train.trained import newest
 
 
