@@ -28,7 +28,7 @@ import tyro
 from train import compare_report
 from train import data as data_lib
 from train import results as results_lib
-from train.compare_arms import ARMS, CONTROLS
+from train.compare_arms import ARMS, CONTROLS, WORKERS
 from train.compare_points import POINTS
 from train.compare_runs import Task, cost, run
 from train.compare_tuning import FIRST_SEED, next_trials, tuned
@@ -203,6 +203,11 @@ def check(comparison: Comparison) -> None:
                 f"{steps} steps are not a multiple of task.chunk = {chunk};"
                 f" nearest: {max(1, round(steps / chunk)) * chunk}."
             )
+    if comparison.task.batch_size % WORKERS and "one_bit_adam" in comparison.arms:
+        raise UserError(
+            f"task.batch_size = {comparison.task.batch_size} cannot be split over the {WORKERS}"
+            f" workers of one_bit_adam; nearest: {max(1, round(comparison.task.batch_size / WORKERS)) * WORKERS}."
+        )
     if comparison.steps not in comparison.ladder or len(set(comparison.ladder)) < 3:
         raise UserError(
             f"ladder = {comparison.ladder} must be three budgets or more, among them steps ="

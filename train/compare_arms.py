@@ -154,11 +154,12 @@ def given(link: Callable[..., Any], **options: Any) -> Any:
     return after_adam(lambda s: link(s.weight_decay, mask=MASK, axes=s.axes, **options))
 
 
+ADAMW = after_adam(uniform)
 ARMS = {
-    "adamw": Arm("AdamW", after_adam(uniform), "control"),
-    "again": Arm("AdamW again (A/A)", after_adam(uniform), "control"),  # at the point of "adamw"
+    "adamw": Arm("AdamW", ADAMW, "control"),
+    "again": Arm("AdamW again (A/A)", ADAMW, "control"),  # at the point of "adamw"
     "muon": Arm("Muon", directed(muon), "control"),
-    "none": Arm("no decay", after_adam(uniform), weight_decays=(0.0,)),
+    "none": Arm("no decay", ADAMW, weight_decays=(0.0,)),
     "huber": Arm("Huber (AdamHD)", given(optax_decay.huber_decay)),
     "alphadecay_matched": Arm("AlphaDecay, same mean", alpha(True)),
     "alphadecay": Arm("AlphaDecay", alpha(False)),

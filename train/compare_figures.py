@@ -16,6 +16,7 @@ plt = figures.plt
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
 MARKS = {"control": "s", "decay": "o", "optimizer": "D"}
 COLUMNS = 4  # of small panels
+BINS = 25  # means along a curve
 
 
 def speedups(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> bool:
@@ -83,7 +84,9 @@ def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
     if not arms:
         return False
     each = math.ceil(len(arms) / COLUMNS)
-    with plt.rc_context(figures.LOOK | {"font.size": 7, "axes.titlesize": 7}):
+    with plt.rc_context(
+        figures.LOOK | {"font.size": 7, "axes.titlesize": 7, "axes.axisbelow": True}
+    ):
         picture, panels = plt.subplots(
             *(each * len(texts), COLUMNS),
             figsize=(9, 1.6 * each * len(texts) + 0.4),
@@ -117,9 +120,10 @@ def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
 
 
 def _curve(panel: Any, row: Row, comparison: Any, color: str, dashes: str, label: str) -> None:
-    points = row.curves.shape[1]
-    steps = comparison.steps * (np.arange(points) + 0.5) / points
-    finite = np.where(np.isfinite(row.curves), row.curves, np.nan)
+    parts = np.array_split(row.curves, min(BINS, row.curves.shape[1]), axis=1)
+    means = np.stack([part.mean(axis=1) for part in parts], axis=1)
+    steps = comparison.steps * (np.arange(len(parts)) + 0.5) / len(parts)
+    finite = np.where(np.isfinite(means), means, np.nan)
     panel.plot(steps, np.mean(finite, axis=0), color=color, linestyle=dashes, linewidth=1.2)
     panel.fill_between(
         steps, finite.min(axis=0), finite.max(axis=0), color=color, alpha=0.25, linewidth=0
@@ -180,7 +184,7 @@ def costs(found: Mapping[str, tuple[float, str]], path: pathlib.Path) -> bool:
     arms = [arm for arm in ARMS if arm in found and ARMS[arm].workers == 1]
     if not arms:
         return False
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.LOOK | {"axes.axisbelow": True}):
         picture, panel = plt.subplots(figsize=(6, 0.9 + 0.25 * len(arms)), layout="constrained")
         values = [found[arm][0] for arm in arms]
         panel.barh([-i for i in range(len(arms))], values, color="#a9c3df", height=0.7)

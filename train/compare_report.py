@@ -112,8 +112,8 @@ def _table(text: str, found: Sequence[Row]) -> str:
     lines = [
         f"## {text}",
         "",
-        "| arm | η | λ | trials | loss | sd | less AdamW | p (Holm) | within 0.03 | verdict |",
-        "| --- |" + " --- |" * 9,
+        "| arm | η | λ | trials | loss | sd | less AdamW | p (Holm) | within 0.03 | less Muon | verdict |",
+        "| --- |" + " --- |" * 10,
     ]
     for row in found:
         losses = np.array(row.losses)
@@ -121,6 +121,7 @@ def _table(text: str, found: Sequence[Row]) -> str:
         mean = f"{losses.mean():.4f}" if len(finite) == len(losses) else "∞"
         spread = f"{finite.std(ddof=1):.4f}" if len(finite) > 1 else ""
         difference = interval(row.difference.interval, 4) if row.difference else ""
+        muon = interval(row.to_muon.interval, 4) if row.to_muon else ""
         p = "" if math.isnan(row.p) else f"{row.p:.2g}"
         inferior = "" if row.difference is None else "yes" if row.not_inferior else "no"
         trials = "stored" if row.tuned is None else str(row.tuned.trials)
@@ -129,12 +130,12 @@ def _table(text: str, found: Sequence[Row]) -> str:
         verdict = "" if row.arm == "adamw" else row.verdict
         lines.append(
             f"| {ARMS[row.arm].title} | {row.learning_rate:g} | {row.weight_decay:g} | {trials} |"
-            f" {mean} | {spread} | {difference} | {p} | {inferior} | {verdict} |"
+            f" {mean} | {spread} | {difference} | {p} | {inferior} | {muon} | {verdict} |"
         )
     lines += [
         "",
-        "Losses in nats per token at the end of a run; less AdamW: Welch, 95 %. Within 0.03: the one-sided 95 % bound"
-        " of the difference is below 0.03 nats (non-inferiority).",
+        "Losses in nats per token at the end of a run; less AdamW, less Muon: Welch, 95 %. Within 0.03: the one-sided"
+        " 95 % bound of the difference to AdamW is below 0.03 nats (non-inferiority).",
     ]
     if source:
         lines.append(

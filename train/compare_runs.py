@@ -2,12 +2,17 @@
 
 Every arm is one compiled program, whatever the grid point, the seed or the budget: those are traced numbers. The loop
 over steps is inside of it, in chunks. The step is `step.update`, the trainer's own.
+
+Runs go one after another. On one CPU core a step of 134k weights and 512 tokens takes 7.1 ms of CPU time this way,
+7.5 as one of four runs in `jax.lax.map`, 8.7 in a Python loop over jitted steps, and 9.0 as one of four in `jax.vmap`,
+which besides would compute both branches of every `cond`: new bases and spectra at each step.
 """
 
 import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -79,9 +84,9 @@ def run(
 
     Returns:
         The loss on held-out text in nats per token (infinite if it is not a number), the mean training loss of every
-        tenth of a chunk, and the seconds it took. Without compiling, as long as the arm ran before.
+        tenth of a chunk, and the seconds it took (compiling included, where the arm has not run before).
     """
-    init, advance, finish = compiled(task, arm, data.vocab_size)
+    init, advance, finish = program(task, arm, data.vocab_size)
     began = time.perf_counter()
     numbers = tuple(jnp.asarray(x, jnp.float32) for x in (learning_rate, weight_decay))
     numbers += (jnp.asarray(steps, jnp.int32),)
@@ -94,7 +99,8 @@ def run(
         losses.append(loss)
     held_out = np.stack(data.held_out(task.eval_batches))
     final = float(finish(state, jnp.asarray(held_out)))
-    curve = np.concatenate(losses).reshape(-1, max(1, task.chunk // 10)).mean(axis=1)
+    each = math.gcd(task.chunk, max(1, task.chunk // 10))
+    curve = np.concatenate(losses).reshape(-1, each).mean(axis=1)
     return {
         "loss": final if math.isfinite(final) else math.inf,
         "curve": [round(float(x), 4) if math.isfinite(x) else math.inf for x in curve],
@@ -112,7 +118,7 @@ def cost(task: Task, data: data_lib.Data, arm: str, point: tuple[float, float]) 
     for _ in range(ROUNDS):
         for name in best:
             numbers = (*(jnp.asarray(x, jnp.float32) for x in point), steps)
-            init, advance, _ = compiled(task, name, data.vocab_size)
+            init, advance, _ = program(task, name, data.vocab_size)
             state = jax.block_until_ready(init(jnp.asarray(0, jnp.uint32), *numbers))
             began = clock()
             jax.block_until_ready(advance(state, *numbers, tokens))
@@ -124,13 +130,22 @@ def cost(task: Task, data: data_lib.Data, arm: str, point: tuple[float, float]) 
     }
 
 
-@functools.lru_cache(maxsize=4)
-def compiled(task: Task, arm: str, vocab_size: int) -> Any:
+def program(task: Task, arm: str, vocab_size: int) -> Any:
     """(init, advance, finish) of an arm's runs."""
+    return compiled(task, ARMS[arm].build, ARMS[arm].workers, vocab_size)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(
+    task: Task,
+    build: Callable[[Setting], optax.GradientTransformation],
+    workers: int,
+    vocab_size: int,
+) -> Any:
+    """(init, advance, finish) of the runs of arms with the same chain."""
     config = model(task, vocab_size)
     axes = llama.axes(config)
     forward = functools.partial(llama.forward, config)
-    workers = ARMS[arm].workers
 
     def chain(eta: jax.Array, lam: jax.Array, steps: jax.Array) -> Any:
         climb = jnp.maximum(1.0, jnp.round(task.warmup * steps))
@@ -140,10 +155,10 @@ def compiled(task: Task, arm: str, vocab_size: int) -> Any:
             return eta * jnp.minimum(1.0, jnp.minimum(rise, fall))
 
         setting = Setting(rate, eta, lam, steps, axes, task.width)
-        tx = optax.chain(optimizer.clip(task.clip), ARMS[arm].build(setting))
+        tx = optax.chain(optimizer.clip(task.clip), build(setting))
         return optax.with_extra_args_support(tx), rate
 
-    def each_worker(function: Any, mapped: tuple[int | None, ...]) -> Any:
+    def each_worker(function: Any, mapped: tuple[int, ...]) -> Any:
         """`function` on every simulated worker; state and results have a leading axis of workers."""
         if workers == 1:
             return function

@@ -31,6 +31,7 @@ class Row:
         losses: of the runs that count.
         difference: of those to AdamW's with the same budget; None while there are fewer than two of either.
         speedup: likewise.
+        to_muon: of the losses to Muon's, for optimizers.
         p: of the difference, adjusted by Holm over the report; nan for controls.
         curves: training losses, [seeds, points].
     """
@@ -43,6 +44,7 @@ class Row:
     losses: tuple[float, ...]
     difference: statistics.Difference | None
     speedup: statistics.Interval | None
+    to_muon: statistics.Difference | None
     p: float
     curves: np.ndarray
 
@@ -85,11 +87,13 @@ def rows(results: Sequence[Record], steps: int) -> list[Row]:
     found = []
     for text in dict.fromkeys(record["text"] for record in results):
         ladder = ladder_losses(results, text)
+        muon: tuple[float, ...] = ()
         for arm in ARMS:
             mine = [r for r in results if (r["arm"], r["text"]) == (arm, text)]
             counted = [r for r in mine if r["stage"] == "result" and r["steps"] == steps]
             if counted:
-                found.append(_row(arm, text, mine, counted, ladder, steps))
+                found.append(_row(arm, text, mine, counted, ladder, steps, muon))
+                muon = found[-1].losses if arm == "muon" else muon
     family = {
         (row.arm, row.text): row.difference.p
         for row in found
@@ -109,8 +113,10 @@ def _row(
     counted: Sequence[Record],
     ladder: Mapping[int, Sequence[float]],
     steps: int,
+    muon: Sequence[float],
 ) -> Row:
     losses = tuple(r["loss"] for r in counted)
+    besides = ARMS[arm].kind == "optimizer" and min(len(losses), len(muon)) > 1
     reference = ladder.get(steps, ())
     enough = arm != "adamw" and min(len(losses), len(reference)) > 1
     whole = enough and len(ladder) > 2
@@ -121,6 +127,7 @@ def _row(
         losses,
         statistics.welch(losses, reference) if enough else None,
         statistics.speedup(ladder, losses, steps) if whole else None,
+        statistics.welch(losses, muon) if besides else None,
         math.nan,
         np.array([r["curve"] for r in counted], float),
     )

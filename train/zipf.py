@@ -22,7 +22,6 @@ SPAN = 8  # L [symbols]
 COPYING = 0.04  # q
 EXPONENT = 1.2  # s
 BLUR = 0.5  # how far each of the two symbols moves places from the alphabet's [nats of place]
-DOCUMENT = 8192  # symbols in a document
 SOURCES = {"zipf": (4_000_000, 8), "zipf-large": (256_000_000, 94)}  # symbols, classes
 
 
@@ -34,11 +33,13 @@ class Zipf:
         symbols: in all, rounded down to whole documents, at least two.
         classes: of the symbol before the last that a context tells apart.
         seed: of the orders and of the text.
+        document: symbols in a document.
     """
 
     symbols: int
     classes: int
     seed: int = 0
+    document: int = 8192
 
     @functools.cached_property
     def law(self) -> np.ndarray:
@@ -74,28 +75,28 @@ class Zipf:
     def document_entropy(self) -> float:
         """Nats per symbol of a document. It begins with as many symbols without marks as the farthest copy needs."""
         first = max(DISTANCES)
-        drawn = np.ones(DOCUMENT)  # probability that a symbol is drawn and not copied
-        for t in range(first, DOCUMENT):
+        drawn = np.ones(self.document)  # probability that a symbol is drawn and not copied
+        for t in range(first, self.document):
             drawn[t] = 1 - COPYING * drawn[max(first, t - SPAN) : t].sum()
         p = self.law
         start = -first * np.sum(p * np.log(p))
-        return float((start + self.drawn_entropy * drawn[first:].sum()) / DOCUMENT)
+        return float((start + self.drawn_entropy * drawn[first:].sum()) / self.document)
 
     def documents(self) -> dict[str, bytes]:
         """ASCII by name."""
-        count = max(2, self.symbols // DOCUMENT)
+        count = max(2, self.symbols // self.document)
         text = np.frombuffer(ALPHABET.encode(), np.uint8)[self.numbers(count)]
         return {f"{i:06d}": document.tobytes() for i, document in enumerate(text)}
 
     def numbers(self, count: int) -> np.ndarray:
-        """The first documents as numbers of symbols, uint8 [count, DOCUMENT]; each is a stream of its own."""
+        """The first documents as numbers of symbols, uint8 [count, document]; each is a stream of its own."""
         places = len(self.law)
         edges = np.cumsum(self.law)[:-1]
-        out = np.zeros((DOCUMENT, count), np.uint8)
+        out = np.zeros((self.document, count), np.uint8)
         last, before = np.zeros(count, np.intp), np.zeros(count, np.intp)
         left, distance = np.zeros(count, np.intp), np.ones(count, np.intp)
         column = np.arange(count)
-        for t in range(DOCUMENT):
+        for t in range(self.document):
             uniform = np.random.default_rng((self.seed, 2, t)).random((3, count))
             place = np.searchsorted(edges, uniform[0], side="right")
             symbol = self.orders[last, before % self.classes, place].astype(np.intp)
