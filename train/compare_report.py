@@ -84,8 +84,7 @@ def _summary(found: Sequence[Row], costs: Mapping[str, Any], comparison: Any) ->
         mine = {row.text: row for row in found if row.arm == arm}
         if not mine or arm == "adamw":
             continue
-        ratios = [mine[t].speedup if t in mine else None for t in texts]
-        cells = [interval(ratio) if ratio is not None else "" for ratio in ratios]
+        cells = [mine[t].ratio if t in mine else "" for t in texts]
         cost = f"{costs[arm][0]:.2f}" if arm in costs else ""
         verdict = verdicts.overall(found, arm, texts)
         role = " (control)" if arm in CONTROLS else ""
@@ -120,8 +119,8 @@ def _table(text: str, found: Sequence[Row]) -> str:
         finite = losses[np.isfinite(losses)]
         mean = f"{losses.mean():.4f}" if len(finite) == len(losses) else "∞"
         spread = f"{finite.std(ddof=1):.4f}" if len(finite) > 1 else ""
-        difference = interval(row.difference.interval, 4) if row.difference else ""
-        muon = interval(row.to_muon.interval, 4) if row.to_muon else ""
+        difference = interval(row.difference.interval) if row.difference else ""
+        muon = interval(row.to_muon.interval) if row.to_muon else ""
         p = "" if math.isnan(row.p) else f"{row.p:.2g}"
         inferior = "" if row.difference is None else "yes" if row.not_inferior else "no"
         trials = "stored" if row.tuned is None else str(row.tuned.trials)

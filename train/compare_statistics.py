@@ -80,7 +80,7 @@ def _or_one(p: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Loss of AdamW by budget: a parabola in the logarithm of the steps, continued by its tangents.
+    """Loss of AdamW by budget: a parabola in the logarithm of the steps, between the smallest and the largest budget.
 
     Attributes:
         coefficients: of 1, x, x² with x = ln(steps / the geometric middle), [..., 3]; leading axes are resamples.
@@ -93,10 +93,9 @@ class Ladder:
     middle: float
 
     def loss(self, steps: np.ndarray) -> np.ndarray:
-        x = np.log(np.asarray(steps) / self.middle)
-        inner = np.clip(x, *self.ends)
         a, b, c = np.moveaxis(self.coefficients[..., None], -2, 0)
-        return a + b * inner + c * inner**2 + (b + 2 * c * inner) * (x - inner)
+        x = np.log(np.asarray(steps) / self.middle)
+        return a + b * x + c * x**2
 
     def falls(self) -> np.ndarray:
         """Whether more steps are better everywhere: without that it cannot be read backwards."""
@@ -104,25 +103,18 @@ class Ladder:
         return (b + 2 * c * self.ends[0] < 0) & (b + 2 * c * self.ends[1] < 0)
 
     def steps(self, loss: np.ndarray) -> np.ndarray:
-        """Steps AdamW needs for a loss: nan where the ladder does not fall, 0 for an infinite loss."""
+        """Steps AdamW needs for a loss, 0 for an infinite one; nan where the ladder does not fall.
+
+        Losses above or below those of the ladder are read as its ends: nothing is known beyond.
+        """
         a, b, c = np.moveaxis(self.coefficients, -1, 0)
-        low, high = self.ends
+        highest, lowest = (a + b * x + c * x * x for x in self.ends)
+        inside = np.minimum(np.maximum(loss, lowest), highest)
         with np.errstate(invalid="ignore", divide="ignore"):
-            root = np.sqrt(np.maximum(b**2 - 4 * c * (a - loss), 0))
-            inside = 2 * (a - loss) / (-b + root)  # the stable form; exact for c = 0 too
-            x = np.where(inside < low, self._beyond(loss, low), inside)
-            x = np.where(loss < self._at(high), self._beyond(loss, high), x)
-            x = np.where(loss > self._at(low), self._beyond(loss, low), x)
-        x = np.where(np.isposinf(loss), -np.inf, x)
-        return np.where(self.falls(), self.middle * np.exp(x), np.nan)
-
-    def _at(self, x: float) -> np.ndarray:
-        a, b, c = np.moveaxis(self.coefficients, -1, 0)
-        return a + b * x + c * x * x
-
-    def _beyond(self, loss: np.ndarray, end: float) -> np.ndarray:
-        _, b, c = np.moveaxis(self.coefficients, -1, 0)
-        return end + (loss - self._at(end)) / (b + 2 * c * end)
+            root = np.sqrt(np.maximum(b**2 - 4 * c * (a - inside), 0))
+            x = 2 * (a - inside) / (-b + root)  # the stable form; exact for c = 0 too
+        steps = np.where(np.isposinf(loss), 0.0, self.middle * np.exp(np.clip(x, *self.ends)))
+        return np.where(self.falls(), steps, np.nan)
 
 
 def ladder(budgets: Sequence[int], means: np.ndarray) -> Ladder:
@@ -158,7 +150,8 @@ def speedup(
         draws: resamples.
 
     Returns:
-        nan everywhere if a run of AdamW diverged or its losses do not fall; 0 where the arm diverged.
+        Between the smallest and the largest budget over `steps`, which then mean "at most" and "at least"; nan
+        everywhere if a run of AdamW diverged or its losses do not fall; 0 where the arm diverged.
     """
     rng = np.random.default_rng(seed)
     budgets = sorted(losses)

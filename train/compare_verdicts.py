@@ -31,6 +31,7 @@ class Row:
         losses: of the runs that count.
         difference: of those to AdamW's with the same budget; None while there are fewer than two of either.
         speedup: likewise.
+        reach: of the ladder: the smallest and the largest speed-up that can be read off it.
         to_muon: of the losses to Muon's, for optimizers.
         p: of the difference, adjusted by Holm over the report; nan for controls.
         curves: training losses, [seeds, points].
@@ -44,6 +45,7 @@ class Row:
     losses: tuple[float, ...]
     difference: statistics.Difference | None
     speedup: statistics.Interval | None
+    reach: tuple[float, float]
     to_muon: statistics.Difference | None
     p: float
     curves: np.ndarray
@@ -51,6 +53,20 @@ class Row:
     @property
     def diverged(self) -> int:
         return sum(not math.isfinite(loss) for loss in self.losses)
+
+    @property
+    def ratio(self) -> str:
+        """The speed-up in words."""
+        if self.speedup is None:
+            return ""
+        low, high = self.reach
+
+        def said(x: float) -> str:
+            sign = "≤ " if 0 < x <= low * (1 + 1e-9) else "≥ " if x >= high * (1 - 1e-9) else ""
+            return f"{sign}{x:.2f}"
+
+        ends = f"{said(self.speedup.low)} to {said(self.speedup.high)}"
+        return f"{said(self.speedup.value)} ({ends})"
 
     @property
     def verdict(self) -> str:
@@ -127,6 +143,7 @@ def _row(
         losses,
         statistics.welch(losses, reference) if enough else None,
         statistics.speedup(ladder, losses, steps) if whole else None,
+        (min(ladder, default=steps) / steps, max(ladder, default=steps) / steps),
         statistics.welch(losses, muon) if besides else None,
         math.nan,
         np.array([r["curve"] for r in counted], float),
@@ -149,12 +166,12 @@ def void(found: Sequence[Row], texts: Sequence[str]) -> list[str]:
                 )
         if again and again.speedup and not again.speedup.holds(1.0):
             reasons.append(
-                f"{text}: AdamW against itself has the speed-up {interval(again.speedup)},"
+                f"{text}: AdamW against itself has the speed-up {again.ratio},"
                 " which does not hold 1."
             )
         if muon and muon.speedup and not (muon.speedup.value > MUON and muon.speedup.low > 1):
             reasons.append(
-                f"{text}: Muon has the speed-up {interval(muon.speedup)}; it must exceed {MUON},"
+                f"{text}: Muon has the speed-up {muon.ratio}; it must exceed {MUON},"
                 " with an interval above 1."
             )
     return reasons
@@ -171,5 +188,5 @@ def overall(found: Sequence[Row], arm: str, texts: Sequence[str]) -> str:
     return "not resolved (" + ", ".join(f"{v} on {t}" for t, v in verdicts.items()) + ")"
 
 
-def interval(x: statistics.Interval, digits: int = 2) -> str:
+def interval(x: statistics.Interval, digits: int = 4) -> str:
     return f"{x.value:.{digits}f} ({x.low:.{digits}f} to {x.high:.{digits}f})"
