@@ -26,6 +26,7 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         row = item.callspec.params.get("case") if hasattr(item, "callspec") else None
