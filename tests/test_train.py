@@ -291,7 +291,8 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
         line[4:] for line in (ROOT / "README.md").read_text().splitlines() if line[:4] == " " * 4
     ]
     launcher = "python3 train/environment.py"
-    assert {f"{launcher} -m train", f"{launcher} -m pytest"} <= set(lines)
+    assert {f"{launcher} -m train", f"{launcher} -m pytest -n 2"} <= set(lines)
+    assert f"{launcher} -m pytest -n 2" in (ROOT / ".ci/run").read_text()
     asked = [shlex.split(line) for line in lines if line.startswith(f"{launcher} -m train ")]
     assert len(asked) >= 3
     for _, script, _, module, *rest in asked:
