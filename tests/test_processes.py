@@ -1,19 +1,17 @@
 """One run in several processes: the same numbers, one voice, one folder, and a stop that all take at the same step."""
 
 import signal
-import time
 
 import jax
 import numpy as np
 import pytest
 
-from tests import several
+from tests import two_processes
 from tests.runs import flags, losses, program, records
 from train import checkpoint, processes
 from train.config import UserError
 
 HERE: dict[str, str] = {}
-STEPS = ["--run.steps", "4", "--optimizer.schedule_steps", "6"]
 
 
 @pytest.mark.parametrize(
@@ -66,49 +64,65 @@ def test_what_is_found_by_itself(monkeypatch):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Losses of four steps on one device."""
-    ready = program(tmp_path_factory.mktemp("alone"), *STEPS)
+    """Losses of six steps of Adam on one device."""
+    ready = program(tmp_path_factory.mktemp("alone"), *two_processes.SPARE)
     state, seen = ready.init(jax.random.key(0)), {}
-    for i in range(4):
+    for i in range(two_processes.STEPS):
         state, noted = ready.update(state, ready.batch(i))
         seen[i + 1] = float(noted["loss"])
     return seen
 
 
-def test_two_processes_are_one_run(alone, tmp_path):
-    """Stopped by a signal to the second of them, continued in both, and read by one."""
-    grid = ["--mesh.data", "2", "--mesh.fsdp", "4"]
-    long = flags(tmp_path, *grid, *STEPS, "--run.steps", "100000", "--run.eval_every", "100000")
-    both = several.start(2, 4, long)
-    metrics, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 240
-    while not (metrics.exists() and metrics.read_text().count('"train"') >= len(alone)):
-        assert time.monotonic() < deadline and both[0].poll() is None, several.finish(both, 1)
-        time.sleep(0.1)
-    both[1].send_signal(signal.SIGTERM)
-    (code, said), (other, silent) = several.finish(both)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folder of all runs in two processes, and what each process has seen of them."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "taken").mkdir()
+    (folder / "taken/something").write_text("else")
+    flags(folder)  # writes the text, before two would
+    return folder, two_processes.start(folder)
+
+
+def test_two_processes_are_one_run(alone, both):
+    """Stopped by a signal to the second of them, and read by one."""
+    folder, seen = both
+    (code, said), (other, silent) = (own["stopped"] for own in seen)
+    # What the second hears after step 4 all know one step later.
+    last = two_processes.STOP + 1
     assert "Traceback" not in said + silent and not silent.strip(), silent
     assert code == 0 and other == 128 + signal.SIGTERM
-    assert "everything is saved" in said and "in 2 processes" in said
-    seen = losses(tmp_path / "run")
-    first = {step: seen[step] for step in alone}
+    assert f"stopped after step {last} of 1000; everything is saved" in said
+    assert "in 2 processes" in said
+    first = losses(folder / "stopped")
+    assert list(first) == list(range(1, last + 1))
     # The issue's bound; sums in another order move a loss of 5 by about 1e-6.
-    np.testing.assert_allclose(list(first.values()), list(alone.values()), rtol=1e-5)
-    assert sorted(r["step"] for r in records(tmp_path / "run") if r["kind"] == "train") == list(
-        seen
-    )
+    np.testing.assert_allclose(list(first.values()), [alone[i] for i in first], rtol=1e-5)
 
     # What eight devices of two processes have saved, eight of one read.
-    ready = program(tmp_path, *grid, *STEPS)
+    ready = program(folder, *two_processes.SPARE, *two_processes.GRID)
     meta = checkpoint.describe(ready.config, ready.data.digest, ready.shapes)
-    with checkpoint.Checkpoints(tmp_path / "run/checkpoints", 9) as checkpoints:
+    with checkpoint.Checkpoints(folder / "stopped/checkpoints", 9) as checkpoints:
         found = checkpoints.restore(ready.placed_shapes(), meta, pytest.fail)
-    assert found is not None and found[1] == int(found[0]["step"]) == max(seen)
+    assert found is not None and found[1] == int(found[0]["step"]) == last
 
 
-def test_what_the_first_process_refuses_ends_all(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/something").write_text("else")
-    ends = several.finish(several.start(2, 4, flags(tmp_path, "--mesh.data", "8")), 120)
+def test_what_the_first_process_refuses_ends_all(both):
+    ends = [own["refused"] for own in both[1]]
     assert [code for code, _ in ends] == [2, 2]
     assert all("is not empty and not a run folder" in said for _, said in ends)
     assert len(ends[1][1].strip().splitlines()) == 1  # why it ends, and nothing else
+
+
+def test_one_bit_adam_with_a_process_for_each_worker(alone, both):
+    folder, seen = both
+    assert [[own[name][0] for own in seen] for name in ("whole", "resumed")] == [[0, 0], [0, 0]]
+    ours = losses(folder / "whole")
+    # Three plain means; step 4 is the first with signs, and step 5 the first to see its weights.
+    np.testing.assert_allclose(
+        [ours[i] for i in range(1, 5)], [alone[i] for i in range(1, 5)], rtol=1e-5
+    )
+    assert all(1e-4 < abs(ours[i] - alone[i]) / alone[i] < 0.1 for i in (5, 6))
+
+    # From a checkpoint between: momentum, errors and text go on bit for bit.
+    assert "continued after step 4" in seen[0]["resumed"][1]
+    assert records(folder / "resumed") == records(folder / "whole")

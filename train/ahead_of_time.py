@@ -1,7 +1,10 @@
-"""Compiles for a TPU on a machine that has none: what the compiler says before a device is paid for.
+"""Compiles for a TPU or an H200 on a machine that has none: what the compiler says before a device is paid for.
 
-Needs the package libtpu in the version that the installed jax names (``pip install "jax[tpu]"`` brings it). Figures
-are the compiler's own, not measurements: buffer sizes, bytes accessed, the compiled program.
+TPUs need the package libtpu in the version that the installed jax names (``pip install "jax[tpu]"`` brings it). The
+H200 needs three: ``pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V nvidia-cuda-nvcc-cu12`` with V the
+version of the installed jax. Figures are the compiler's own, not measurements: buffer sizes, bytes accessed, the
+compiled program. Nothing is tuned by trying it out: on a GPU the products, and what they need beside their results, may
+be other ones than those of a real run.
 """
 
 import dataclasses
@@ -9,6 +12,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +28,7 @@ class Report:
     """What the compiler says of one program on one device.
 
     Attributes:
-        bytes_accessed: memory traffic by the compiler's model, bytes.
+        bytes_accessed: memory traffic by the compiler's model, bytes; None: it has none.
         arguments: bytes of what it is given on one device.
         temporary: bytes of buffers beside arguments and results.
         fusions: fused kernels in the program's entry.
@@ -32,12 +36,88 @@ class Report:
         text: the compiled program.
     """
 
-    bytes_accessed: float
+    bytes_accessed: float | None
     arguments: int
     temporary: int
     fusions: int
     collectives: dict[str, int]
     text: str
+
+
+# From NVIDIA's data sheet and the limits of compute capability 9.0.
+_H200 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H200"
+dnn_version_info { major: 9 minor: 10 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  device_memory_size: 150000000000
+  memory_bandwidth: 4800000000000
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+"""
+
+
+def devices(target: str) -> list[Any]:
+    """Devices that are not there, to put into shardings of ``jax.ShapeDtypeStruct``.
+
+    Args:
+        target: a TPU topology such as ``"v5e:2x4"``, or ``"h200"`` for the eight GPUs of a machine.
+
+    Raises:
+        NotInstalled: the compiler of the target cannot be found, or does not fit this jax.
+    """
+    return h200_devices() if target == "h200" else tpu_devices(target)
+
+
+def h200_devices() -> list[Any]:
+    """Eight H200 of one machine.
+
+    Raises:
+        NotInstalled: one of the three packages cannot be found, or does not fit this jax.
+    """
+    if not (_package("jax_plugins.xla_cuda12") and _cuda()):
+        raise NotInstalled(
+            "the H200's compiler is not installed: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
+            f" nvidia-cuda-nvcc-cu12, the first two in version {jax.__version__}"
+        )
+    # The public way to a topology passes an empty name on, and the plugin takes none.
+    from jax._src import xla_bridge
+
+    try:
+        return xla_bridge.make_pjrt_topology(
+            "cuda", "h200", target_config=_H200, topology="1x1x8"
+        )._make_compile_only_devices()
+    except Exception as error:
+        raise NotInstalled(f"the CUDA plugin does not compile for H200: {error}") from error
+
+
+def _package(name: str) -> pathlib.Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return pathlib.Path(places[0]) if places else None
+
+
+def _cuda() -> pathlib.Path | None:
+    """The folder with ptxas and libdevice."""
+    return _package("nvidia.cuda_nvcc")
 
 
 def tpu_devices(topology: str = "v5e:2x2") -> list[Any]:
@@ -69,19 +149,26 @@ def report(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...
         arguments: trees of ``jax.ShapeDtypeStruct`` with shardings.
         donate: numbers of the arguments that the result may overwrite.
     """
-    return read(jax.jit(function, donate_argnums=donate).lower(*arguments).compile())
+    (device, *_) = jax.tree.leaves(arguments)[0].sharding.device_set
+    return read(jax.jit(function, donate_argnums=donate).lower(*arguments), device)
 
 
-def read(compiled: Any) -> Report:
-    """What a compiled program says of itself."""
+def read(lowered: Any, device: Any) -> Report:
+    """Compiles a lowered program for devices like `device`, and says what the compiler says of it."""
+    gpu = device.platform in ("gpu", "cuda")
+    options = {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": str(_cuda())} if gpu else {}
+    with warnings.catch_warnings():
+        # Without a device no program comes out of the compilation cache.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+        compiled = lowered.compile(compiler_options=options)
     text = compiled.as_text() or ""
     entry = text[text.index("ENTRY") :]
     names = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     counts = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in names}
-    cost: Any = compiled.cost_analysis()
+    cost: Any = compiled.cost_analysis() or {}
     memory: Any = compiled.memory_analysis()
     return Report(
-        cost["bytes accessed"],
+        cost.get("bytes accessed"),
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         len(re.findall(r" fusion\(", entry)),

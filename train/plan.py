@@ -3,7 +3,7 @@
     python -m train plan llama_60m --mesh.fsdp 8 --devices 64 --device h200
     python -m train plan --model.preset 7B --model.dtype bfloat16 --data.batch_size 512 --data.length 2048 \\
         --mesh.fsdp 64 --devices 256
-    python -m train plan --model.preset 130M --target v5e:2x4
+    python -m train plan --model.preset 130M --target v5e:2x4      or h200
 
 Shapes and shardings are the trainer's own, over a mesh that no device belongs to: a 7B on 256 devices is planned on a
 laptop. Memory of weights and states is exact. Activations, collectives and times are a model, printed with its
@@ -229,9 +229,9 @@ def short(number: float) -> str:
 
 
 def compiled(config: Config, target: str) -> str:
-    """What the compiler of a TPU that is not here says of the real step."""
+    """What the compiler of hardware that is not here says of the real step."""
     try:
-        devices = ahead_of_time.tpu_devices(target)
+        devices = ahead_of_time.devices(target)
     except ahead_of_time.NotInstalled as error:
         raise UserError(
             f"--target {target}: {error}. Without it the plan is a model alone."
@@ -249,14 +249,14 @@ def compiled(config: Config, target: str) -> str:
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.shapes, plan.shardings
     )
-    seen = ahead_of_time.read(update.lower(state, plan.tokens()).compile())
+    seen = ahead_of_time.read(update.lower(state, plan.tokens()), devices[0])
     found = collectives_lib.collectives(seen.text)
     rows = {
         "arguments (state and batch)": count(seen.arguments),
         "temporaries": count(seen.temporary),
         "memory in all": count(seen.arguments + seen.temporary),
         "fused kernels in the entry": str(seen.fusions),
-        "bytes accessed": count(seen.bytes_accessed),
+        "bytes accessed": "not said" if seen.bytes_accessed is None else count(seen.bytes_accessed),
         "sent by one device": count(collectives_lib.sent(found)),
     }
     head = [f"compiled for {target}", f"{mesh.size} devices"]
