@@ -109,6 +109,8 @@ def test_without_the_compiler_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda name: None)
     assert command.main(["plan", "toy", "--target", "v5e:2x4"]) == 2
     assert 'pip install "jax[tpu]"' in capsys.readouterr().err
+    assert command.main(["plan", "toy", "--target", "h200"]) == 2
+    assert "nvidia-cuda-nvcc-cu12" in capsys.readouterr().err
 
 
 def test_the_real_step_compiles_for_a_tpu(tmp_path):

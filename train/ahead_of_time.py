@@ -99,9 +99,10 @@ def h200_devices() -> list[Any]:
     from jax._src import xla_bridge
 
     try:
-        return xla_bridge.make_pjrt_topology(
+        topology: Any = xla_bridge.make_pjrt_topology(
             "cuda", "h200", target_config=_H200, topology="1x1x8"
-        )._make_compile_only_devices()
+        )
+        return topology._make_compile_only_devices()
     except Exception as error:
         raise NotInstalled(f"the CUDA plugin does not compile for H200: {error}") from error
 
