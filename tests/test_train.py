@@ -293,7 +293,11 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
     launcher = "python3 train/environment.py"
     assert {f"{launcher} -m train", f"{launcher} -m pytest -n 2"} <= set(lines)
     assert f"{launcher} -m pytest -n 2" in (ROOT / ".ci/run").read_text()
-    asked = [shlex.split(line, comments=True) for line in lines if line.startswith(f"{launcher} -m train ")]
+    asked = [
+        shlex.split(line, comments=True)
+        for line in lines
+        if line.startswith(f"{launcher} -m train ")
+    ]
     assert len(asked) >= 3
     for _, script, _, module, *rest in asked:
         assert (ROOT / script).is_file() and module == "train"
@@ -302,5 +306,7 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
         if rest[0] == "--resume":  # a folder that the command before it would have made
             assert re.fullmatch(r"runs/[a-z_]+-\d{3}", rest[1])
             rest = rest[2:]
-        if rest != ["--help"] and "FOLDER" not in rest:  # FOLDER: something that only the reader has
+        if (
+            rest != ["--help"] and "FOLDER" not in rest
+        ):  # FOLDER: something that only the reader has
             parse(rest)
