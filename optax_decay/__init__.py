@@ -67,6 +67,8 @@ from optax_decay.rotational import rotational_adamw as rotational_adamw
 from optax_decay.rotational import rotational_update as rotational_update
 from optax_decay.sign_compression import local_params as local_params
 from optax_decay.sign_compression import sign_compressed_means as sign_compressed_means
+from optax_decay.skip_on_spike import SkipOnSpikeState as SkipOnSpikeState
+from optax_decay.skip_on_spike import skip_on_spike as skip_on_spike
 from optax_decay.sophia import ScaleBySophiaState as ScaleBySophiaState
 from optax_decay.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.sophia import sophia_g as sophia_g

@@ -136,6 +136,17 @@ def one_worker(make: Callable) -> Callable:
     return alone
 
 
+def guarded(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+    """A whole optimizer, steps of which are left out."""
+    adam = optax_decay.adam_huber_decay(learning_rate, axes=toy.AXES)
+    return optax_decay.skip_on_spike(adam, **options)
+
+
+def with_loss(params: Any, gradients: Any) -> dict[str, Any]:
+    """A loss that differs from step to step."""
+    return {"value": optax.tree.sum(gradients).astype("float32")}
+
+
 def with_gradients(params: Any, gradients: Any) -> dict[str, Any]:
     """What a decay that looks at gradients needs after Adam."""
     return {"gradients": gradients}
@@ -574,6 +585,15 @@ CASES = (
         {"learning_rate": RATE, "axes": toy.AXES},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
+        mask=False,
+        reduction=True,
+    ),
+    Case(
+        "skip_on_spike",
+        guarded,
+        {"sigma": 1.0, "window": 4},
+        {"learning_rate": 0.05, "sigma": 50.0},
+        extra=with_loss,
         mask=False,
         reduction=True,
     ),

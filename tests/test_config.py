@@ -160,7 +160,7 @@ def test_resolved_leaves_nothing_open_that_is_known():
     # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema", a rule to a base width.
     assert open_ends == {
         *("model.vocab_size", "model.weights", "mesh.data", "run.folder", "run.wandb"),
-        "run.keep_every",
+        *("run.keep_every", "optimizer.spike_sigma", "optimizer.spike_window"),
         *("decay.memory", "model.kv_heads", "model.positions", "model.bias"),
         *("model.base_width", "model.base_head_width", "decay.width_rule"),
         # Adam has none of these, and no spectrum is measured.

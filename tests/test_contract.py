@@ -151,7 +151,7 @@ def test_unknown_extra_arguments_are_accepted(case):
     weights, grad = toy.params(), toy.gradients(1)[0]
     tx = case.build()
     extra = case.extra(weights, grad) if case.extra else {}
-    tx.update(grad, tx.init(weights), weights, **extra, value=1.0, something_else=weights)
+    tx.update(grad, tx.init(weights), weights, **{**extra, "value": 1.0}, something_else=weights)
 
 
 @each

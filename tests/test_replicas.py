@@ -154,7 +154,7 @@ def test_other_numbers_of_workers(whole, tmp_path, grid, workers, said):
     ready, other, notes = restored(folder, *grid.split())
     assert not silent
     assert [said in note for note in notes] == ([] if said is None else [True])
-    a, b = same["optimizer"]["direction"], other["optimizer"]["direction"]
+    a, b = (s["optimizer"].inner_state["direction"] for s in (same, other))
     assert one_bit_phase(other["optimizer"]) == "compressed"
     for name in ("mu", "nu"):
         jax.tree.map(np.testing.assert_array_equal, getattr(a, name), getattr(b, name))

@@ -220,6 +220,7 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
         calls.append(len(traced))
     assert update._cache_size() == 1 and calls[0] > 0 and len(set(calls)) == 1
     assert int(state["step"]) == 4
+    assert int(noted.pop("skipped")) == int(noted.pop("skipped_in_a_row")) == 0
     assert set(noted) == {"loss", "gradient_norm", "learning_rate"}
     assert all(x.dtype == jnp.float32 and x.shape == () for x in noted.values())
     last = float(rate(jnp.asarray(3)))

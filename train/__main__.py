@@ -1,5 +1,6 @@
 """`python -m train ...`: the first word chooses a command; without one, a run is trained."""
 
+import errno
 import importlib
 import sys
 
@@ -22,6 +23,10 @@ COMMANDS = {
 }
 
 
+# What a disk says that is full, over its quota, too small for a file, or not to be written.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def main(arguments: list[str]) -> int:
     name, rest = (
         (arguments[0], arguments[1:])
@@ -32,6 +37,15 @@ def main(arguments: list[str]) -> int:
         return importlib.import_module(COMMANDS[name]).main(rest)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(
+            f"\n{error.filename or 'A file'} cannot be written: {error.strerror}. Everything up to the"
+            " last checkpoint is safe; make room, and start again.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nstopped; nothing was saved since the last checkpoint", file=sys.stderr)

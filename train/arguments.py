@@ -205,6 +205,10 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             not full["data.text"].startswith(STORE),
             "a data.text that is not encoded yet",
         ),
+        "optimizer.spike_window": (
+            full["optimizer.spike_sigma"] is not None,
+            "optimizer.spike_sigma",
+        ),
         "optimizer.schedule_steps": (varying, "the schedules cosine and linear"),
         "optimizer.final": (varying, "the schedules cosine and linear"),
         "decay.threshold": (bounded, f"the pulls {', '.join(BOUNDED)}"),

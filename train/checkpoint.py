@@ -11,9 +11,12 @@ is restored is compared with the digests; a checkpoint that is not what was writ
 checkpoint without one was cut off in between, and is judged by the digests of its arrays alone.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import logging
+import os
 import pathlib
 import shutil
 import threading
@@ -78,7 +81,7 @@ class Checkpoints:
             ),
         )
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: OSError | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -92,13 +95,18 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: Any, meta: dict[str, Any], step: int) -> None:
+    def save(
+        self, state: Any, meta: dict[str, Any], step: int, say: Callable[[str], None] = print
+    ) -> None:
         """Starts writing and returns; the state may be overwritten at once.
 
-        Raises:
-            OSError: the save before this one, which is waited for, could not be written.
+        Waits for the save before this one. If that could not be written, which is told, this one is
+        tried all the same: a full disk may have been cleared meanwhile.
         """
-        self.wait()
+        try:
+            self.wait()
+        except OSError as error:
+            say(f"{error}. Training goes on; the next checkpoint may fit.")
         if step in self.steps:
             return
         arrays = flat(state)
@@ -111,6 +119,7 @@ class Checkpoints:
             self._manager.save(step, args=items)
         except Exception as error:
             self._fail(step, error)
+            return
         self._thread = threading.Thread(target=self._finish, args=(step,))
         self._thread.start()
 
@@ -126,20 +135,22 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                integrity.seal(self.folder / str(step))
         except Exception as error:
-            try:
-                self._fail(step, error)
-            except OSError as told:
-                self._error = told
+            self._fail(step, error)
+            return
+        if jax.process_index() == 0:
+            # Without a seal, the digests of its arrays still guard a checkpoint.
+            with contextlib.suppress(OSError):
+                integrity.seal(self.folder / str(step))
 
     def _fail(self, step: int, error: Exception) -> None:
-        """Makes room again, and says why in one line."""
+        """Makes room again, and keeps the reason for `wait`."""
         for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         self._manager.reload()
-        raise OSError(f"The checkpoint of step {step} could not be written: {_first_line(error)}")
+        self._error = OSError(
+            f"The checkpoint of step {step} could not be written: {_of_the_disk(error)}"
+        )
 
     def restore(
         self,
@@ -293,6 +304,13 @@ def _wait_for_all(what: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200]
+
+
+def _of_the_disk(error: Exception) -> str:
+    """What the system said, out of the pages around it."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    known = [os.strerror(code) for code in codes if os.strerror(code) in str(error)]
+    return known[0] if known else _first_line(error)
 
 
 def _typed(text: str, sharding: Any) -> jax.ShapeDtypeStruct:

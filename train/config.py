@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from train import families
 from train.errors import UserError
-from train.ranges import Count, Momentum, NotNegative, Positive, Share, Whole
+from train.ranges import Count, Momentum, NotNegative, Positive, Share, Whole, Window
 
 Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
@@ -118,6 +118,10 @@ class Optimizer:
     """Whether one_bit_adam corrects its moments as adam does, which its paper does not; default True."""
     clip: Positive | None = 1.0
     """Longest gradient, as a global norm; with one_bit_adam, of each worker; None: no clipping."""
+    spike_sigma: Positive | None = None
+    """Leave out steps whose loss or gradient norm is so many standard deviations too high; NaN always is."""
+    spike_window: Window | None = None
+    """Steps that are compared with; default 128."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +188,8 @@ class Run:
     """Of the initial weights and of the order of the data."""
     micro_batches: Count = 1
     """Parts that a batch is worked through in, to save memory; must divide data.batch_size."""
+    max_skipped: Count = 10
+    """Steps left out in a row, for NaN or spikes, after which the run stops."""
     log_every: Count = 1
     """Between two records in metrics.jsonl [steps]."""
     eval_every: Count = 50
@@ -240,6 +246,7 @@ SPECTRAL = {
 # What a run may change when it is continued: nothing of this moves a weight (a mesh does, by rounding).
 MAY_CHANGE = (
     *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
+    "run.max_skipped",
     *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
     *("run.tensorboard", "run.wandb"),
     *("data.text", "data.cache", "mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
@@ -305,6 +312,8 @@ def resolved(config: Config) -> Config:
         fill["optimizer.freeze"] = max(1, steps // 5, climb)
     if optimizer.schedule != "constant":
         fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
+    if optimizer.spike_sigma:
+        fill |= {"optimizer.spike_window": 128}
     if decay.spectral:
         fill |= {f"decay.{name}": value for name, value in SPECTRAL.items()}
     if model.base_width:

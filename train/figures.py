@@ -91,7 +91,8 @@ def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float, title: str) ->
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     figure.suptitle(title, fontsize=9)
-    step, loss = _column(parts["train"], "step"), _column(parts["train"], "loss")
+    known = [record for record in parts["train"] if record["loss"] is not None]
+    step, loss = _column(known, "step"), _column(known, "loss")
     top.plot(step, loss, color="#b4c2d6", linewidth=0.8, label="training")
     if (window := len(loss) // 25) > 1:
         mean = smooth(loss, window)

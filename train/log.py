@@ -2,7 +2,8 @@
 
 Records of metrics.jsonl, one JSON object per line, in the order of their steps:
 
-    {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds"}
+    {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds",
+     "skipped"}
     {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
     {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectral
@@ -10,9 +11,11 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
 
 `step` counts finished updates; losses are nats per token; seconds are of training alone (compiling
 included, evaluation and saving not), over all parts of the run. When a run goes on, records after
-the restored step are dropped, and so is a last line that a kill has torn.
+the restored step are dropped, and so is a last line that a kill has torn. `skipped` counts the
+steps that were left out (skip_on_spike) since the start; what is not a number is null.
 """
 
+import collections
 import contextlib
 import importlib.util
 import json
@@ -28,7 +31,7 @@ from train.folder import write
 
 
 class Diverged(UserError):
-    """The loss is no longer a number."""
+    """Too many steps in a row were left out."""
 
 
 def read(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
@@ -58,6 +61,7 @@ class Recorder:
         tokens_per_step: int,
         every: int = 1,
         sinks: Iterable[Any] = (),
+        max_skipped: int = 10,
     ):
         """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None.
 
@@ -66,11 +70,15 @@ class Recorder:
         kept = [] if path is None else read(path, start)
         if path is not None:
             write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = (path or pathlib.Path(os.devnull)).open("a")
+        self._path = path or pathlib.Path(os.devnull)
+        self._file = self._path.open("a")
         self._sinks = [sink for sink in sinks if sink is not None]
         self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
+        self._evaluated = {r["step"] for r in kept if r["kind"] == "held_out"}
+        self._last = collections.deque(maxlen=max_skipped)
+        self._max_skipped, self._skipped_in_a_row = max_skipped, 0
         self._speed = Speed()
         self._display = make_display(start, steps)
         self._display.held_out = next(
@@ -84,9 +92,23 @@ class Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._display.stop()
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, which has been told
+            self._file.close()
         for sink in self._sinks:
             sink.close()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self._speed.seconds_per_step
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the last step whose numbers are known was left out."""
+        return self._skipped_in_a_row > 0
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the weights after `step` have been evaluated."""
+        return step in self._evaluated
 
     def train(self, step: int, noted: dict[str, Any]) -> None:
         """Takes the numbers of the step that was just started, and reads those of the one before."""
@@ -107,6 +129,7 @@ class Recorder:
         record = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
         self._write("held_out", step, {**record, "seconds": round(self._seconds, 3)})
         self._display.held_out = loss
+        self._evaluated.add(step)
         say(
             f"step {step}: held-out loss {loss:.4f}, perplexity {perplexity:.1f},"
             f" {bits:.3f} bits per byte"
@@ -133,22 +156,52 @@ class Recorder:
     def _finish(self, step: int, noted: dict[str, Any]) -> None:
         values = {name: float(value) for name, value in noted.items()}
         self._seconds += self._speed.tick()
-        if not math.isfinite(values["loss"]):
-            raise Diverged(
-                f"The loss of step {step} is {values['loss']}: training has diverged, and nothing was"
-                " saved since. Lower --optimizer.learning_rate, or lengthen"
-                " --optimizer.warmup_steps, and start a new run."
-            )
+        self._skipped_in_a_row = int(values.pop("skipped_in_a_row", 0))
+        self._last.append((step, values))
         if step % self._every == 0 or step == self._steps:
             more = {"tokens": step * self._tokens, "seconds": round(self._seconds, 3)}
+            if "skipped" in values:
+                more["skipped"] = int(values.pop("skipped"))
             self._write("train", step, {**values, **more})
         self._display.step(step, values["loss"], self._tokens, self._speed.seconds_per_step)
+        if self._skipped_in_a_row >= self._max_skipped or (self.skipping and step == self._steps):
+            raise Diverged(self._report(step))
+
+    def _report(self, step: int) -> str:
+        """What there is to know about a run whose steps are left out one after the other."""
+        lines = [
+            f"  step {n}: loss {v['loss']:.4g}, gradient norm {v['gradient_norm']:.4g},"
+            f" learning rate {v['learning_rate']:.3g}"
+            for n, v in self._last
+        ]
+        return (
+            f"Training has diverged: the last {self._skipped_in_a_row} steps up to {step} were left out,"
+            " because their numbers are NaN, infinite or far too high. Weights are as they were"
+            f" before, and nothing was saved since:\n" + "\n".join(lines) + "\n"
+            "Lower --optimizer.learning_rate or lengthen --optimizer.warmup_steps and start a new run;"
+            " or, if the text is to blame, go on with a larger --run.max_skipped."
+        )
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"The metrics of step {step} cannot be written: {error.strerror or error}"
+                f" ({self._path}). Everything up to the last checkpoint is safe: make room, and go on"
+                f" with --resume {self._path.parent}."
+            ) from None
         for sink in self._sinks:
             sink.add(step, {f"{kind}/{name}": value for name, value in numbers(values).items()})
+
+
+def finite(values: Any) -> Any:
+    """With None for what is not a number, which JSON cannot hold."""
+    if isinstance(values, dict):
+        return {name: finite(value) for name, value in values.items()}
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

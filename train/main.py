@@ -5,10 +5,11 @@ Read it from `train` downwards; every other file of this folder is one link of t
 
 import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +29,11 @@ from train import (
     replicas,
     sharding,
     step,
+    watchdog,
 )
 from train import data as data_lib
 from train.arguments import parse
-from train.config import Config, model_config, resolved
+from train.config import Config, UserError, model_config, resolved
 from train.display import say
 from train.folder import ROOT, Folder, environment, write
 from train.loading import load as load
@@ -48,6 +50,7 @@ def train(asked: Config) -> int:
     data = load(config)
     program = assemble(config, data)
     with (
+        signals() as stop,
         Folder(asked) as folder,
         checkpoint.Checkpoints(
             folder.path / "checkpoints", config.run.keep, config.run.keep_every
@@ -63,10 +66,13 @@ def train(asked: Config) -> int:
             return 0
         if state is None:
             state = program.begin()
-        with recorder(program, folder, start) as records, signals() as stop:
-            save = functools.partial(checkpoints.save, meta=meta)
-            done = loop(program, state, start, records, save, stop)
-            checkpoints.wait()
+        with (
+            recorder(program, folder, start) as records,
+            watchdog.Watchdog(folder.path / "stuck.txt") as watch,
+        ):
+            save = functools.partial(checkpoints.save, meta=meta, say=say)
+            done = loop(program, state, start, records, save, stop, watch)
+            finish(checkpoints, folder.path)
         conclude(program, folder.path, done)
     return 128 + stop[0] if stop else 0
 
@@ -86,7 +92,8 @@ class Program:
     init: Callable[[jax.Array], step.State]
     fresh: Callable[[Any], Any]  # weights to the state of an optimizer that has not moved them yet
     update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
-    evaluate: Callable[[step.State], float]  # held-out loss, nats per token
+    # Held-out loss, nats per token; None if a signal has arrived.
+    evaluate: Callable[[step.State, Sequence[int]], float | None]
     look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
     gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without model.base_width
 
@@ -139,16 +146,18 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     described = signatures(axes, shapes["params"])
     sizes = jax.jit(functools.partial(observe.weights, described), out_shardings=whole)
     gradient = functools.partial(step.gradient, forward, parts)
-    observed = optimizer.build(config, axes, metrics=True, params=placed)
+    observed = optimizer.chain(config, axes, metrics=True, params=placed)
     tried = functools.partial(observe.try_decay, gradient, observed)
     tried = replicas.on_each(tried, shardings, None) if each else sharding.on_mesh(tried, mesh)
     try_decay = jax.jit(tried, out_shardings=whole)
 
-    def evaluate(state: step.State) -> float:
-        parts = [
-            summed(state["params"], program.place(lambda rows, all=tokens: all[rows]))
-            for tokens in data.held_out(config.run.eval_batches)
-        ]
+    def evaluate(state: step.State, stop: Sequence[int] = ()) -> float | None:
+        parts = []
+        for tokens in data.held_out(config.run.eval_batches):
+            if stop:
+                return None
+            rows = program.place(lambda rows, all=tokens: all[rows])
+            parts.append(summed(state["params"], rows))
         totals, counts = np.asarray(jax.device_get(parts), np.float64).T
         return float(totals.sum() / max(counts.sum(), 1))
 
@@ -178,26 +187,39 @@ def loop(
     start: int,
     records: log.Recorder,
     save: Callable[..., None],
-    stop: list[int],
+    stop: Sequence[int],
+    watch: watchdog.Watchdog,
 ) -> int:
     """Trains from step `start` to the end or to a signal, and returns the number of steps done.
 
     While the device works on a step, the host makes the next batch and reads the numbers of the
-    step before.
+    step before. An evaluation that a signal cuts off is made up for when the run goes on.
     """
     run, done, agreement = program.config.run, start, processes.Agreement()
 
     def evaluate() -> None:
         with records.pause():
-            records.held_out(done, program.evaluate(state), program.data.bytes_per_token)
+            watch.other(f"the evaluation after step {done}")
+            loss = program.evaluate(state, () if done == run.steps else stop)
+            if loss is None:
+                return
+            records.held_out(done, loss, program.data.bytes_per_token)
             records.weights(done, program.look(state, tokens))
-            records.spectrum(done, observe.spectrum(state["optimizer"]["decay"]))
+            records.spectrum(done, observe.spectrum(state["optimizer"].inner_state["decay"]))
             records.gains(done, program.gains(state["params"]))
 
+    def keep() -> None:
+        with records.pause():
+            watch.other(f"saving after step {done}")
+            if records.skipping:  # of the checkpoints before it one may be of healthier weights
+                return
+            save(state, step=done)
+
     tokens = program.batch(start)
-    if start == 0:
+    if start % run.eval_every == 0 and not records.evaluated(start):
         evaluate()
     while done < run.steps and not agreement.ask(bool(stop)):
+        watch.step(done + 1, records.seconds_per_step)
         state, noted = program.update(state, tokens)
         done += 1
         tokens = program.batch(done)
@@ -205,11 +227,19 @@ def loop(
         if done % run.eval_every == 0 or done == run.steps:
             evaluate()
         if done % run.save_every == 0:
-            with records.pause():
-                save(state, step=done)
-    with records.pause():
-        save(state, step=done)
+            keep()
+    keep()
     return done
+
+
+def finish(checkpoints: checkpoint.Checkpoints, folder: pathlib.Path) -> None:
+    """Waits for the last checkpoint to be on disk."""
+    try:
+        checkpoints.wait()
+    except OSError as error:
+        kept = max(checkpoints.steps, default=None)
+        safe = "nothing is saved" if kept is None else f"step {kept} is the last that is safe"
+        raise UserError(f"{error}; {safe}. Make room, and go on with --resume {folder}.") from None
 
 
 @contextmanager
@@ -221,7 +251,9 @@ def signals(unit: str = "step") -> Iterator[list[int]]:
         if arrived:
             raise KeyboardInterrupt
         arrived.append(number)
-        say(f"stopping after this {unit}, and saving (Ctrl-C again stops at once) ...")
+        # Not by `say`, which may be what this interrupts.
+        text = f"\nstopping after this {unit}, and saving (Ctrl-C again stops at once) ...\n"
+        os.write(2, text.encode())
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -246,6 +278,7 @@ def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
         )
         if first
         else (),
+        run.max_skipped,
     )
 
 
@@ -287,13 +320,15 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     unigram = program.facts["unigram_entropy"]
     name, metric = title(program.config), program.config.decay.spectral
     pictures = figures.draw(records, unigram, name, folder / "figures", metric)
-    last = [record for record in records if record["kind"] == "held_out"][-1]
     if done < program.config.run.steps:
         say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")
+    for last in [record for record in records if record["kind"] == "held_out"][-1:]:
+        say(
+            f"\nheld-out text after step {last['step']}: loss {last['loss']:.3f} nats per token,"
+            f" perplexity {last['perplexity']:.1f}, {last['bits_per_byte']:.3f} bits per byte\n"
+            f"(token frequencies alone: {unigram:.3f} nats per token)"
+        )
     say(
-        f"\nheld-out text after step {last['step']}: loss {last['loss']:.3f} nats per token,"
-        f" perplexity {last['perplexity']:.1f}, {last['bits_per_byte']:.3f} bits per byte\n"
-        f"(token frequencies alone: {unigram:.3f} nats per token)\n"
         f"metrics   {folder / 'metrics.jsonl'}\n"
         f"pictures  {'  '.join(str(path) for path in pictures)}"
     )

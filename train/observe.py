@@ -72,11 +72,11 @@ def try_decay(
 
     Args:
         gradient: (params, tokens) to a tree like params.
-        observed: the optimizer of the state, built with metrics.
+        observed: the chain of the state's optimizer, built with metrics.
         state: of the training step.
         tokens: a batch.
     """
-    params, kept = state["params"], state["optimizer"]
+    params, kept = state["params"], state["optimizer"].inner_state
     empty = jax.eval_shape(observed.init, params)["decay"].metrics
     room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     before = {**kept, "decay": kept["decay"]._replace(metrics=room)}

@@ -2,6 +2,7 @@
 
     clip → direction → decay → rate
 
+inside of `skip_on_spike`, which leaves out steps on NaN, infinities and, with a spike_sigma, spikes.
 `direction` turns gradients into steps of unit size, `decay` is the product of `optax_decay.decay`,
 `rate` multiplies by -η_t. With a `model.base_width` a link `width` before `rate` makes the learning
 rate of matrices follow the width, and the decay follows by its rule. A new optimizer is one case of
@@ -22,10 +23,16 @@ from train import replicas
 from train.config import Config, Decay, Optimizer
 
 
-def build(
+def build(config: Config, axes: Any, params: Any = None) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a resolved config, for parameters described by `axes`; `params` as in `chain`."""
+    sigma, window = config.optimizer.spike_sigma, config.optimizer.spike_window or 128
+    return optax_decay.skip_on_spike(chain(config, axes, params=params), sigma=sigma, window=window)
+
+
+def chain(
     config: Config, axes: Any, metrics: bool = False, params: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a resolved config, for parameters described by `axes`.
+    """The links alone; their state is the `inner_state` of that of `build`.
 
     With `metrics` the state of the decay tells what it did (`optax_decay.Metrics`), and on a CPU an
     update takes twice as long: for `observe.py`, not for the step. `params` are the parameters' shardings, which

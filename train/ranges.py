@@ -27,6 +27,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
+Window = Annotated[int, Range(4)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Momentum = Annotated[float, Range(0, 1, below=True)]

@@ -100,7 +100,7 @@ def update(
     state: State,
     tokens: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one step, and what to note of the step: float32 scalars.
+    """The state after one step, and what to note of the step: scalars.
 
     Of workers' gradients the norm that is noted is the root of the mean square.
     """
@@ -121,19 +121,27 @@ def advance(
     gradient: Any,
     curvature: Any,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after a step of this loss and gradient, and what to note of it: float32 scalars.
+    """The state after a step of this loss and gradient, and what to note of it: scalars.
 
     Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia
     asks for a sampled-label gradient, `curvature`, when one is due. Nobody else looks at either.
     """
     params = state["params"]
-    looks = {"gradients": None if replicas.inside() else gradient, "hessian_fn": curvature}
-    change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
     noted = {
         "loss": replicas.mean(value),
         "gradient_norm": jnp.sqrt(replicas.mean(optax.tree.norm(gradient, squared=True))),
         "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
     }
+    looks = {
+        # All workers leave out the same steps.
+        "value": noted["loss"],
+        "norm": noted["gradient_norm"],
+        "gradients": None if replicas.inside() else gradient,
+        "hessian_fn": curvature,
+    }
+    change, after = tx.update(gradient, state["optimizer"], params, **looks)
+    optimizer: Any = after  # a SkipOnSpikeState
+    noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
     params = optax.apply_updates(params, change)
     return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, noted
 
