@@ -16,6 +16,7 @@ COMMANDS = {
     "coordinate_check": "train.coordinate_check",
     "gains": "train.gains",
     "params": "train.params",
+    "torture": "train.torture",
     "export": "train.export",
     "sample": "train.sample",
     "bench": "train.bench",

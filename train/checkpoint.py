@@ -173,7 +173,7 @@ class Checkpoints:
                 that there are can be read.
         """
         for step in reversed(self.steps):
-            found, error = _together(self._meta, step)
+            found, error = _together(self.meta, step)
             if error is None:
                 wanted, finish = replicas.as_saved(abstract, found, meta, say)
                 compare(
@@ -209,7 +209,7 @@ class Checkpoints:
         Raises:
             integrity.Damaged: they are not what was saved.
         """
-        found = self._meta(step)
+        found = self.meta(step)
         wanted = {
             path.removeprefix("params/"): migrate.parse(text)
             for path, text in found["structure"].items()
@@ -222,7 +222,7 @@ class Checkpoints:
         arrays = self._arrays(step, found, placed)
         return {path: arrays[f"params/{path}"] for path in wanted}, found
 
-    def _meta(self, step: int) -> dict[str, Any]:
+    def meta(self, step: int) -> dict[str, Any]:
         """Of one checkpoint, all of whose files are what was written."""
         folder = self.folder / str(step)
         if jax.process_index() == 0 and integrity.is_sealed(folder):
