@@ -1,7 +1,9 @@
 """Whatever happens to a run, nothing is lost but steps since the last checkpoint, and it says so."""
 
+import errno
 import functools
 import os
+import resource
 import signal
 import threading
 import time
@@ -13,8 +15,9 @@ import pytest
 
 from tests.runs import flags, losses, records
 from train import __main__ as command
+from train import checkpoint, integrity, log, main, step, watchdog
 from train import data as data_lib
-from train import main, step, watchdog
+from train.config import UserError
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,11 @@ def with_signal(plain, at: int = 1):
 
 # Where the signal arrives: what is called there, and the step that must be saved.
 PHASES = {
+    "restore": (checkpoint.Checkpoints, "restore", 1, 0),
+    "compile": (step, "loss_and_gradient", 1, 1),
     "first evaluation": (data_lib.Data, "held_out", 1, 0),
     "evaluation": (data_lib.Data, "held_out", 2, 2),
+    "save": (integrity, "digests", 2, 4),
 }
 
 
@@ -66,6 +72,58 @@ def test_a_signal_in_any_phase_saves_and_loses_nothing(whole, tmp_path, monkeypa
     assert max(kept) == saved
     assert main.main(["--resume", str(tmp_path / "run")]) == 0
     assert records(tmp_path / "run") == records(whole / "run")
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(whole, tmp_path, capsys):
+    """The system refuses files of more than 16 kB: metrics fit, checkpoints do not."""
+    assert command.main(flags(tmp_path, "--run.steps", "3")) == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, before[1]))
+        code = command.main(["--resume", str(tmp_path / "run"), "--run.steps", "6"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr()
+    assert code == 2
+    assert "step 4 could not be written: File too large. Training goes on" in said.out
+    assert (
+        "step 6 could not be written: File too large; step 3 is the last that is safe" in said.err
+    )
+    assert "Make room" in said.err and "Traceback" not in said.err
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["2", "3"]
+    assert command.main(["--resume", str(tmp_path / "run")]) == 0
+    assert losses(tmp_path / "run") == losses(whole / "run")
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_advice(tmp_path, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self): ...
+
+        def close(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with log.Recorder(tmp_path / "metrics.jsonl", 0, 9, 5) as recorder:
+        recorder._file.close()
+        recorder._file = Full()
+        recorder.train(1, {"loss": 0.5})
+        with pytest.raises(UserError, match=r"step 1 .*No space left.*--resume"):
+            recorder.flush()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_is_one_paragraph(tmp_path, monkeypatch, capsys, code):
+    assert command.main(flags(tmp_path, "--run.steps", "1")) == 0
+
+    def refuse(path, text):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("train.folder.write", refuse)
+    assert command.main(["--resume", str(tmp_path / "run"), "--run.steps", "2"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert os.strerror(code) in said and "Traceback" not in said and "\n\n" not in said
 
 
 def poisoned(monkeypatch, folder, indices) -> None:
@@ -137,3 +195,28 @@ def test_a_step_that_hangs_is_reported_once_with_all_stacks(tmp_path, monkeypatc
     assert "a_thread_that_waits_for_data" in text
     assert "test_a_step_that_hangs_is_reported_once_with_all_stacks" in text
     assert 2 * 0.05 + watchdog.GRACE < 1  # what is promised: twice the usual time and the grace
+
+
+def test_the_loop_tells_the_watchdog_what_it_does(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(watchdog.Watchdog, "_begin", lambda self, *what: begun.append(what))
+    assert main.main(flags(tmp_path)) == 0
+    said = [what for what, _ in begun]
+    assert [s for s in said if s.startswith("step")] == [f"step {n}" for n in range(1, 7)]
+    assert "the evaluation after step 4" in said and "saving after step 4" in said
+    limits = {what: seconds for what, seconds in begun}
+    assert limits["step 1"] == watchdog.OTHER  # which compiles
+    assert 30 < limits["step 6"] < 60
+
+
+def test_accumulation_does_not_multiply_refreshes(tmp_path):
+    """F24: the basis of Conda is renewed once per due step, however many parts a batch has."""
+    from tests.runs import program
+
+    conda = ["--optimizer.name", "conda", "--optimizer.refresh_every", "3"]
+    counts = {}
+    for parts in ("1", "4"):
+        ready = program(tmp_path, *conda, "--run.micro_batches", parts)
+        text = str(ready.update.trace(ready.placed_shapes(), ready.batch(0)).jaxpr)
+        counts[parts] = (text.count("svd["), text.count("eigh["), text.count("qr["))
+    assert sum(counts["1"]) > 0 and counts["4"] == counts["1"]
