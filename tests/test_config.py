@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import typing
 
 import pytest
@@ -152,6 +153,31 @@ def test_a_bad_json_config_is_refused(text, said):
     with pytest.raises(UserError, match="there") as error:
         arguments.from_json(text, "there")
     assert said in str(error.value)
+
+
+def test_noise_in_a_config_is_a_config_or_refused_in_words():
+    """A thousand files with bytes changed, and values of other types: never another exception."""
+    generator, plain = random.Random(0), arguments.to_json(Config())
+    strange = [None, True, -1, 0.5, 1e400, "", "x", [], ["hidden", 3], {}, {"a": {}}, 10**30]
+    refusals = 0
+    for number in range(1000):
+        text = bytearray(plain.encode())
+        if number % 2:
+            for _ in range(generator.randrange(1, 4)):
+                text[generator.randrange(len(text))] = generator.randrange(256)
+        else:
+            groups = json.loads(plain)
+            part = groups[generator.choice(list(groups))]
+            part[generator.choice(list(part))] = generator.choice(strange)
+            text = json.dumps(groups).encode()
+        try:
+            config = arguments.from_json(text.decode(errors="replace"), "there")
+            arguments.check(config)
+        except UserError:
+            refusals += 1
+        else:
+            assert arguments.from_json(arguments.to_json(config), "there") == config
+    assert 300 < refusals < 1000  # some noise is in the digits of a number
 
 
 def test_resolved_leaves_nothing_open_that_is_known():

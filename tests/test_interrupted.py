@@ -17,7 +17,7 @@ from tests.runs import flags, losses, records
 from train import __main__ as command
 from train import checkpoint, integrity, log, main, step, watchdog
 from train import data as data_lib
-from train.config import UserError
+from train.config import Config, UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def with_signal(plain, at: int = 1):
 # Where the signal arrives: what is called there, and the step that must be saved.
 PHASES = {
     "restore": (checkpoint.Checkpoints, "restore", 1, 0),
-    "compile": (step, "loss_and_gradient", 1, 1),
+    "compile": (step, "advance", 1, 1),
     "first evaluation": (data_lib.Data, "held_out", 1, 0),
     "evaluation": (data_lib.Data, "held_out", 2, 2),
     "save": (integrity, "digests", 2, 4),
@@ -93,6 +93,27 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(whole, tmp_p
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["2", "3"]
     assert command.main(["--resume", str(tmp_path / "run")]) == 0
     assert losses(tmp_path / "run") == losses(whole / "run")
+
+
+def test_the_next_checkpoint_is_written_once_there_is_room(tmp_path):
+    state = {"params": {"w": jnp.arange(600.0)}, "step": jnp.asarray(0)}
+    meta, said = checkpoint.describe(Config(), "text", state), []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+            checkpoints.save(state, meta, 1, said.append)
+            with pytest.raises(OSError, match="step 1 could not be written: File too large"):
+                checkpoints.wait()
+            checkpoints.save(state, meta, 2, said.append)
+            checkpoints._thread.join()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        checkpoints.save(state, meta, 3, said.append)
+        checkpoints.wait()
+        assert checkpoints.steps == [3]
+    (text,) = said
+    assert "step 2 could not be written" in text and "Training goes on" in text
 
 
 def test_metrics_that_cannot_be_written_stop_the_run_with_advice(tmp_path, monkeypatch):

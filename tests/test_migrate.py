@@ -87,11 +87,11 @@ def saved(tmp_path_factory):
     return folder, checkpoint.flat(state)
 
 
-def restored(folder, tx, say, migrating=True):
+def restored(folder, tx, say, migrating=True, state=state_of):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(lambda: state_of(tx, params())),
+        jax.eval_shape(lambda: state(tx, params())),
     )
     meta = checkpoint.describe(replace(Config(), {"optimizer.b1": 0.8}), "text", abstract)
     if not migrating:
@@ -128,6 +128,28 @@ def test_nine_edits_go_on_by_name_and_say_what_was_kept(saved, edit):
     assert (f"{len(dropped)} arrays dropped" in text) == bool(dropped)
     # The state is one that the optimizer goes on from.
     tx.update(params(3), found[0]["optimizer"], found[0]["params"])
+
+
+def with_average(tx, weights) -> dict:
+    return {**state_of(tx, weights), "average": params(7)}
+
+
+@pytest.mark.parametrize("had", [True, False])
+def test_the_mean_of_the_weights_is_kept_or_begins_at_them(saved, tmp_path, had):
+    """Of a task that keeps one, such as that of images."""
+    folder, said = (tmp_path if had else saved[0]), []
+    if had:
+        state = with_average(optax.adamw(0.01), params())
+        with Checkpoints(folder, 3) as checkpoints:
+            checkpoints.save(state, checkpoint.describe(Config(), "text", state), 2)
+            checkpoints.wait()
+    after, _ = restored(folder, optax.lion(0.01), said.append, state=with_average)
+    wanted = params(7) if had else after["params"]
+    for name in PARAMS:
+        np.testing.assert_array_equal(after["average"][name], wanted[name])
+        assert after["average"][name] is not after["params"][name]
+        assert (after["average"][name] != after["params"][name]).any() == had
+    assert ("average/w" in said[0].split("reset")[1].split("dropped")[0]) != had
 
 
 @pytest.mark.parametrize("edit", ["clipping in front", "lion"])

@@ -24,12 +24,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from optax_decay.paths import leaf_paths
-from train import integrity, migrate, replicas
+from train import integrity, migrate, processes, replicas
 from train.arguments import from_json
 from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
 
@@ -87,8 +86,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self._settle()
         self._manager.close()
 
     @property
@@ -125,12 +123,19 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is on disk; raises OSError if it could not be written."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
+        self._settle()
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def _settle(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        if self._error is not None:
+            # Orbax raises it once in every thread: here, lest the next save or `close` does.
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
 
     def _finish(self, step: int) -> None:
         try:
@@ -173,7 +178,7 @@ class Checkpoints:
                 that there are can be read.
         """
         for step in reversed(self.steps):
-            found, error = _together(self.meta, step)
+            found, error = processes.together(self.meta, step)
             if error is None:
                 wanted, finish = replicas.as_saved(abstract, found, meta, say)
                 compare(
@@ -185,7 +190,7 @@ class Checkpoints:
                     if wanted is not abstract:  # errors of other workers begin anew with all else
                         old = {path: x for path, x in old.items() if not replicas.is_error(x[0])}
                     plan, wanted = migrate.plan(old, _leaves(meta)), abstract
-                state, error = _together(self._state, step, found, wanted, plan, fresh)
+                state, error = processes.together(self._state, step, found, wanted, plan, fresh)
                 if error is None:
                     if not integrity.is_sealed(self.folder / str(step)):
                         say(
@@ -248,7 +253,9 @@ class Checkpoints:
         arrays = self._arrays(step, found, saved)
         kept = {new: arrays[old] for new, old in plan.kept.items()}
         params = migrate.join(abstract["params"], _below("params", kept))
-        state = {"params": params, "optimizer": fresh(params), "step": abstract["step"]}
+        state = {**abstract, "params": params, "optimizer": fresh(params)}
+        if "average" in abstract:  # begins at the weights, in memory of its own
+            state["average"] = jax.tree.map(jnp.copy, params)
         return migrate.join(state, kept)
 
     def _arrays(self, step: int, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -273,33 +280,12 @@ class Checkpoints:
             place = self.folder / f"unreadable-{step}-{number}"
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(place)
-        _wait_for_all(f"set aside {place.name}")
+        processes.wait_for_all(f"set aside {place.name}")
         self._manager.reload()
         say(
             f"The checkpoint of step {step} cannot be read and was moved to {place}; trying the one"
             f" before it. ({type(error).__name__}: {_first_line(error)})"
         )
-
-
-def _together(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
-    """(result, None) if the work succeeded in every process, (None, error) in each if not."""
-    result, error = None, None
-    try:
-        result = work(*arguments)
-    except UserError:
-        raise
-    except Exception as caught:
-        error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(error is not None))
-        if failed.any() and error is None:
-            error = integrity.Damaged("another process could not read it")
-    return (None, error) if error is not None else (result, None)
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _first_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ from train.compare_runs import Task, cost, run
 from train.compare_tuning import FIRST_SEED, next_trials, tuned
 from train.config import UserError, nearest
 from train.display import Progress, say
-from train.main import signals
+from train.signals import signals
 
 APART = 1000  # between the first seeds of two arms
 Record = dict[str, Any]

@@ -5,12 +5,9 @@ Read it from `train` downwards; every other file of this folder is one link of t
 
 import dataclasses
 import functools
-import os
 import pathlib
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +34,7 @@ from train.config import Config, UserError, model_config, resolved
 from train.display import say
 from train.folder import ROOT, Folder, environment, write
 from train.loading import load as load
+from train.signals import signals
 
 
 def main(arguments: list[str]) -> int:
@@ -240,27 +238,6 @@ def finish(checkpoints: checkpoint.Checkpoints, folder: pathlib.Path) -> None:
         kept = max(checkpoints.steps, default=None)
         safe = "nothing is saved" if kept is None else f"step {kept} is the last that is safe"
         raise UserError(f"{error}; {safe}. Make room, and go on with --resume {folder}.") from None
-
-
-@contextmanager
-def signals(unit: str = "step") -> Iterator[list[int]]:
-    """The signals to stop that arrived: Ctrl-C or a request to end. A second one stops at once."""
-    arrived: list[int] = []
-
-    def take(number: int, frame: Any) -> None:
-        if arrived:
-            raise KeyboardInterrupt
-        arrived.append(number)
-        # Not by `say`, which may be what this interrupts.
-        text = f"\nstopping after this {unit}, and saving (Ctrl-C again stops at once) ...\n"
-        os.write(2, text.encode())
-
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:

@@ -136,6 +136,28 @@ def from_first(work: Callable[[], str]) -> str:
     return text
 
 
+def together(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+    """(result, None) if the work succeeded in every process, (None, error) in each if not; raises UserError."""
+    result, error = None, None
+    try:
+        result = work(*arguments)
+    except UserError:
+        raise
+    except Exception as caught:
+        error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if failed.any() and error is None:
+            error = RuntimeError("it failed in another process")
+    return (None, error) if error is not None else (result, None)
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process is here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 class Agreement:
     """Whether any process wants something, known to all after the same step.
 

@@ -29,7 +29,7 @@ from train import width_figures
 from train.config import UserError, nearest
 from train.display import Progress, say
 from train.folder import write
-from train.main import signals
+from train.signals import signals
 from train.width_analysis import RULES, TITLES, optimum, spectral_exponents, surfaces, transfer
 from train.width_runs import Task, run_group
 
