@@ -161,7 +161,9 @@ def wait_for_all(what: str) -> None:
 class Agreement:
     """Whether any process wants something, known to all after the same step.
 
-    With several processes the answer is that of one step before, so that nobody waits for it.
+    With several processes the answer is that of one step before, so that nobody waits for it. A signal to any process,
+    as schedulers send before they take a machine away, thus makes all of them save the same step. It stands in the place
+    of JAX's preemption service (and Orbax's `reached_preemption` on top of it), which would take SIGTERM for itself.
     """
 
     def __init__(self) -> None:
