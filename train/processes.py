@@ -162,8 +162,8 @@ class Agreement:
     """Whether any process wants something, known to all after the same step.
 
     With several processes the answer is that of one step before, so that nobody waits for it. A signal to any process,
-    as schedulers send before they take a machine away, thus makes all of them save the same step. It stands in the place
-    of JAX's preemption service (and Orbax's `reached_preemption` on top of it), which would take SIGTERM for itself.
+    as schedulers send before they take a machine away, thus makes all of them save the same step. This stands in for
+    JAX's preemption service (and Orbax's `reached_preemption` on top of it), which would take SIGTERM for itself.
     """
 
     def __init__(self) -> None:
