@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.runs import flags, losses, records
+from tests.runs import flags, interrupt_after, losses, records
 from train import __main__ as command
 from train import checkpoint, integrity, log, main, step, watchdog
 from train import data as data_lib
@@ -76,11 +76,13 @@ def test_a_signal_in_any_phase_saves_and_loses_nothing(whole, tmp_path, monkeypa
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(whole, tmp_path, capsys):
     """The system refuses files of more than 16 kB: metrics fit, checkpoints do not."""
-    assert command.main(flags(tmp_path, "--run.steps", "3")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert command.main(flags(tmp_path)) == 128 + signal.SIGINT
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, before[1]))
-        code = command.main(["--resume", str(tmp_path / "run"), "--run.steps", "6"])
+        code = command.main(["--resume", str(tmp_path / "run")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capsys.readouterr()

@@ -231,8 +231,8 @@ def test_a_run_goes_on_with_another_optimizer_when_told_to(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert "The optimizer has changed since step 4" in said and "continued after step 4" in said
     for path in ("mu/blocks/attention/key/kernel", "nu/head/kernel", "count"):
-        assert f"    optimizer/direction/{path}\n" in said.split("arrays dropped")[1]
-    assert "    optimizer/rate/count\n" in said.split("arrays reset")[0]
+        assert f"    optimizer/inner_state/direction/{path}\n" in said.split("arrays dropped")[1]
+    assert "    optimizer/inner_state/rate/count\n" in said.split("arrays reset")[0]
     after = losses(tmp_path / "run")
     assert sorted(after) == [1, 2, 3, 4, 5, 6]
     assert {n: after[n] for n in before} == before
