@@ -17,7 +17,9 @@ import jax
 import pytest
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
-collect_ignore = ["hugging_face_logits.py"]  # a program that test_hugging_face.py runs where torch is
+collect_ignore = [
+    "hugging_face_logits.py"
+]  # a program that test_hugging_face.py runs where torch is
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -20,6 +20,7 @@ import os
 import pathlib
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -150,8 +151,13 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         """Makes room again, and keeps the reason for `wait`."""
-        for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(part, ignore_errors=True)
+        # Parts on their way make their folders anew: look until none comes back.
+        quiet, end = time.monotonic(), time.monotonic() + 5
+        while time.monotonic() < min(quiet + 0.3, end):
+            for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+                quiet = time.monotonic()
+            time.sleep(0.05)
         self._manager.reload()
         self._error = OSError(
             f"The checkpoint of step {step} could not be written: {_of_the_disk(error)}"
