@@ -76,8 +76,11 @@ class Folder:
 
     def add_start(self, environment: dict[str, Any]) -> None:
         """Adds one entry to environment.json."""
-        path = self.path / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
+        path, starts = self.path / "environment.json", []
+        try:
+            starts = json.loads(path.read_text()) if path.exists() else []
+        except ValueError:
+            path.replace(path.with_name(f"unreadable-{path.name}"))
         write(path, json.dumps([*starts, environment], indent=2) + "\n")
 
 

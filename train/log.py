@@ -40,9 +40,10 @@ def read(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+            wanted = record["step"] <= last_step
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
-        if record["step"] <= last_step:
+        if wanted:
             records.append(record)
     return records
 

@@ -194,11 +194,14 @@ def loop(
     step before. An evaluation that a signal cuts off is made up for when the run goes on.
     """
     run, done, agreement = program.config.run, start, processes.Agreement()
+    due = stopped = False  # a checkpoint; by a signal
 
     def evaluate() -> None:
         with records.pause():
             watch.other(f"the evaluation after step {done}")
-            loss = program.evaluate(state, () if done == run.steps else stop)
+            # Several processes must all go through with it, and know of each other's signals after steps alone.
+            through = done == run.steps or jax.process_count() > 1
+            loss = program.evaluate(state, () if through else stop)
             if loss is None:
                 return
             records.held_out(done, loss, program.data.bytes_per_token)
@@ -206,17 +209,21 @@ def loop(
             records.spectrum(done, observe.spectrum(state["optimizer"].inner_state["decay"]))
             records.gains(done, program.gains(state["params"]))
 
-    def keep() -> None:
+    def keep() -> bool:
+        """Saves, but for weights that give no numbers: those of the checkpoints before may be healthier."""
         with records.pause():
             watch.other(f"saving after step {done}")
-            if records.skipping:  # of the checkpoints before it one may be of healthier weights
-                return
-            save(state, step=done)
+            if healthy := stopped or not records.skipping:
+                save(state, step=done)
+        return healthy
 
     tokens = program.batch(start)
-    if start % run.eval_every == 0 and not records.evaluated(start):
+    # Only the first process knows what has been written.
+    if start % run.eval_every == 0 and not processes.from_first(
+        lambda: "done" if records.evaluated(start) else ""
+    ):
         evaluate()
-    while done < run.steps and not agreement.ask(bool(stop)):
+    while done < run.steps and not (stopped := agreement.ask(bool(stop))):
         watch.step(done + 1, records.seconds_per_step)
         state, noted = program.update(state, tokens)
         done += 1
@@ -224,8 +231,9 @@ def loop(
         records.train(done, noted)
         if done % run.eval_every == 0 or done == run.steps:
             evaluate()
-        if done % run.save_every == 0:
-            keep()
+        due = due or done % run.save_every == 0
+        if due:
+            due = not keep()
     keep()
     return done
 
