@@ -41,6 +41,8 @@ def refused(*flags: str) -> str:
         ("--decay.weight_decay -0.5", "-0.5", "0 or more", "nearest: 0"),
         ("--decay.threshold 0", "0.0", "above 0", "above 0"),
         ("--run.steps 0", "0", "1 or more", "nearest: 1"),
+        ("--run.seed 99999999999", "99999999999", "at most 2147483647", "nearest: 2147483647"),
+        ("--run.name ../x", "'../x'", "no slashes", "nearest: '..-x'"),
         ("--run.steps 9 --optimizer.warmup_steps 12", "12", "0 to 9", "nearest: 9"),
         ("--data.batch_size 6 --run.micro_batches 4", "4", "batch_size = 6", "nearest: 3"),
         ("--model.preset 60m", "'60m'", "tiny", "nearest: 60M"),
@@ -134,6 +136,7 @@ def test_json_round_trip_of_every_experiment():
     ("text", "said"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "groups of fields"),
         ('{"run": 3}', "groups of fields"),
         ('{"run": {"stepz": 3}}', "nearest: 'run.steps'"),
@@ -158,7 +161,8 @@ def test_a_bad_json_config_is_refused(text, said):
 def test_noise_in_a_config_is_a_config_or_refused_in_words():
     """A thousand files with bytes changed, and values of other types: never another exception."""
     generator, plain = random.Random(0), arguments.to_json(Config())
-    strange = [None, True, -1, 0.5, 1e400, "", "x", [], ["hidden", 3], {}, {"a": {}}, 10**30]
+    strange = [None, True, -1, 0.5, 1e400, "", "x", "\0", "\ud800", "../..", [], ["hidden", 3]]
+    strange += [{}, {"a": {}}, 10**30, 10**400, -(10**400)]
     refusals = 0
     for number in range(1000):
         text = bytearray(plain.encode())

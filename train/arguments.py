@@ -9,7 +9,9 @@ Everything wrong is said before anything is computed, as a `UserError`: one clea
 
 import dataclasses
 import json
+import math
 import pathlib
+import re
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -138,6 +140,7 @@ def check(config: Config) -> None:
         hints = typing.get_type_hints(type(part), include_extras=True)
         for name, value in vars(part).items():
             _check_range(f"{group.name}.{name}", value, hints[name])
+            _check_text(f"{group.name}.{name}", value)
     filled = resolved(config)
     full, untouched = flatten(filled), flatten(Config())
     model_config(filled, config.model.vocab_size or 1)
@@ -229,11 +232,23 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         low, high = ranges[0].low, ranges[0].high
         end = low if not value > low else high
         open_end = ranges[0].above if end == low else ranges[0].below
-        advice = (
-            f"a number {'above' if end == low else 'below'} {end:g}" if open_end else f"{end:g}"
-        )
+        advice = f"a number {'above' if end == low else 'below'} {end:g}" if open_end else f"{end}"
         raise UserError(
-            f"{name} = {value} is out of range: allowed is {ranges[0]}; nearest: {advice}."
+            f"{name} = {str(value)[:40]} is out of range: allowed is {ranges[0]}; nearest: {advice}."
+        )
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Names and paths are texts that can be printed; a name of runs is one of a folder inside `runs`."""
+    if not isinstance(value, str):
+        return
+    nearest_one = "".join(c for c in value if c.isprintable())
+    if name == "run.name":
+        nearest_one = re.sub(r"[/\\]+", "-", nearest_one) or "run"
+    if value != nearest_one:
+        allowed = "letters, digits and signs" + (", no slashes" if name == "run.name" else "")
+        raise UserError(
+            f"{name} = {value[:60]!r} is not a name: allowed are {allowed}; nearest: {nearest_one[:60]!r}."
         )
 
 
@@ -253,7 +268,7 @@ def from_json(text: str, source: str) -> Config:
     """
     try:
         groups = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON: {error}.") from None
     config, known = Config(), flatten(Config())
     if not isinstance(groups, dict) or not all(isinstance(v, dict) for v in groups.values()):
@@ -280,7 +295,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if value in literals or (value is None and types.NoneType in kinds):
         return value
     if float in kinds and type(value) in (int, float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(math.inf, 1 if value > 0 else -1)
     if type(value) in kinds:
         return value
     if literals and isinstance(value, str):

@@ -17,17 +17,21 @@ class Range:
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"numbers above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.high == LARGEST:
+            return f"{self.low} or more, at most {LARGEST}"
         return f"{self.low:g} {'<' if self.above else '<='} value {'<' if self.below else '<='} {self.high:g}"
 
     def holds(self, value: float) -> bool:
         high_enough = self.low < value if self.above else self.low <= value
         low_enough = value < self.high if self.below else value <= self.high
-        return math.isfinite(value) and high_enough and low_enough
+        return high_enough and low_enough and math.isfinite(value)
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
-Window = Annotated[int, Range(4)]
+LARGEST = 2**31 - 1  # what a counter on a device can hold
+
+Count = Annotated[int, Range(1, LARGEST)]
+Whole = Annotated[int, Range(0, LARGEST)]
+Window = Annotated[int, Range(4, LARGEST)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Momentum = Annotated[float, Range(0, 1, below=True)]

@@ -139,9 +139,9 @@ def advance(
         "gradients": None if replicas.inside() else gradient,
         "hessian_fn": curvature,
     }
-    change, after = tx.update(gradient, state["optimizer"], params, **looks)
-    optimizer: Any = after  # a SkipOnSpikeState
-    noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
+    change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
+    if isinstance(optimizer, optax_decay.SkipOnSpikeState):
+        noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
     params = optax.apply_updates(params, change)
     return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, noted
 
