@@ -1,7 +1,13 @@
 """Self-attention, in one place so that faster kernels have one door to come in by."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from models.products import on_cpu, product
+
+CPU_BLOCKS = 4  # of positions; no product with the keys after a block, nor scores kept, on CPUs
 
 
 def attention(
@@ -39,13 +45,33 @@ def attention(
     K = key_BTKE.shape[2]
     query_BKGTE = query_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4)
     key_BKSE, value_BKSE = key_BTKE.transpose(0, 2, 1, 3), value_BTKE.transpose(0, 2, 1, 3)
-    scores_BKGTS = jnp.einsum(
-        "BKGTE,BKSE->BKGTS", query_BKGTE, key_BKSE, preferred_element_type=jnp.float32
-    )
-    scores_BKGTS = scale * scores_BKGTS
-    if causal:
-        causal_TS = jnp.tril(jnp.ones((T, T), bool))
-        scores_BKGTS = jnp.where(causal_TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(value_BTKE.dtype)
-    mixed_BKGTE = jnp.einsum("BKGTS,BKSE->BKGTE", weights_BKGTS, value_BKSE)
+    blocks = CPU_BLOCKS if causal and on_cpu() and T % CPU_BLOCKS == 0 else 1
+    size = T // blocks
+    mix = functools.partial(_mix, scale, causal)
+    if blocks > 1:
+        mix = jax.checkpoint(mix)
+    mixed = [
+        mix(query_BKGTE[..., end - size : end, :], key_BKSE[..., :end, :], value_BKSE[..., :end, :])
+        for end in range(size, T + 1, size)
+    ]
+    mixed_BKGTE = jnp.concatenate(mixed, axis=-2) if blocks > 1 else mixed[0]
     return mixed_BKGTE.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+
+def _mix(
+    scale: float,
+    causal: bool,
+    query_BKGTE: jax.Array,
+    key_BKSE: jax.Array,
+    value_BKSE: jax.Array,
+) -> jax.Array:
+    """What the last T of S positions take of all S."""
+    B, K, G, T, E = query_BKGTE.shape
+    S = key_BKSE.shape[-2]
+    flat = query_BKGTE.reshape(B, K, G * T, E)
+    scores_BKGTS = scale * product(flat, key_BKSE.mT, jnp.float32).reshape(B, K, G, T, S)
+    if causal:
+        causal_TS = jnp.tril(jnp.ones((T, S), bool), S - T)
+        scores_BKGTS = jnp.where(causal_TS, scores_BKGTS, jnp.finfo(jnp.float32).min)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS).astype(value_BKSE.dtype)
+    return product(weights_BKGTS.reshape(B, K, G * T, S), value_BKSE).reshape(B, K, G, T, E)

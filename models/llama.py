@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models import shapes
+from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, rematerialised
+from models.layers import Embedding, Linear, rematerialised, unrolled
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -203,6 +203,7 @@ class Llama(nnx.Module):
             self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
     def __call__(self, tokens_BT: jax.Array, place: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The last features [B, T, D]."""
         config = self.config
         embedding_VD = self.embed.embedding[...]
         x_BTD = place(embedding_VD[tokens_BT].astype(config.dtype))
@@ -211,12 +212,13 @@ class Llama(nnx.Module):
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return place(block(x_BTD, angles_TE)), None
 
-        x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, self.blocks)
-        x_BTD = self.final_norm(x_BTD) * shapes.readout(config)
-        if not config.tied:
-            return self.head(x_BTD, jnp.float32)
-        embedding_VD = embedding_VD.astype(x_BTD.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32)
+        layer = rematerialised(layer, config.remat)
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unrolled(config))
+        return self.final_norm(x_BTD) * shapes.readout(config)
+
+    def head_matrix(self) -> jax.Array:
+        """[D, V]: what the last features are multiplied by."""
+        return self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
 
 
 @functools.cache
@@ -229,14 +231,14 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(key)), nnx.Param))
 
 
-def forward(
+def features(
     config: Config,
     params: dict[str, Any],
     tokens_BT: jax.Array,
     *,
     place: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """Logits: how likely each token is after each position and those before it.
+) -> tuple[jax.Array, jax.Array]:
+    """What the logits are the product of, for a loss that never holds all of them.
 
     Args:
       config: the shape of the model.
@@ -247,9 +249,27 @@ def forward(
         (`jax.lax.with_sharding_constraint`), else XLA may gather sequences instead of weights.
 
     Returns:
+      the last features [B, T, D] in the type of the activations, and the float32 matrix [D, V].
+    """
+    network = nnx.merge(_graph(config), params)
+    return network(tokens_BT, place or (lambda x_BTD: x_BTD)), network.head_matrix()
+
+
+def forward(
+    config: Config,
+    params: dict[str, Any],
+    tokens_BT: jax.Array,
+    *,
+    place: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Logits: how likely each token is after each position and those before it.
+
+    Args: as of `features`.
+
+    Returns:
       float32 [B, T, V].
     """
-    return nnx.merge(_graph(config), params)(tokens_BT, place or (lambda x_BTD: x_BTD))
+    return loss.logits(*features(config, params, tokens_BT, place=place))
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 import optax_decay
 from models import llama
+from models.loss import cross_entropy
 from tests import toy
 from tests.runs import program
 from train import optimizer, sharding, step
@@ -139,13 +140,13 @@ def test_cross_entropy_against_float64():
     shifted = logits - logits.max(-1, keepdims=True)
     right = np.take_along_axis(shifted, targets[..., None], -1)[..., 0]
     losses = np.log(np.exp(shifted).sum(-1)) - right
-    total, count = step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
+    total, count = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
     # float32, 15 terms of order one
     assert float(total) == pytest.approx(losses.sum(), rel=1e-6) and count == 15
-    low = step.cross_entropy(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(targets))
+    low = cross_entropy(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(targets))
     assert {x.dtype for x in low} == {jnp.dtype("float32")}
     padded = np.where(np.arange(5) < np.array([[5], [2], [0]]), targets, -1)
-    total, count = step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(padded))
+    total, count = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(padded))
     assert count == 7 and float(total) == pytest.approx(losses[padded >= 0].sum(), rel=1e-6)
 
 

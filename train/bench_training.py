@@ -15,8 +15,10 @@ import numpy as np
 import optax
 
 from models import llama
+from train import families, sharding
 from train import step as step_lib
 from train.bench_table import Options, Table, best_times
+from train.config import Mesh
 
 WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH, BATCH = 256, 4, 4, 8192, 256, 8
 
@@ -31,9 +33,11 @@ def config(**changes: Any) -> llama.Config:
 def ours(tokens: np.ndarray, **changes: Any) -> Callable[[], Any]:
     """One update of this project's step."""
     model = config(**changes)
-    forward = functools.partial(llama.forward, model)
+    forward = families.Forward(model)
     tx = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
+    mesh = sharding.make_mesh(Mesh(), BATCH, jax.devices()[:1])
     state = step_lib.init(functools.partial(llama.init, model), tx, jax.random.key(0))
+    state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     update = step_lib.compile_update(forward, tx, lambda step: 1e-3, 1, shardings)
     batch = jnp.asarray(tokens)

@@ -1,14 +1,17 @@
 """The language models that can be trained: one row per file of `models/`.
 
-Each such file has Config, PRESETS, `init(config, key)`, `forward(config, params, tokens, place=)`,
+Each such file has Config, PRESETS, `init(config, key)`, `features` and `forward(config, params, tokens, place=)`,
 `axes(config)` and `count(config)`. A new one is a row here, and fields for what is new in its Config
 in `config.Model`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from models import gpt, llama
+import jax
+
+from models import gpt, llama, loss
 
 FAMILIES: dict[str, Any] = {"llama": llama, "gpt": gpt}
 
@@ -33,3 +36,22 @@ def owners(field: str) -> list[str]:
         for name, module in FAMILIES.items()
         if field in {f.name for f in dataclasses.fields(module.Config)}
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A model as a function of weights and tokens alone."""
+
+    model: Any  # Config of a file of models/
+    place: Callable[[jax.Array], jax.Array] | None = None
+
+    def __call__(self, params: Any, tokens: jax.Array) -> jax.Array:
+        """Logits [B, T, V]."""
+        return of(self.model).forward(self.model, params, tokens, place=self.place)
+
+    def nats(
+        self, params: Any, tokens: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sum of the cross-entropy of targets that are not negative, and their number."""
+        x, head = of(self.model).features(self.model, params, tokens, place=self.place)
+        return loss.nats(x, head, targets)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
+from models.loss import cross_entropy
 from train import replicas, sharding
 
 State = dict[str, Any]
@@ -25,27 +26,17 @@ def init(
     return {"params": params, "optimizer": tx.init(params), "step": jnp.zeros([], jnp.int32)}
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum over tokens, in nats, and how many there are; float32 whatever the logits are.
-
-    A negative target is padding: it counts for nothing.
-    """
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(
-        logits_BTV.astype(jnp.float32), jnp.maximum(targets_BT, 0)
-    )
-    real_BT = targets_BT >= 0
-    return jnp.sum(jnp.where(real_BT, losses_BT, 0)), jnp.sum(real_BT, dtype=jnp.float32)
-
-
 def summed(forward: Forward, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of predicting each token from those before it, with the number of predictions.
 
     Args:
-        forward: of a model.
+        forward: of a model; one with a `nats` method (`families.Forward`) sums without all logits at once.
         params: its weights.
         tokens: int32 [B, T + 1]. What is negative is padding and ends a row: a causal model sees
             none of it before the last real token.
     """
+    if hasattr(forward, "nats"):
+        return forward.nats(params, inputs(tokens), tokens[:, 1:])
     return cross_entropy(forward(params, inputs(tokens)), tokens[:, 1:])
 
 

@@ -1,0 +1,103 @@
+"""The loss of a language model, from its last features without all logits at once.
+
+    loss = Σ_n  logsumexp(z_n) − z_n[t_n],      z = x w,      ∂z_n = softmax(z_n) − onehot(t_n)
+
+over the positions n whose target t_n is not padding. The logits of N positions and V tokens are the
+largest arrays of a small model, 4 N V bytes each. On one device they are made, and their gradient
+with them, for a part of the positions at a time.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from models.products import gradients, on_cpu, product
+
+CPU_BYTES = 2**23  # of logits at once: what a processor's caches hold
+BYTES = 2**30  # elsewhere
+
+
+def logits(x_BTD: jax.Array, w_DV: jax.Array) -> jax.Array:
+    """x w: float32 [B, T, V]."""
+    B, T, D = x_BTD.shape
+    return product(x_BTD.reshape(B * T, D), w_DV, jnp.float32).reshape(B, T, -1)
+
+
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum over tokens, in nats, and how many there are; float32 whatever the logits are.
+
+    A negative target is padding: it counts for nothing.
+    """
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BTV.astype(jnp.float32), jnp.maximum(targets_BT, 0)
+    )
+    real_BT = targets_BT >= 0
+    return jnp.sum(jnp.where(real_BT, losses_BT, 0)), jnp.sum(real_BT, dtype=jnp.float32)
+
+
+def nats(x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`cross_entropy` of the logits x w.
+
+    Args:
+      x_BTD: last features.
+      w_DV: matrix of the head.
+      targets_BT: integers below V; what is negative is padding.
+    """
+    count = parts(targets_BT.size, w_DV.shape[1])
+    if count == 1 or jax.sharding.get_abstract_mesh().size > 1:  # a sum over devices in each part
+        return cross_entropy(logits(x_BTD, w_DV), targets_BT)
+    x_ND, targets_N = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1)
+    return _in_parts(count, x_ND, w_DV, targets_N), jnp.sum(targets_N >= 0, dtype=jnp.float32)
+
+
+def parts(positions: int, vocabulary: int) -> int:
+    """The least number of equal parts that have few enough logits each."""
+    least = -(-4 * positions * vocabulary // (CPU_BYTES if on_cpu() else BYTES))
+    return next(n for n in range(min(least, positions), positions + 1) if positions % n == 0)
+
+
+def _split(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(x.reshape(count, -1, *x.shape[1:]) for x in arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_parts(count: int, x_ND: jax.Array, w_DV: jax.Array, targets_N: jax.Array) -> jax.Array:
+    def add(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x_nD, targets_n = part
+        return total + cross_entropy(product(x_nD, w_DV, jnp.float32), targets_n)[0], None
+
+    return jax.lax.scan(add, jnp.zeros([]), _split(count, x_ND, targets_N))[0]
+
+
+def _forward(
+    count: int, x_ND: jax.Array, w_DV: jax.Array, targets_N: jax.Array
+) -> tuple[jax.Array, Any]:
+    rounded_DV = w_DV.astype(x_ND.dtype)
+
+    def add(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> Any:
+        total, dw_DV = sums
+        x_nD, targets_n = part
+        logits_nV = product(x_nD, rounded_DV, jnp.float32)
+        top_n = jax.nn.logsumexp(logits_nV, axis=-1)
+        hit_nV = jnp.arange(w_DV.shape[1]) == targets_n[:, None]
+        real_n = targets_n >= 0
+        dz_nV = jnp.where(real_n[:, None], jnp.exp(logits_nV - top_n[:, None]) - hit_nV, 0)
+        target_n = jnp.sum(jnp.where(hit_nV, logits_nV, 0), axis=-1)
+        dx_nD, more_DV = gradients(x_nD, rounded_DV, dz_nV)
+        total += jnp.sum(jnp.where(real_n, top_n - target_n, 0))
+        return (total, dw_DV + more_DV), dx_nD.astype(x_ND.dtype)
+
+    zero = (jnp.zeros([]), jnp.zeros(w_DV.shape))
+    (total, dw_DV), dx_cnD = jax.lax.scan(add, zero, _split(count, x_ND, targets_N))
+    return total, (dx_cnD.reshape(x_ND.shape), dw_DV.astype(w_DV.dtype))
+
+
+def _backward(count: int, kept: tuple[jax.Array, jax.Array], scale: jax.Array) -> Any:
+    del count
+    return *((scale * d).astype(d.dtype) for d in kept), None
+
+
+_in_parts.defvjp(_forward, _backward)

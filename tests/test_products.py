@@ -1,0 +1,137 @@
+"""The fast ways of CPUs through products, attention and the loss are the plain ways to rounding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models import attention, gpt, llama, loss, products
+from train import families, step
+
+# One rounding to bfloat16 is at most 2^-8 of a value; sums here are of up to about 100 of those.
+BF16 = 2.0**-8
+
+
+def draws(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(("batch", "narrow"), [((), "a"), ((2, 3), "both")])
+def test_product_and_gradients_against_float64(batch, narrow):
+    a, b, dy = draws((*batch, 5, 7), (*batch, 7, 11), (*batch, 5, 11))
+    a16 = jnp.asarray(a, jnp.bfloat16)
+    b16 = jnp.asarray(b, jnp.bfloat16 if narrow == "both" else jnp.float32)
+    assert products.special(a16) and not products.special(jnp.asarray(a))
+    y, back = jax.vjp(functools.partial(products.product, dtype=jnp.float32), a16, b16)
+    da, db = back(jnp.asarray(dy))
+    assert (y.dtype, da.dtype, db.dtype) == (jnp.float32, jnp.bfloat16, b16.dtype)
+    a, b, dy = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in (a, b, dy))
+    np.testing.assert_allclose(y, a @ b, atol=1e-5)  # products of bfloat16 are exact in float32
+    np.testing.assert_allclose(
+        np.asarray(da, np.float64), dy @ b.swapaxes(-1, -2), rtol=BF16, atol=1e-5
+    )
+    rtol = BF16 if narrow == "both" else 0
+    np.testing.assert_allclose(
+        np.asarray(db, np.float64), a.swapaxes(-1, -2) @ dy, rtol=rtol, atol=1e-5
+    )
+
+
+def test_attention_in_blocks_is_attention(monkeypatch):
+    query, key, value = draws((2, 8, 4, 6), (2, 8, 2, 6), (2, 8, 2, 6))
+
+    def both(query, key, value):
+        mixed = attention.attention(query, key, value, scale=0.4)
+        return jnp.sum(jnp.sin(mixed)), mixed
+
+    found = []
+    for blocks in (1, attention.CPU_BLOCKS):
+        monkeypatch.setattr(attention, "CPU_BLOCKS", blocks)
+        graded = jax.value_and_grad(both, argnums=(0, 1, 2), has_aux=True)
+        found.append(jax.jit(graded)(query, key, value))
+        text = jax.jit(lambda *x: both(*x)[1]).lower(query, key, value).as_text()
+        assert ("4x2x8" not in text) or blocks == 1
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), *found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loss_in_parts_is_the_loss(monkeypatch, dtype):
+    x, w = draws((3, 4, 16), (16, 29))
+    x = jnp.asarray(x, dtype)
+    targets = np.random.default_rng(1).integers(0, 29, (3, 4))
+    targets[1, 2:] = -1
+
+    def mean(x, w):
+        total, count = loss.nats(x, w, targets)
+        return total / count
+
+    found = []
+    for limit in (4 * 29 * 12, 4 * 29 * 3):
+        monkeypatch.setattr(loss, "CPU_BYTES", limit)
+        assert loss.parts(12, 29) == 4 * 29 * 12 // limit
+        found.append(jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(x, w))
+        assert float(jax.jit(mean)(x, w)) == pytest.approx(float(found[-1][0]), rel=1e-6)
+    # What is rounded to bfloat16 in both is rounded before it is scaled by 1/count in one of them.
+    atol = 2e-7 if dtype == "float32" else 4 * BF16 * np.abs(x).max() / 4
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-5, atol=atol
+        ),
+        *found,
+    )
+
+
+def test_parts_are_equal_and_within_the_limit():
+    assert loss.parts(2048, 8192) == 8
+    assert loss.parts(7, loss.CPU_BYTES) == 7
+    assert loss.parts(8 * 100, loss.CPU_BYTES // 4 // 90) == 10
+
+
+TIED = llama.Config(vocab_size=61, width=24, mlp_width=40, layers=2, heads=2, tied=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "split"),
+    [
+        (llama, llama.PRESETS["toy"], True),
+        (llama, TIED, False),
+        (gpt, gpt.PRESETS["gpt-toy"], True),
+    ],
+)
+def test_models_in_bfloat16_are_near_those_in_float32(monkeypatch, family, config, split):
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (4, 17), np.int32)
+    params = family.init(config, jax.random.key(0))
+    if split:
+        monkeypatch.setattr(loss, "CPU_BYTES", 4 * config.vocab_size * 16)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        forward = families.Forward(dataclasses.replace(config, dtype=dtype))
+        graded = jax.value_and_grad(functools.partial(step.loss, forward))
+        found[dtype] = jax.jit(graded)(params, tokens)
+    # Runs side by side.
+    many = jax.jit(jax.vmap(graded, in_axes=(None, 0)))(params, np.stack([tokens, tokens]))
+    np.testing.assert_allclose(many[0][1], found["bfloat16"][0], rtol=1e-5)
+    assert abs(found["float32"][0] - found["bfloat16"][0]) < 1e-3
+    difference = jax.tree.map(jnp.subtract, *(found[dtype][1] for dtype in found))
+    whole = optax.tree.norm(found["float32"][1])
+    for wrong, right in zip(jax.tree.leaves(difference), jax.tree.leaves(found["float32"][1])):
+        # Through the layers some ten roundings add up; keys' biases have no gradient but rounding.
+        assert np.linalg.norm(wrong) <= 10 * BF16 * np.linalg.norm(right) + 1e-4 * whole
+
+
+def test_hessian_products_pass_through():
+    """Sophia-H's estimate: a derivative of the gradient along a direction."""
+    config = llama.Config(
+        vocab_size=61, width=24, mlp_width=40, layers=2, heads=2, dtype="bfloat16"
+    )
+    forward = families.Forward(config)
+    tokens = np.random.default_rng(3).integers(0, 61, (2, 9), np.int32)
+    params = llama.init(config, jax.random.key(0))
+    tangent = jax.tree.map(jnp.ones_like, params)
+    gradient = jax.grad(lambda p: forward.nats(p, tokens[:, :-1], tokens[:, 1:])[0])
+    product = jax.jit(lambda p: jax.jvp(gradient, (p,), (tangent,))[1])(params)
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(product))
