@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from models.products import gradients, on_cpu, product
 
@@ -31,10 +30,10 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
 
     A negative target is padding: it counts for nothing.
     """
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(
-        logits_BTV.astype(jnp.float32), jnp.maximum(targets_BT, 0)
-    )
-    real_BT = targets_BT >= 0
+    logits_BTV, real_BT = logits_BTV.astype(jnp.float32), targets_BT >= 0
+    chosen_BT = jnp.maximum(targets_BT, 0)[..., None]
+    losses_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    losses_BT -= jnp.take_along_axis(logits_BTV, chosen_BT, axis=-1)[..., 0]
     return jnp.sum(jnp.where(real_BT, losses_BT, 0)), jnp.sum(real_BT, dtype=jnp.float32)
 
 
