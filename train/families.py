@@ -40,14 +40,14 @@ def owners(field: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """A model as a function of weights and tokens alone."""
+    """A model as a function of weights and inputs alone."""
 
     model: Any  # Config of a file of models/
     place: Callable[[jax.Array], jax.Array] | None = None
 
-    def __call__(self, params: Any, tokens: jax.Array) -> jax.Array:
-        """Logits [B, T, V]."""
-        return of(self.model).forward(self.model, params, tokens, place=self.place)
+    def __call__(self, params: Any, inputs: jax.Array, **options: Any) -> jax.Array:
+        """Logits; for the options see the model's own `forward`."""
+        return of(self.model).forward(self.model, params, inputs, place=self.place, **options)
 
     def nats(
         self, params: Any, tokens: jax.Array, targets: jax.Array
