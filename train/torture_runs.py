@@ -3,6 +3,7 @@
 All are the same toy run, so that every loss can be compared with those of one that nothing disturbed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -68,6 +69,7 @@ class Life:
         variables.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
         self.log = log
         self._begun = time.monotonic()
+        self.since = time.time()
         with log.open("a") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "train", *flags],
@@ -127,9 +129,13 @@ def last_step(run: pathlib.Path) -> int:
     return max(losses(run), default=0)
 
 
-def saving(run: pathlib.Path) -> bool:
-    """Whether a save is in flight."""
-    return any((run / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+def saving(run: pathlib.Path, since: float) -> bool:
+    """Whether a save is in flight that began after a moment: a life finds those that a kill has left."""
+    for path in (run / "checkpoints").glob("*.orbax-checkpoint-tmp"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= since:
+                return True
+    return False
 
 
 def saved(run: pathlib.Path) -> list[int]:
@@ -151,14 +157,17 @@ def clean(place: Place, steps: int) -> dict[int, float]:
 
 
 def strike(life: Life, run: pathlib.Path, generator: random.Random, startup: float) -> bool:
-    """Kills a life in a save (half of the time), in a step, or while it starts; False if it was over."""
+    """Waits for a save (half of the time), a step, or a moment of the start; False if the life is over."""
+    starts = len(started_at(run))
     how = generator.choices(("save", "step", "start"), (5, 3, 2))[0]
     at = last_step(run) + generator.randrange(1, 2 * INTERVAL)
     end = time.monotonic() + generator.uniform(0, 1.2 * startup)
     match how:
         case "save":
             alive = life.until(lambda: last_step(run) >= at - INTERVAL)
-            alive = alive and life.until(lambda: saving(run))
+            # It has started anew, and cleared what the last one left, before it saves.
+            alive = alive and life.until(lambda: len(started_at(run)) > starts)
+            alive = alive and life.until(lambda: saving(run, life.since))
         case "step":
             alive = life.until(lambda: last_step(run) >= at)
         case _:
@@ -183,7 +192,7 @@ def kills(
         before, starts, since = last_step(run), len(started_at(run)), time.monotonic()
         life = Life(place.flags(run.name, steps), place.folder / "kills.log")
         if done < count and strike(life, run, generator, startup):
-            in_flight = saving(run)
+            in_flight = len(started_at(run)) > starts and saving(run, life.since)
             life.kill()
             done, inside = done + 1, inside + in_flight
         elif life.end() != 0:
@@ -217,14 +226,16 @@ PHASES = ("compile", "warm-up", "step", "evaluation", "save")
 
 def signals(place: Place, steps: int, number: int, say: Callable[[str], None]) -> dict[str, str]:
     """Asks a run to end in each phase, then lets it go on; what became of it, by phase."""
+    steps = min(steps, 8 * INTERVAL)
     expected, found = losses(place.run("clean")), {}
+    expected = {step: expected[step] for step in range(1, steps + 1)}
     for phase in PHASES:
         run = place.run(f"signal-{number}-{phase}")
         # Evaluations long enough to be met, which change no loss of a step.
         flags = place.flags(run.name, steps, "--run.eval_batches", "40")
         life = Life(flags, place.folder / "signals.log")
 
-        def reached(run: pathlib.Path = run, phase: str = phase) -> bool:
+        def reached(run: pathlib.Path = run, phase: str = phase, life: Life = life) -> bool:
             at = last_step(run)
             match phase:
                 case "compile":  # it has introduced itself, and not written a number
@@ -238,7 +249,7 @@ def signals(place: Place, steps: int, number: int, say: Callable[[str], None]) -
                         records(run, "held_out")
                     )
                 case _:
-                    return saving(run)
+                    return saving(run, life.since)
 
         met = life.until(reached)
         if met:
@@ -260,7 +271,7 @@ def signals(place: Place, steps: int, number: int, say: Callable[[str], None]) -
 def elastic(place: Place, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
     """One run that goes on with 8, 4, 1 and 8 devices: the largest relative difference of a loss."""
     expected, run = losses(place.run("clean")), place.run("elastic")
-    counts = (8, 4, 1, 8)
+    counts, steps = (8, 4, 1, 8), min(steps, 8 * INTERVAL)
     for part, devices in enumerate(counts, 1):
         flags = place.flags(run.name, steps * part // len(counts))
         fixed = [] if part == 1 else ["--mesh.fsdp", str(min(2, devices))]
@@ -268,7 +279,7 @@ def elastic(place: Place, steps: int, say: Callable[[str], None]) -> dict[str, A
             return {"devices": counts[:part], "failed": True}
         say(f"{devices} devices up to step {last_step(run)}")
     seen = losses(run)
-    worst = max(abs(seen[step] / expected[step] - 1) for step in expected)
+    worst = max(abs(seen[step] / expected[step] - 1) for step in range(1, steps + 1))
     return {"devices": counts, "largest_difference": worst, "starts": started_at(run)}
 
 
