@@ -125,22 +125,37 @@ def test_the_next_checkpoint_is_written_once_there_is_room(tmp_path):
     assert "step 2 could not be written" in text and "Training goes on" in text
 
 
-def test_metrics_that_cannot_be_written_stop_the_run_with_advice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("for_good", [False, True])
+def test_metrics_wait_for_room_and_then_stop_the_run_with_advice(tmp_path, monkeypatch, for_good):
     class Full:
-        def write(self, text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        """Takes some bytes; then there is room for no more until somebody makes some, or for good."""
 
-        def flush(self): ...
+        def __init__(self, file):
+            self.file, self.calls = file, 0
+
+        def write(self, data):
+            self.calls += 1
+            if self.calls > 1 and (for_good or self.calls < 4):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data[:7])
 
         def close(self):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.file.close()
 
-    with log.Recorder(tmp_path / "metrics.jsonl", 0, 9, 5) as recorder:
-        recorder._file.close()
-        recorder._file = Full()
+    pauses = []
+    monkeypatch.setattr(log.time, "sleep", pauses.append)
+    path = tmp_path / "metrics.jsonl"
+    with log.Recorder(path, 0, 9, 5) as recorder:
+        recorder._file = full = Full(recorder._file)
         recorder.train(1, {"loss": 0.5})
-        with pytest.raises(UserError, match=r"step 1 .*No space left.*--resume"):
+        if for_good:
+            with pytest.raises(UserError, match=r"step 1 .*No space left.*--resume"):
+                recorder.flush()
+        else:
             recorder.flush()
+            assert [r["loss"] for r in log.read(path)] == [0.5]
+            assert path.read_bytes().count(b"\n") == 1 and full.calls > 4
+    assert pauses == list(log.PATIENCE if for_good else log.PATIENCE[:2])
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])

@@ -19,6 +19,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class Checkpoints:
         # Failures are told in our words; Orbax and its abandoned reads log them too, at length.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -89,6 +91,14 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self._settle()
         self._manager.close()
+        sys.unraisablehook = self._hook
+
+    def _unraisable(self, found: Any) -> None:
+        """Without the arrays that end up nowhere when another one of their save could not be written."""
+        if not isinstance(found.exc_value, RuntimeError) or "loop is closed" not in str(
+            found.exc_value
+        ):
+            self._hook(found)
 
     @property
     def steps(self) -> list[int]:

@@ -22,12 +22,15 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from train.config import UserError
 from train.display import Speed, make_display, say
 from train.folder import write
+
+PATIENCE = (0.5, 1.0, 2.0, 4.0)  # seconds: a checkpoint that did not fit is about to be removed
 
 
 class Diverged(UserError):
@@ -72,7 +75,7 @@ class Recorder:
         if path is not None:
             write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path or pathlib.Path(os.devnull)
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)
         self._sinks = [sink for sink in sinks if sink is not None]
         self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every
         self._pending: tuple[int, dict[str, Any]] | None = None
@@ -122,7 +125,6 @@ class Recorder:
         if self._pending is not None:
             last, self._pending = self._pending, None
             self._finish(*last)
-        self._file.flush()
 
     def held_out(self, step: int, loss: float, bytes_per_token: float) -> None:
         bits = loss / math.log(2) / bytes_per_token
@@ -185,15 +187,20 @@ class Recorder:
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         line = json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False)
-        try:
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"The metrics of step {step} cannot be written: {error.strerror or error}"
-                f" ({self._path}). Everything up to the last checkpoint is safe: make room, and go on"
-                f" with --resume {self._path.parent}."
-            ) from None
+        rest = memoryview(line.encode() + b"\n")
+        for pause in (*PATIENCE, None):
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                break
+            except OSError as error:
+                if pause is None:
+                    raise UserError(
+                        f"The metrics of step {step} cannot be written: {error.strerror or error}"
+                        f" ({self._path}). Everything up to the last checkpoint is safe: make room,"
+                        f" and go on with --resume {self._path.parent}."
+                    ) from None
+            time.sleep(pause)
         for sink in self._sinks:
             sink.add(step, {f"{kind}/{name}": value for name, value in numbers(values).items()})
 
