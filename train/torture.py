@@ -3,7 +3,7 @@
     python -m train torture [--kills 5] [--damages 30] [--seed 0] [--out FOLDER]
 
 Trains the same toy run many times over: killed at random moments, asked to end in every phase, on
-8, 4, 1 and 8 devices, with a full disk, with damaged checkpoints, with other optimizers and with
+8, 4, 1 and 8 devices, in two processes, with a full disk, damaged checkpoints, other optimizers and
 numbers that are none. Every loss is compared with those of a run that nothing disturbed. Prints a
 table, writes results.json beside the runs, and exits with 1 if any figure fails. `--kills 100
 --damages 200` is the full size: about an hour on two CPU cores.
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from train import torture_checks as checks
+from train import torture_processes
 from train import torture_runs as runs
 from train.config import UserError
 from train.display import clock, say
@@ -126,6 +127,28 @@ def elastic(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, 
     return found, [row]
 
 
+def processes(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, list[Row]]:
+    found = torture_processes.two_processes(place, told)
+    worst, bound = found["largest_difference"], 2 * runs.INTERVAL
+    return found, [
+        (
+            "two processes, SIGTERM to one",
+            "both save the same step",
+            "saved" if found["saved_on_SIGTERM"] else "not saved",
+            found["saved_on_SIGTERM"],
+        ),
+        (
+            "two processes, `kill -9` of one",
+            f"the other ends; at most {bound} steps lost, losses within 1e-5 of one process",
+            f"{'ended' if found['ended_after_kill'] else 'not ended'}, {found['steps_lost']} lost, {worst:.1e}",
+            found["ended_after_kill"]
+            and found["gone_on"]
+            and found["steps_lost"] <= bound
+            and worst <= 1e-5,
+        ),
+    ]
+
+
 def damages(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, list[Row]]:
     found = checks.damages(place.run("clean"), asked.damages, asked.seed, told)
     good = found["found"] + found["seal_gone_and_equal"]
@@ -191,6 +214,7 @@ FIGURES: dict[str, Callable[..., tuple[Any, list[Row]]]] = {
     "kills": kills,
     "signals": signals,
     "elastic": elastic,
+    "processes": processes,
     "damages": damages,
     "edits": edits,
     "numbers": numbers,
