@@ -1,9 +1,9 @@
 """`python -m train ...`: the first word chooses a command; without one, a run is trained."""
 
-import errno
 import importlib
 import sys
 
+from train import disk
 from train.errors import UserError
 
 # Command to the module whose `main(arguments) -> exit code` it calls.
@@ -24,10 +24,6 @@ COMMANDS = {
 }
 
 
-# What a disk says that is full, over its quota, too small for a file, or not to be written.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
 def main(arguments: list[str]) -> int:
     name, rest = (
         (arguments[0], arguments[1:])
@@ -40,7 +36,7 @@ def main(arguments: list[str]) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in disk.REFUSED:
             raise
         print(
             f"\n{error.filename or 'A file'} cannot be written: {error.strerror}. Everything up to the"

@@ -13,15 +13,10 @@ checkpoint without one was cut off in between, and is judged by the digests of i
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
-import os
 import pathlib
-import shutil
-import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optax_decay.paths import leaf_paths
-from train import integrity, migrate, processes, replicas
+from train import disk, integrity, migrate, processes, replicas
 from train.arguments import from_json
 from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
 
@@ -72,7 +67,7 @@ class Checkpoints:
         # Failures are told in our words; Orbax and its abandoned reads log them too, at length.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        self._quiet = disk.Quiet()
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -91,14 +86,7 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self._settle()
         self._manager.close()
-        sys.unraisablehook = self._hook
-
-    def _unraisable(self, found: Any) -> None:
-        """Without the arrays that end up nowhere when another one of their save could not be written."""
-        if not isinstance(found.exc_value, RuntimeError) or "loop is closed" not in str(
-            found.exc_value
-        ):
-            self._hook(found)
+        self._quiet.end()
 
     @property
     def steps(self) -> list[int]:
@@ -161,16 +149,10 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         """Makes room again, and keeps the reason for `wait`."""
-        # Parts on their way make their folders anew: look until none comes back.
-        quiet, end = time.monotonic(), time.monotonic() + 5
-        while time.monotonic() < min(quiet + 0.3, end):
-            for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(part, ignore_errors=True)
-                quiet = time.monotonic()
-            time.sleep(0.05)
+        disk.remove(self.folder, f"{step}.orbax-checkpoint-tmp*")
         self._manager.reload()
         self._error = OSError(
-            f"The checkpoint of step {step} could not be written: {_of_the_disk(error)}"
+            f"The checkpoint of step {step} could not be written: {disk.reason(error)}"
         )
 
     def restore(
@@ -300,19 +282,8 @@ class Checkpoints:
         self._manager.reload()
         say(
             f"The checkpoint of step {step} cannot be read and was moved to {place}; trying the one"
-            f" before it. ({type(error).__name__}: {_first_line(error)})"
+            f" before it. ({type(error).__name__}: {disk.first_line(error)})"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
-
-
-def _of_the_disk(error: Exception) -> str:
-    """What the system said, out of the pages around it."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-    known = [os.strerror(code) for code in codes if os.strerror(code) in str(error)]
-    return known[0] if known else _first_line(error)
 
 
 def _typed(text: str, sharding: Any) -> jax.ShapeDtypeStruct:
