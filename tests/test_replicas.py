@@ -132,23 +132,19 @@ def test_only_signs_scales_and_what_is_not_compressed_cross_replicas(whole):
 
 
 @pytest.mark.parametrize(
-    ("grid", "workers", "said"),
+    ("grid", "rows", "said"),
     [
         (
             "--mesh.replica 4 --mesh.data 1 --mesh.fsdp 2",
-            4,
+            8,
             "errors of 2 workers were redistributed for 4 workers",
         ),
-        (
-            "--mesh.replica 1 --mesh.data 2 --mesh.fsdp 2",
-            1,
-            "errors of 2 workers were redistributed for 1 workers",
-        ),
-        ("--mesh.replica 2 --mesh.data 1 --mesh.tensor 2", 2, "split in another way"),
-        ("--mesh.replica 2 --mesh.data 2 --mesh.fsdp 2", 2, None),
+        ("--mesh.replica 1 --mesh.data 4", 1, "split in another way"),
+        ("--mesh.replica 2 --mesh.data 1 --mesh.tensor 2", 4, "split in another way"),
+        ("--mesh.replica 2 --mesh.data 2 --mesh.fsdp 2", 4, None),
     ],
 )
-def test_other_numbers_of_workers(whole, tmp_path, grid, workers, said):
+def test_other_numbers_of_workers(whole, tmp_path, grid, rows, said):
     folder = cut(whole, tmp_path)
     _, same, silent = restored(folder, *GRID)
     ready, other, notes = restored(folder, *grid.split())
@@ -165,8 +161,21 @@ def test_other_numbers_of_workers(whole, tmp_path, grid, workers, said):
         said is None or "redistributed" in said
     )
     assert np.any(b.server_error["blocks/mlp/up/kernel"]) == (said is None)
-    assert b.worker_error["blocks/mlp/up/kernel"].shape[0] == 2 * workers
+    assert b.worker_error["blocks/mlp/up/kernel"].shape[0] == rows
     assert jax.tree.map(lambda x: x.sharding, other) == ready.shardings
+
+
+@pytest.mark.parametrize(
+    ("grid", "nearest"),
+    [
+        ("--mesh.fsdp 2", "nearest: mesh.replica 2, or"),
+        ("--mesh.tensor 2", "nearest: mesh.replica 2, or"),
+        ("--mesh.replica 2 --mesh.fsdp 3 --mesh.tensor 2", "nearest: mesh.fsdp 6 mesh.tensor 1"),
+    ],
+)
+def test_grids_that_end_in_the_compiler_are_refused(tmp_path, grid, nearest):
+    with pytest.raises(UserError, match=nearest):
+        parse(flags(tmp_path, *ONE_BIT, *grid.split()))
 
 
 def test_weights_that_are_split_over_replicas_are_refused(tmp_path, monkeypatch):

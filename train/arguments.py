@@ -163,17 +163,35 @@ def check(config: Config) -> None:
             f"optimizer.warmup_steps = {full['optimizer.warmup_steps']} is longer than the schedule;"
             f" allowed is 0 to {end} steps, nearest: {end}."
         )
-    if config.optimizer.name == "one_bit_adam" and config.decay.spectral == "gradnorm":
-        raise UserError(
-            "decay.spectral = gradnorm needs the mean gradient, which optimizer.name = one_bit_adam never forms;"
-            " nearest: decay.spectral fnorm."
-        )
+    if config.optimizer.name == "one_bit_adam":
+        _check_workers(config)
     batch, parts = config.data.batch_size, config.run.micro_batches
     if batch % parts:
         divisors = [n for n in range(1, batch + 1) if batch % n == 0]
         raise UserError(
             f"run.micro_batches = {parts} does not divide data.batch_size = {batch};"
             f" nearest: {min(divisors, key=lambda n: abs(n - parts))}."
+        )
+
+
+def _check_workers(config: Config) -> None:
+    """Of one_bit_adam: what XLA cannot compile ends the process there, without a word that helps."""
+    mesh = config.mesh
+    if config.decay.spectral == "gradnorm":
+        raise UserError(
+            "decay.spectral = gradnorm needs the mean gradient, which optimizer.name = one_bit_adam never forms;"
+            " nearest: decay.spectral fnorm."
+        )
+    if mesh.replica == 1 and mesh.fsdp * mesh.tensor > 1:
+        raise UserError(
+            f"mesh.replica = 1 with mesh.fsdp = {mesh.fsdp} and mesh.tensor = {mesh.tensor}: optimizer.name ="
+            " one_bit_adam exchanges nothing with one replica, which may then only be split over mesh.data; nearest:"
+            " mesh.replica 2, or optimizer.name adam."
+        )
+    if mesh.fsdp > 1 and mesh.tensor > 1:
+        raise UserError(
+            f"mesh.fsdp = {mesh.fsdp} with mesh.tensor = {mesh.tensor}: a replica of optimizer.name = one_bit_adam can"
+            f" be split over one of the two; nearest: mesh.fsdp {mesh.fsdp * mesh.tensor} mesh.tensor 1."
         )
 
 
