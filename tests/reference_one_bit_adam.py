@@ -57,7 +57,8 @@ class OneBitAdam:
     """The optimizer of all workers at once. `params` and all its kin are dicts of arrays.
 
     compressed: names whose momentum is compressed. mask: names -> 0/1 arrays that multiply the momentum after each
-    compression, or None: 1 where the frozen variance is positive. flat: one collective for all.
+    compression, or None: 1 where the frozen variance is positive. flat: one collective for all. largest: bound of the
+    direction of what is compressed.
     """
 
     params: dict
@@ -72,6 +73,7 @@ class OneBitAdam:
     mask: dict | None = None
     flat: bool = False
     correct_frozen: bool = False
+    largest: float = math.inf
     dtype: type = np.float64
 
     def __post_init__(self):
@@ -123,6 +125,8 @@ class OneBitAdam:
                     1 - self.b2 ** (self.warmup if k in self.compressed else self.steps)
                 )
             u = self.m[k] / (np.sqrt(v) + self.dtype(self.eps))
+            if frozen and k in self.compressed:
+                u = np.clip(u, -self.largest, self.largest)
             u = u + self.dtype(self.weight_decay) * p
             self.params[k] = p - self.dtype(self.learning_rate) * u
         return self.params

@@ -196,6 +196,7 @@ def test_resolved_leaves_nothing_open_that_is_known():
         # Adam has none of these, and no spectrum is measured.
         *("optimizer.momentum", "optimizer.refresh_every", "optimizer.scale", "optimizer.gamma"),
         *("optimizer.freeze", "optimizer.layout", "optimizer.bias_correction"),
+        "optimizer.largest_direction",
         *("decay.spectral", *(f"decay.{name}" for name in SPECTRAL)),
     } - ({"model.kv_heads"} if families.PRESETS[Config().model.preset].kv_heads else set())
     assert resolved(resolved(Config())) == resolved(Config())

@@ -84,6 +84,7 @@ ONE_BIT = {
     "optimizer.freeze": ("settled", {"optimizer.name": "one_bit_adam"}),
     "optimizer.layout": ("flat", {"optimizer.name": "one_bit_adam"}),
     "optimizer.bias_correction": (False, {"optimizer.name": "one_bit_adam"}),
+    "optimizer.largest_direction": (1e-3, {"optimizer.name": "one_bit_adam"}),
 }
 MESH = {"mesh.replica": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 # Seen in what a run leaves behind, below.

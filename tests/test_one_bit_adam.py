@@ -104,6 +104,26 @@ def test_stacked_matrices_are_compressed_one_by_one(signature, axis):
     assert np.max(np.abs(whole[-1]["stack"] - got[-1]["stack"])) > 1e-3
 
 
+def test_directions_are_bounded_after_the_warmup():
+    """Of what is compressed; without a mask, dead coordinates would be where the bound is met."""
+    compressed = tuple(name for name in EVERY if name != "bias")
+    grads = workers.gradients(STEPS, 4)
+    want, _ = expected(
+        grads, np.float64, compressed=compressed, mask=dict.fromkeys(EVERY, 1.0), largest=0.7
+    )
+    free, _ = expected(grads, np.float64, compressed=compressed, mask=dict.fromkeys(EVERY, 1.0))
+    with jax.enable_x64(True):
+        options = {"variance_floor": None, "largest_direction": 0.7, "weight_decay": 0.1}
+        mask = [(name, name in compressed) for name in EVERY]
+        got, _ = workers.train(ours(compress=mask, **options), workers.weights(), grads)
+        assert_close(got, want, 1e-12)
+    last = [{k: np.abs(run[-1][k] - run[-2][k]).max() for k in EVERY} for run in (want, free)]
+    assert last[1]["kernel"] > 10 * last[0]["kernel"]
+    assert all(last[0][k] <= RATE * (0.7 + 0.1 * np.abs(want[-2][k]).max()) for k in compressed)
+    with pytest.raises(ValueError, match="largest_direction=0"):
+        ours(largest_direction=0.0)
+
+
 def test_dead_coordinates_blow_up_unless_masked():
     grads = workers.gradients(STEPS, 4, np.float32)
     size = {}

@@ -116,6 +116,8 @@ class Optimizer:
     """What of one_bit_adam shares an exchange: all matrices, each its own, all with one scale; default joined."""
     bias_correction: bool | None = None
     """Whether one_bit_adam corrects its moments as adam does, which its paper does not; default True."""
+    largest_direction: Positive | None = None
+    """Bound of how far one_bit_adam moves a weight per step once signs are sent, over the learning rate; default 1."""
     clip: Positive | None = 1.0
     """Longest gradient, as a global norm; with one_bit_adam, of each worker; None: no clipping."""
     spike_sigma: Positive | None = None
@@ -234,7 +236,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "conda": {"eps": 1e-8, "refresh_every": 2000, "scale": 0.25},
     "root": {"eps": 1e-8, "momentum": 0.95},
     "sophia": {"eps": 1e-15, "refresh_every": 10, "gamma": 0.05},
-    "one_bit_adam": {"eps": 1e-8, "freeze": None, "layout": "joined", "bias_correction": True},
+    "one_bit_adam": {"eps": 1e-8, "freeze": None, "layout": "joined"}
+    | {"bias_correction": True, "largest_direction": 1.0},
 }
 SPECTRAL = {
     "spectral_low": 2 / 3,

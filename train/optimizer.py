@@ -96,6 +96,7 @@ def one_bit(config: Optimizer, axes: Any, params: Any) -> optax.GradientTransfor
         param_specs=None if params is None else replicas.parameter_specs(params),
         mesh=None if params is None else jax.tree.leaves(params)[0].mesh,
         bias_correction=bool(config.bias_correction),
+        largest_direction=config.largest_direction,
     )
 
 
