@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -72,12 +71,17 @@ class Life:
         self.since = time.time()
         with log.open("a") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "train", *flags],
+                [
+                    sys.executable,
+                    *(limited(largest_file) if largest_file else ()),
+                    "-m",
+                    "train",
+                    *flags,
+                ],
                 cwd=ROOT,
                 env=variables,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                preexec_fn=None if largest_file is None else limit(largest_file),
             )
 
     def until(self, condition: Callable[[], Any]) -> bool:
@@ -103,11 +107,14 @@ class Life:
         self.process.wait()
 
 
-def limit(size: int) -> Callable[[], None]:
-    def apply() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return apply
+def limited(size: int) -> list[str]:
+    """Arguments for Python in front of others: those are then run where files may only have `size` bytes."""
+    program = (
+        "import os, resource, sys; size = int(sys.argv[1]);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (size, size));"
+        " os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    )
+    return ["-c", program, str(size)]
 
 
 def records(run: pathlib.Path, kind: str = "train") -> list[dict[str, Any]]:
