@@ -38,8 +38,9 @@ arXiv 2102.02888; released code: DeepSpeed, ``OnebitAdam``.
 * Beyond the paper, off by default: `largest_direction` ρ bounds |u| by ρ where signs are exchanged. All |m| of a
   matrix are then one number s and u is ±s/√v: where v froze at less than s², the noise of signs moves a weight by more
   than Adam ever would. The bound is the same as raising such v to (s/ρ)². Weights that seldom have a gradient, such as
-  a head's columns of rare tokens, are of this kind the more the shorter v remembers: with β₂ = 0.95 and no bound a
-  small LLaMA's loss rose from 1.9 to 178 within 50 steps of the warm-up's end; ``RESULTS.md`` has it with ρ = 1.
+  a head's columns of rare tokens, are of this kind the more the shorter v remembers. With β₂ = 0.95 and unclipped
+  gradients a small LLaMA's loss rose from 1.9 to 178 within 50 steps of the warm-up's end; ρ = 1 prevents that, and
+  makes no difference where gradients are clipped (``RESULTS.md``).
 
 **Using it.** Run the step in `jax.shard_map` over the axis and differentiate with respect to `local_params`, so that
 gradients are each worker's own. A link in front of this one (clipping) sees the local gradient, in both phases.
