@@ -22,6 +22,7 @@ from ±1/sqrt(P); no distillation token.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -169,17 +170,22 @@ class ViT(nnx.Module):
         self.final_norm = LayerNorm(D, config.norm_eps)
         self.head = Linear((D,), (config.classes,), std, rngs, bias=True)
 
-    def __call__(self, images_BHWC: jax.Array, kept_L2B: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        images_BHWC: jax.Array,
+        kept_L2B: jax.Array,
+        place: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
         config = self.config
         patches_BNP = patches(images_BHWC, config.patch_size).astype(config.dtype)
         x_BND = self.embed(patches_BNP)
         first_BD = jnp.broadcast_to(self.class_token[...], (len(x_BND), 1, config.width))
         x_BTD = jnp.concatenate([first_BD.astype(x_BND.dtype), x_BND], axis=1)
-        x_BTD += self.position.embedding[...].astype(x_BTD.dtype)
+        x_BTD = place(x_BTD + self.position.embedding[...].astype(x_BTD.dtype))
 
         def layer(x_BTD: jax.Array, part: tuple[Block, jax.Array]) -> tuple[jax.Array, None]:
             block, kept_2B = part
-            return block(x_BTD, kept_2B), None
+            return place(block(x_BTD, kept_2B)), None
 
         stacks = (self.blocks, kept_L2B)
         x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, stacks)
@@ -221,6 +227,7 @@ def forward(
     images_BHWC: jax.Array,
     *,
     key: jax.Array | None = None,
+    place: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Logits of the classes.
 
@@ -229,6 +236,7 @@ def forward(
       params: weights as `init` makes them.
       images_BHWC: numbers of mean about 0 and deviation about 1, [B, image_size, image_size, channels].
       key: says which paths to drop in training; None, for evaluation: none.
+      place: called with the activations [B, T, D] before and after every layer, as in llama.py.
 
     Returns:
       float32 [B, C].
@@ -240,7 +248,8 @@ def forward(
     if images_BHWC.shape[1:] != expected:
         raise ValueError(f"images of shape {images_BHWC.shape[1:]} where {expected} is expected")
     kept_L2B = kept_paths(config, len(images_BHWC), key)
-    return nnx.merge(_graph(config), params)(images_BHWC, kept_L2B)
+    network = nnx.merge(_graph(config), params)
+    return network(images_BHWC, kept_L2B, place or (lambda x_BTD: x_BTD))
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:

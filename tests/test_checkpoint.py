@@ -171,7 +171,7 @@ def test_what_moves_no_weight_may_change(copied, capsys):
 
 def test_another_text_is_refused(copied):
     write_text(copied, seed=1)
-    with pytest.raises(UserError, match="text has changed"):
+    with pytest.raises(UserError, match="text to train on changed"):
         main.main(again(copied))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import sys
 
 import jax
@@ -13,45 +12,21 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from models import vit
-from tests import tfds_files
+from tests import pictures, tfds_files
+from tests.pictures import CLASSES, picture
 from train import augment, image_task, images, optimizer, sharding
+from train.step import compiled
 from train.config import Config, Mesh, replace, resolved
 from train.errors import UserError
 
-SIZE, CLASSES = 12, 5
+SIZE = 12
 PLAIN = images.Recipe(magnitude=0, erasing=0, mixup=0, cutmix=0, smoothing=0)
-
-
-def picture(number):
-    """A picture of its own size, whose colours say its number: red 3 n, green 20 + 50 label."""
-    rng = np.random.default_rng(number)
-    pixels = np.empty((14 + number % 3, 20 - number % 4, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = 3 * number, 20 + 50 * (number % CLASSES)
-    pixels[..., 2] = rng.integers(256, size=pixels.shape[:2])
-    return pixels
-
-
-def png(number):
-    file = io.BytesIO()
-    Image.fromarray(picture(number)).save(file, "png")
-    file.seek(0)
-    return file
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("prepared")
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-        "label": tfds.features.ClassLabel(num_classes=CLASSES),
-        "file": tfds.features.Text(),
-    }
-    rows = {
-        "train": [{"image": png(n), "label": n % CLASSES, "file": f"{n}"} for n in range(30)],
-        "test": [{"image": png(n), "label": n % CLASSES, "file": "x"} for n in range(40, 51)],
-    }
-    made = tfds_files.make_builder("shapes", features, rows)
-    tfds_files.as_tfrecord(tfds_files.prepare(root / "array", made), root / "tfrecord")
+    tfds_files.as_tfrecord(pictures.prepare(root / "array"), root / "tfrecord")
     text = {"text": tfds.features.Text()}
     other = tfds_files.make_builder("words", text, {"train": [{"text": "a"}]})
     tfds_files.prepare(root / "array", other, shards=1)
@@ -103,13 +78,13 @@ def test_processes_share_the_same_batch(prepared, processes):
 
 def test_evaluation_sees_the_middle_and_fills_up(prepared):
     made = load(prepared)
-    batches = made.held_out(99)
+    batches = list(made.held_out(99))
     label = np.concatenate([b["label"] for b in batches])
     assert len(batches) == 2 and (label >= 0).sum() == 11 and (label[11:] == images.NO_LABEL).all()
     again = made.held_out(99)
     for a, b in zip(batches, again):
         np.testing.assert_array_equal(a["image"], b["image"])
-    assert len(made.held_out(1)) == 1
+    assert len(list(made.held_out(1))) == 1
     # A picture whose border is black: of the middle 7/8 nothing is.
     pixels = np.full((64, 80, 3), 255, np.uint8)
     pixels[:3] = pixels[-3:] = 0
@@ -266,15 +241,21 @@ def test_a_vit_trains_on_two_devices(prepared):
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    update = image_task.compile_update(task, tx, rate, 1, shardings)
-    evaluate, held_out = image_task.evaluator(task), made.held_out(9)
-    before = evaluate(state, held_out)
+    update = compiled(
+        functools.partial(image_task.update, task, tx, rate, 1), shardings, False
+    )
+    sums, held_out = jax.jit(functools.partial(image_task.sums, task)), list(made.held_out(9))
+
+    def evaluate(state):
+        return image_task.scores(np.sum([sums(state, batch) for batch in held_out], 0))
+
+    before = evaluate(state)
     assert before["loss"] == pytest.approx(np.log(CLASSES), abs=0.2)
     assert before["average_loss"] == before["loss"]
     kept = jax.device_get(state["average"])
-    sizes = {name: value.shape for name, value in made.batch(0).items()}
+    assert made.shape == {name: value.shape for name, value in made.batch(0).items()}
     for index in range(40):
-        batch = sharding.put_batch(functools.partial(made.batch, index), sizes, mesh)
+        batch = sharding.put_batch(functools.partial(made.batch, index), made.shape, mesh)
         state, noted = update(state, batch)
         now = jax.device_get(state)
         kept = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, kept, now["params"])
@@ -283,7 +264,7 @@ def test_a_vit_trains_on_two_devices(prepared):
     np.testing.assert_array_equal(batch["label"], made.batch(39)["label"])
     assert update._cache_size() == 1 and int(now["step"]) == 40
     assert set(noted) == {"loss", "gradient_norm", "learning_rate"}
-    after = evaluate(state, held_out)
+    after = evaluate(state)
     assert set(after) == {"loss", "top1", "average_loss", "average_top1"}
     assert after["loss"] < before["loss"] - 0.2 and after["top1"] > 0.4 > before["top1"]
 

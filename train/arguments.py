@@ -25,6 +25,8 @@ from train.config import (
     PROXIMAL,
     SPECTRAL,
     Config,
+    Data,
+    Images,
     Model,
     UserError,
     flatten,
@@ -93,8 +95,8 @@ def _description() -> str:
     first = {name: (make.__doc__ or "").split("\n")[0] for name, make in EXPERIMENTS.items()}
     lines = "\n".join(f"  {name}: {line}" for name, line in first.items())
     return (
-        "Pre-trains a language model and leaves a run folder with its config, metrics, checkpoints"
-        " and pictures. Starts from an experiment, a saved config.json or an existing run folder;"
+        "Pre-trains a language model, or an image classifier, and leaves a run folder with its config,"
+        " metrics, checkpoints and pictures. Starts from an experiment, a saved config.json or an existing run folder;"
         f" the flags below change single fields.\n\nExperiments:\n{lines}"
     )
 
@@ -218,18 +220,11 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             f"decay.{field}": (full["decay.spectral"] is not None, "decay.spectral")
             for field in SPECTRAL
         },
-        "data.tokenizer": (
-            not full["data.text"].startswith(STORE),
-            "a data.text that is not encoded yet; a store has its own",
-        ),
-        "data.cache": (
-            not full["data.text"].startswith(STORE),
-            "a data.text that is not encoded yet",
-        ),
         "optimizer.spike_window": (
             full["optimizer.spike_sigma"] is not None,
             "optimizer.spike_sigma",
         ),
+        **_of_the_task(full),
         "optimizer.schedule_steps": (varying, "the schedules cosine and linear"),
         "optimizer.final": (varying, "the schedules cosine and linear"),
         "decay.threshold": (bounded, f"the pulls {', '.join(BOUNDED)}"),
@@ -239,6 +234,22 @@ def _effective(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
         "decay.memory": (threshold == "ema", "decay.threshold ema"),
         "decay.width_rule": (full["model.base_width"] is not None, "a model.base_width"),
     }
+
+
+def _of_the_task(full: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    """What texts and what images have alone; see `_effective`."""
+    task, text = families.task(full["model.preset"]), full["data.text"]
+    of = {
+        name: (task == name, f"presets of {' and '.join(families.learning(name))}")
+        for name in set(families.TASKS.values())
+    }
+    found = {f"images.{field}": of["images"] for field in vars(Images())}
+    found |= {f"data.{field}": of["language"] for field in vars(Data()) if field != "batch_size"}
+    found["model.weights"] = of["language"]
+    if task == "language" and text.startswith(STORE):
+        alone = (False, "a data.text that is not encoded yet; a store has its own tokenizer")
+        found |= {"data.tokenizer": alone, "data.cache": alone}
+    return found
 
 
 def _check_range(name: str, value: Any, hint: Any) -> None:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from optax_decay.paths import leaf_paths
-from train import disk, integrity, migrate, processes, replicas
+from train import disk, integrity, migrate, processes, replicas, tasks
 from train.arguments import from_json
 from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
 
@@ -41,7 +41,7 @@ def flat(state: Any) -> dict[str, Any]:
 
 
 def describe(config: Config, text: str, state: Any) -> dict[str, Any]:
-    """The meta of a run's checkpoints; `text` is the digest of the corpus."""
+    """The meta of a run's checkpoints; `text` is the digest of the data."""
     return {
         "config": dataclasses.asdict(config),
         "text": text,
@@ -324,8 +324,8 @@ def compare(
     refuse_changes(before, now, str(where.parent), migrating)
     if old["text"] != new["text"]:
         raise UserError(
-            f"The text has changed since {where} was written: its digest was {old['text'][:16]},"
-            f" now it is {new['text'][:16]}. Train on the old text, or start a new run."
+            f"The {tasks.of(now).noun} to train on changed since {where} was written: the digest was"
+            f" {old['text'][:16]}, now it is {new['text'][:16]}. Train on what it was, or start a new run."
         )
     a, b = old["structure"], new["structure"]
     changed = [path for path in {**a, **b} if a.get(path) != b.get(path)]

@@ -7,11 +7,11 @@ fields in. `arguments.py` reads configs from the command line and from JSON, and
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from train import families
 from train.errors import UserError
-from train.ranges import Count, Momentum, NotNegative, Positive, Share, Whole, Window
+from train.ranges import Count, Momentum, NotNegative, Positive, Range, Share, Whole, Window
 
 Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
@@ -23,7 +23,8 @@ class Model:
     preset: str = "tiny"
     """LLaMA (models/llama.py): toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B, 13B, 33B, 65B, root-1B, llama.
     GPT (models/gpt.py): gpt-toy, gpt2-124M, gpt2-355M, gpt2-774M, gpt2-1.5B, gpt3-125M, gpt3-350M, gpt3-760M,
-    gpt3-1.3B, gpt3-2.7B, gpt3-6.7B, gpt3-13B, gpt."""
+    gpt3-1.3B, gpt3-2.7B, gpt3-6.7B, gpt3-13B, gpt. ViT, for images (models/vit.py): vit-toy, deit-tiny, deit-small,
+    deit-base, vit."""
     weights: str | None = None
     """Folder with weights to start from, as Hugging Face's transformers saves GPT-2 and LLaMA; they say the shape."""
     width: Count | None = None
@@ -37,11 +38,17 @@ class Model:
     kv_heads: Count | None = None
     """Number of key and value heads; must divide `heads`. LLaMA only."""
     vocab_size: Count | None = None
-    """Rows of the embedding [tokens]; None: as many as the tokenizer has."""
+    """Rows of the embedding [tokens]; None: as many as the tokenizer has. Not ViT."""
     positions: Count | None = None
     """Longest sequence that there are position embeddings for [tokens]. GPT only."""
+    image_size: Count | None = None
+    """Side of an image that the model is given [pixels]. ViT only."""
+    patch_size: Count | None = None
+    """Side of a patch [pixels]; must divide `image_size`. ViT only."""
+    drop_path: Momentum | None = None
+    """Chance that the last layer's sublayers are skipped in training; grows evenly from 0. ViT only."""
     tied: bool | None = None
-    """Whether the head is the transposed embedding."""
+    """Whether the head is the transposed embedding. Not ViT."""
     bias: bool | None = None
     """Whether matrices and norms have biases. GPT only."""
     rope_base: Positive | None = None
@@ -64,7 +71,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The text, train/data.py."""
+    """The text, train/data.py; for images, the batch size alone applies."""
 
     text: str = "stdlib"
     """Folder, file or glob of text; stdlib: the running Python's; zipf: made up; store:FOLDER: see tokenise."""
@@ -75,9 +82,35 @@ class Data:
     documents: bool = False
     """Each sequence is one document, cut or filled to the length, as in the recipes for C4; else all stand in a row."""
     batch_size: Count = 8
-    """Sequences per update, over all devices."""
+    """Sequences, or images, per update, over all devices."""
     cache: str = ".cache/data"
     """Folder that keeps vocabularies and encoded text for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images for a ViT, and what is done to them in training, train/images.py."""
+
+    name: str = "imagenet2012"
+    """Data set as tfds names it, prepared as array_record: NAME, NAME/CONFIG or NAME/CONFIG:VERSION."""
+    folder: str | None = None
+    """Where data sets are prepared; None: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    split: str = "train"
+    """Part to train on, such as train[:95%]."""
+    held_out: str | None = None
+    """Part to evaluate on; None: validation, or test."""
+    magnitude: Annotated[float, Range(0, 10)] = 9.0
+    """Strength of RandAugment's changes [0 to 10]; 0: none."""
+    erasing: Share = 0.25
+    """Probability that a rectangle becomes noise."""
+    mixup: NotNegative = 0.8
+    """Parameter of the Beta distribution of shares when two images are blended; 0: none are."""
+    cutmix: NotNegative = 1.0
+    """The same when a rectangle of another image is pasted; each half of the time if both are on."""
+    smoothing: Share = 0.1
+    """Share of a label that is spread evenly over all classes."""
+    average: Momentum | None = None
+    """Share of a running mean of the weights kept per step, evaluated as well; None: no mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +251,7 @@ class Config:
 
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
+    images: Images = dataclasses.field(default_factory=Images)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     decay: Decay = dataclasses.field(default_factory=Decay)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -252,7 +286,8 @@ MAY_CHANGE = (
     "run.max_skipped",
     *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
     *("run.tensorboard", "run.wandb"),
-    *("data.text", "data.cache", "mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("data.text", "data.cache", "images.folder"),
+    *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
 
 # What it may change besides with run.migrate.
@@ -329,22 +364,23 @@ def resolved(config: Config) -> Config:
     return replace(config, {name: v for name, v in fill.items() if values[name] is None})
 
 
-def model_config(config: Config, vocab_size: int) -> Any:
-    """The network of a resolved config, a Config of models/, for a tokenizer with `vocab_size` tokens.
+def model_config(config: Config, outputs: int) -> Any:
+    """The network of a resolved config, a Config of models/, for so many tokens of a tokenizer, or classes.
 
     Raises:
         UserError: a shape that does not work out, or an embedding that is too small.
     """
     preset = preset_of(config.model)
     fields: Any = {name: v for name, v in vars(config.model).items() if hasattr(preset, name)}
-    rows = config.model.vocab_size or vocab_size
-    if rows < vocab_size:
+    rows = config.model.vocab_size or outputs
+    if rows < outputs:
         raise UserError(
-            f"model.vocab_size = {rows} is smaller than the tokenizer's {vocab_size} tokens;"
-            f" nearest: {vocab_size}."
+            f"model.vocab_size = {rows} is smaller than the tokenizer's {outputs} tokens;"
+            f" nearest: {outputs}."
         )
+    count = "vocab_size" if hasattr(preset, "vocab_size") else "classes"
     try:
-        return dataclasses.replace(preset, **(fields | {"vocab_size": rows}))
+        return dataclasses.replace(preset, **(fields | {count: rows}))
     except ValueError as error:
         raise UserError(f"The model does not work out: {error}.") from None
 

@@ -71,6 +71,11 @@ class Data:
     def steps_per_epoch(self) -> float:
         return self.windows / self.batch_size
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a training batch."""
+        return (self.batch_size, self.length + 1)
+
     def batch(self, step: int, rows: slice | None = None) -> np.ndarray:
         """Tokens of one training step.
 

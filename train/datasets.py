@@ -37,8 +37,8 @@ def data_folder(asked: str | None) -> pathlib.Path:
     return pathlib.Path(asked or default).expanduser()
 
 
-def builder(name: str, data_dir: str | None = None) -> Any:
-    """The tfds builder of a prepared data set, which reads and never downloads.
+def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") -> Any:
+    """The tfds builder of a prepared data set, which reads and never downloads; `flag` names its folder.
 
     Raises:
         UserError: a malformed name, a missing package, or nothing prepared; says what to run where.
@@ -61,7 +61,7 @@ def builder(name: str, data_dir: str | None = None) -> Any:
     plain, _, version = name.partition(":")
     versions = _versions(root / plain)
     if not versions or (version and version not in versions):
-        raise UserError(_missing(name, root, versions))
+        raise UserError(_missing(name, root, versions, flag))
     folder = root / plain / (version or versions[-1])
     return tfds.builder_from_directory(str(folder))
 
@@ -183,7 +183,7 @@ def _versions(folder: pathlib.Path) -> list[str]:
     return sorted(found, key=lambda v: [int(n) if n.isdigit() else -1 for n in v.split(".")])
 
 
-def _missing(name: str, root: pathlib.Path, versions: list[str]) -> str:
+def _missing(name: str, root: pathlib.Path, versions: list[str], flag: str) -> str:
     """What is not there, what is, and what to run where."""
     there = sorted(
         p.parent.parent.relative_to(root).as_posix()
@@ -210,6 +210,6 @@ def _missing(name: str, root: pathlib.Path, versions: list[str]) -> str:
         "  pip install tensorflow tensorflow-datasets apache-beam\n"
         f"  tfds build {name} --data_dir DATA --file_format array_record\n"
         f"{manual.strip() + chr(10) if manual else ''}"
-        f"Then copy DATA/{plain} to {root / plain} here, or name its place with --data_dir or"
-        " TFDS_DATA_DIR. Reading it needs no TensorFlow; tfrecord files are read as well."
+        f"Then copy DATA/{plain} to {root / plain} here, or name its place with {flag} or"
+        " TFDS_DATA_DIR. Reading it needs no TensorFlow; of texts, tfrecord files are read as well."
     )

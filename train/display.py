@@ -25,9 +25,9 @@ def silence() -> None:
     _console.quiet = True
 
 
-def make_display(start: int, steps: int) -> "Lines | Live":
-    """`Live` where someone watches."""
-    return Live(start, steps) if watched() else Lines(start, steps)
+def make_display(start: int, steps: int, unit: str) -> "Lines | Live":
+    """`Live` where someone watches; `unit` is what the work of a step is measured in."""
+    return Live(start, steps, unit) if watched() else Lines(start, steps, unit)
 
 
 class Lines:
@@ -35,16 +35,15 @@ class Lines:
 
     held_out: float | None = None
 
-    def __init__(self, start: int, steps: int):
-        self._steps, self._every = steps, max(1, (steps - start) // 20)
+    def __init__(self, start: int, steps: int, unit: str):
+        self._steps, self._every, self._unit = steps, max(1, (steps - start) // 20), unit
 
     def start(self) -> None: ...
 
-    def step(self, step: int, loss: float, tokens: int, seconds: float | None) -> None:
+    def step(self, step: int, loss: float, done: int, seconds: float | None) -> None:
         if step % self._every == 0 or step == self._steps:
-            say(
-                f"step {step}/{self._steps}  loss {loss:.4f}{pace(self._steps - step, tokens, seconds)}"
-            )
+            speed = pace(self._steps - step, done, self._unit, seconds)
+            say(f"step {step}/{self._steps}  loss {loss:.4f}{speed}")
 
     def stop(self) -> None: ...
 
@@ -54,8 +53,8 @@ class Live:
 
     held_out: float | None = None
 
-    def __init__(self, start: int, steps: int):
-        self._steps = steps
+    def __init__(self, start: int, steps: int, unit: str):
+        self._steps, self._unit = steps, unit
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             rich.progress.BarColumn(bar_width=None),
@@ -69,9 +68,10 @@ class Live:
     def start(self) -> None:
         self._bar.start()
 
-    def step(self, step: int, loss: float, tokens: int, seconds: float | None) -> None:
+    def step(self, step: int, loss: float, done: int, seconds: float | None) -> None:
         held_out = f"  held-out {self.held_out:.3f}" if self.held_out is not None else ""
-        text = f"loss {loss:.3f}{held_out}{pace(self._steps - step, tokens, seconds)}"
+        speed = pace(self._steps - step, done, self._unit, seconds)
+        text = f"loss {loss:.3f}{held_out}{speed}"
         self._bar.update(self._task, completed=step, text=text)
 
     def stop(self) -> None:
@@ -118,13 +118,13 @@ class Counter:
             say(f"{self._title}  {text}")
 
 
-def pace(steps_left: int, tokens: int, seconds: float | None) -> str:
-    """Tokens per second and the time left, as far as they are known."""
+def pace(steps_left: int, done: int, unit: str, seconds: float | None) -> str:
+    """Units of a step per second and the time left, as far as they are known."""
     if not seconds:
         return ""
-    rate = tokens / seconds
+    rate = done / seconds
     number = f"{rate / 1e3:.1f}k" if rate >= 1e3 else f"{rate:.0f}"
-    return f"  {number} tokens/s  {clock(steps_left * seconds)} left"
+    return f"  {number} {unit}/s  {clock(steps_left * seconds)} left"
 
 
 def clock(seconds: float) -> str:

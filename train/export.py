@@ -10,7 +10,7 @@ import argparse
 import json
 import pathlib
 
-from train import hugging_face
+from train import hugging_face, tasks
 from train.config import Config, UserError
 from train.display import say
 from train.loading import load
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     if asked.out.exists() and (not asked.out.is_dir() or any(asked.out.iterdir())):
         raise UserError(f"{asked.out} is not an empty folder; name another with --out.")
     config, model, params, step = newest(asked.run)
+    tasks.only_language(config, "export")
     tokenizer = tokenizer_of(config)
     files = hugging_face.save(
         asked.out,

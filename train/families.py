@@ -1,8 +1,8 @@
-"""The language models that can be trained: one row per file of `models/`.
+"""The models that can be trained: one row per file of `models/`.
 
-Each such file has Config, PRESETS, `init(config, key)`, `features` and `forward(config, params, tokens, place=)`,
-`axes(config)` and `count(config)`. A new one is a row here, and fields for what is new in its Config
-in `config.Model`.
+Each such file has Config, PRESETS, `init(config, key)`, `forward(config, params, inputs, place=)`, `axes(config)` and
+`count(config)`, those of language models `features` as well. A new one is a row here, and fields for what is new in its
+Config in `config.Model`.
 """
 
 import dataclasses
@@ -11,9 +11,12 @@ from typing import Any
 
 import jax
 
-from models import gpt, llama, loss
+from models import gpt, llama, loss, vit
 
-FAMILIES: dict[str, Any] = {"llama": llama, "gpt": gpt}
+FAMILIES: dict[str, Any] = {"llama": llama, "gpt": gpt, "vit": vit}
+
+# What each learns: a row of `tasks.TASKS`.
+TASKS = {"llama": "language", "gpt": "language", "vit": "images"}
 
 # All names for `model.preset`. That of a family alone is its Config as it comes: for a shape of
 # which every size is given.
@@ -27,6 +30,16 @@ PRESETS: dict[str, Any] = {
 def of(model: Any) -> Any:
     """The file of `models/` that a model's Config belongs to."""
     return next(module for module in FAMILIES.values() if isinstance(model, module.Config))
+
+
+def task(preset: str) -> str:
+    """What models of a preset learn."""
+    return next(TASKS[name] for name, module in FAMILIES.items() if of(PRESETS[preset]) is module)
+
+
+def learning(task: str) -> list[str]:
+    """Families that learn it."""
+    return [name for name in FAMILIES if TASKS[name] == task]
 
 
 def owners(field: str) -> list[str]:

@@ -4,7 +4,7 @@ Every line has its own grey and its own dashes, so that a print in grey can be r
 """
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -19,6 +19,16 @@ STYLES: dict[str, dict[str, Any]] = {
     "embedding": {"color": "#4f9c93", "linestyle": "-."},
     "vector": {"color": "#a8a8a8", "linestyle": ":"},
 }
+
+
+class Words(NamedTuple):
+    """What the losses of a run are of."""
+
+    loss: str = "nats per token"
+    held_out: str = "held-out text"
+    baseline: str = "token frequencies alone"
+
+
 LOOK = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -35,26 +45,30 @@ LOOK = {
 
 def draw(
     records: list[dict[str, Any]],
-    unigram: float,
+    baseline: float,
     title: str,
     folder: pathlib.Path,
     metric: str | None = None,
+    words: Words = Words(),  # noqa: B008  (it is immutable)
 ) -> list[pathlib.Path]:
-    """Writes loss.png, decay.png and spectrum.png; returns what was written (nothing is without records).
+    """Writes loss.png, top1.png, decay.png and spectrum.png; returns what was written (nothing is without records).
 
     Args:
         records: of metrics.jsonl.
-        unigram: loss of knowing only how frequent each token is [nats per token].
-        title: of both.
+        baseline: loss of a model that looks at nothing, such as of knowing only how frequent each token is.
+        title: of all.
         folder: where to; it is made.
         metric: what the spectral multiplier measures.
+        words: for the losses.
     """
     folder.mkdir(exist_ok=True)
     parts = {kind: [r for r in records if r["kind"] == kind] for kind in KINDS}
     written = []
     with plt.rc_context(LOOK):
         if parts["train"]:
-            written.append(_save(_loss(parts, unigram, title), folder / "loss.png"))
+            written.append(_save(_loss(parts, baseline, title, words), folder / "loss.png"))
+        if scored := [r for r in parts["held_out"] if "top1" in r]:
+            written.append(_save(_top1(scored, title), folder / "top1.png"))
         if parts["weights"]:
             written.append(_save(_decay(parts["weights"], title), folder / "decay.png"))
         if measured := [r for r in parts["spectrum"] if r["step"] > 0]:
@@ -86,7 +100,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float, title: str) -> Any:
+def _loss(parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, words: Words) -> Any:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
@@ -100,22 +114,42 @@ def _loss(parts: dict[str, list[dict[str, Any]]], unigram: float, title: str) ->
     if parts["held_out"]:
         held = parts["held_out"]
         line = {"color": "black", "marker": "o", "markersize": 3.5, "linewidth": 1.2}
-        top.plot(_column(held, "step"), _column(held, "loss"), label="held-out text", **line)
-    top.axhline(unigram, color="#b4521e", linestyle="--", linewidth=1.2)
+        top.plot(_column(held, "step"), _column(held, "loss"), label=words.held_out, **line)
+        if "average_loss" in held[0]:
+            line |= {"color": "#4f9c93", "linestyle": "--"}
+            label = f"{words.held_out}, mean of the weights"
+            top.plot(_column(held, "step"), _column(held, "average_loss"), label=label, **line)
+    top.axhline(baseline, color="#b4521e", linestyle="--", linewidth=1.2)
     top.annotate(
-        f"token frequencies alone: {unigram:.2f}",
-        (1, unigram),
+        f"{words.baseline}: {baseline:.2f}",
+        (1, baseline),
         xycoords=("axes fraction", "data"),
         xytext=(0, 3),
         textcoords="offset points",
         ha="right",
         color="#b4521e",
     )
-    top.set_ylabel("loss [nats per token]")
+    top.set_ylabel(f"loss [{words.loss}]")
     top.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     rate = _column(parts["train"], "learning_rate")
     bottom.plot(step, rate, color="#10305a")
     bottom.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    return figure
+
+
+def _top1(held: list[dict[str, Any]], title: str) -> Any:
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    lines: dict[str, dict[str, Any]] = {
+        "top1": {"label": "the weights", "color": "black"},
+        "average_top1": {"label": "their mean", "color": "#4f9c93", "linestyle": "--"},
+    }
+    for name, style in lines.items():
+        if name in held[0]:
+            share = 100 * _column(held, name)
+            axis.plot(_column(held, "step"), share, marker="o", markersize=3.5, **style)
+    axis.set(xlabel="step", ylabel="top-1 on held-out images [%]", ylim=(0, None))
+    axis.legend(loc="lower right")
     return figure
 
 

@@ -4,8 +4,8 @@
     a ← m a + (1−m) w                       the mean of the weights w, which is evaluated as well
 
 The whole batch is mixed before it is worked through in parts, so that the number of parts does not
-change what is mixed with what. The paths that a model drops follow from the batch's noise, so that a step
-is a function of state and batch.
+change what is mixed with what; where replicas are workers (`replicas.on_each`), each mixes its own rows.
+The paths that a model drops follow from the batch's noise, so that a step is a function of state and batch.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import optax_decay
-from train import images, step
+from train import images, replicas, step
 
 # (params, images [B, H, W, C], key=None) -> logits [B, C]; the key says what is dropped in training.
 Forward = Callable[..., jax.Array]
@@ -69,13 +69,14 @@ def loss_and_gradient(
     """Of a batch as `images.Images.batch` makes it, in equal parts one after the other."""
     pieces = _parts(task, batch, micro_batches)
     both = jax.value_and_grad(functools.partial(loss, task))
+    params, nothing = replicas.own((params, jnp.zeros([], jnp.float32)))
 
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(lambda t, x: t + x / micro_batches, total, both(params, part)), None
 
     if micro_batches == 1:
         return both(params, jax.tree.map(lambda x: x[0], pieces))
-    zero = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    zero = (nothing, jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, zero, pieces)[0]
 
 
@@ -99,35 +100,22 @@ def update(
     return after, noted
 
 
-def compile_update(
-    task: Task,
-    tx: optax.GradientTransformationExtraArgs,
-    rate: optax.Schedule,
-    micro_batches: int,
-    shardings: step.State,
-) -> Any:
-    """`update` of state and batch, jitted. It overwrites the state it is given (donation)."""
-    whole = functools.partial(update, task, tx, rate, micro_batches)
-    return jax.jit(whole, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))
+def sums(task: Task, state: step.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """Of a held-out batch: loss [nats], right answers and images; of the weights, then of their mean."""
+    image, label = images.normalised(batch["image"]), batch["label"]
+    found: tuple[jax.Array, ...] = ()
+    for name in ("params", "average"):
+        if name in state:
+            found += images.top1(task.forward(state[name], image), label)
+    return found
 
 
-def evaluator(task: Task) -> Callable[[step.State, list[images.Batch]], dict[str, float]]:
-    """What takes a state and held-out batches to loss [nats] and top-1 share, of the weights and of their mean."""
-
-    @jax.jit
-    def sums(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return images.top1(task.forward(params, images.normalised(batch["image"])), batch["label"])
-
-    def evaluate(state: step.State, batches: list[images.Batch]) -> dict[str, float]:
-        found = {}
-        for name, prefix in (("params", ""), ("average", "average_")):
-            if name in state:
-                parts = [sums(state[name], batch) for batch in batches]
-                total, right, count = np.asarray(jax.device_get(parts), np.float64).sum(0)
-                found |= {f"{prefix}loss": total / count, f"{prefix}top1": right / count}
-        return found
-
-    return evaluate
+def scores(sums: np.ndarray) -> dict[str, float]:
+    """Mean loss and top-1 share of what `sums` adds up to."""
+    found = {}
+    for prefix, (loss, right, count) in zip(("", "average_"), sums.reshape(-1, 3).tolist()):
+        found |= {f"{prefix}loss": loss / max(count, 1), f"{prefix}top1": right / max(count, 1)}
+    return found
 
 
 def _parts(task: Task, batch: dict[str, jax.Array], micro_batches: int) -> dict[str, jax.Array]:

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -76,6 +77,16 @@ class Images:
     @property
     def steps_per_epoch(self) -> float:
         return len(self.train) / self.batch_size
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """Of a training batch."""
+        rows = (self.batch_size,)
+        return {
+            "image": (*rows, self.size, self.size, 3),
+            **dict.fromkeys(("label", "pixels", "labels", "noise"), rows),
+            "box": (*rows, 4),
+        }
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """One training step's rows, or some of them.
@@ -137,8 +148,8 @@ class Images:
         left_over = 1 - (bottom - top) * (right - left) / self.size**2
         return 1.0, left_over, (top, bottom, left, right)
 
-    def held_out(self, batches: int) -> list[Batch]:
-        """The same evaluation batches at every call, evenly spread over the held-out images.
+    def held_out(self, batches: int) -> Iterator[Batch]:
+        """The same evaluation batches at every call, evenly spread over the held-out images; one at a time.
 
         Args:
           batches: how many are wanted; of a small set fewer, and all of it. Rows that the last
@@ -148,10 +159,10 @@ class Images:
             raise ValueError(f"batches={batches} must be at least 1")
         count = min(batches * self.batch_size, len(self.held))
         chosen = np.arange(count) * len(self.held) // count
-        return [
+        return (
             self._evaluation(chosen[i : i + self.batch_size])
             for i in range(0, count, self.batch_size)
-        ]
+        )
 
     def _evaluation(self, numbers: np.ndarray) -> Batch:
         def make(number: int) -> tuple[np.ndarray, int]:
@@ -208,9 +219,9 @@ def load(
     Raises:
       UserError: nothing there, or not a set of labelled images; says what to do.
     """
+    source = datasets.builder(name, data_dir, "--images.folder")
     import tensorflow_datasets as tfds
 
-    source = datasets.builder(name, data_dir)
     if not datasets.is_random_access(source):
         raise UserError(
             f"{source.info.full_name} is prepared as tfrecord, in which images cannot be read in a"

@@ -4,12 +4,14 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
 
     {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds",
      "skipped"}
-    {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}
+    {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}   of a text; of images with
+        "top1" for the last two, and with images.average "average_loss", "average_top1"
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
     {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectral
     {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with model.base_width
 
-`step` counts finished updates; losses are nats per token; seconds are of training alone (compiling
+`step` counts finished updates; losses are nats per token or image; "images" stand in place of "tokens"
+where a model learns from them; seconds are of training alone (compiling
 included, evaluation and saving not), over all parts of the run. When a run goes on, records after
 the restored step are dropped, and so is a last line that a kill has torn. `skipped` counts the
 steps that were left out (skip_on_spike) since the start; what is not a number is null.
@@ -62,10 +64,11 @@ class Recorder:
         path: pathlib.Path | None,
         start: int,
         steps: int,
-        tokens_per_step: int,
+        per_step: int,
         every: int = 1,
         sinks: Iterable[Any] = (),
         max_skipped: int = 10,
+        unit: str = "tokens",
     ):
         """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None.
 
@@ -77,14 +80,15 @@ class Recorder:
         self._path = path or pathlib.Path(os.devnull)
         self._file = self._path.open("ab", buffering=0)
         self._sinks = [sink for sink in sinks if sink is not None]
-        self._start, self._steps, self._tokens, self._every = start, steps, tokens_per_step, every
+        self._start, self._steps, self._every = start, steps, every
+        self._per_step, self._unit = per_step, unit
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
         self._evaluated = {r["step"] for r in kept if r["kind"] == "held_out"}
         self._last = collections.deque(maxlen=max_skipped)
         self._max_skipped, self._skipped_in_a_row = max_skipped, 0
         self._speed = Speed()
-        self._display = make_display(start, steps)
+        self._display = make_display(start, steps, unit)
         self._display.held_out = next(
             (r["loss"] for r in reversed(kept) if r["kind"] == "held_out"), None
         )
@@ -126,17 +130,12 @@ class Recorder:
             last, self._pending = self._pending, None
             self._finish(*last)
 
-    def held_out(self, step: int, loss: float, bytes_per_token: float) -> None:
-        bits = loss / math.log(2) / bytes_per_token
-        perplexity = math.exp(min(loss, 700.0))
-        record = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
-        self._write("held_out", step, {**record, "seconds": round(self._seconds, 3)})
-        self._display.held_out = loss
+    def held_out(self, step: int, scores: dict[str, float], words: str) -> None:
+        """Takes the scores of an evaluation; `words` say those besides the loss."""
+        self._write("held_out", step, {**scores, "seconds": round(self._seconds, 3)})
+        self._display.held_out = scores["loss"]
         self._evaluated.add(step)
-        say(
-            f"step {step}: held-out loss {loss:.4f}, perplexity {perplexity:.1f},"
-            f" {bits:.3f} bits per byte"
-        )
+        say(f"step {step}: held-out loss {scores['loss']:.4f}, {words}")
 
     def weights(self, step: int, seen: dict[str, Any]) -> None:
         self._write("weights", step, seen)
@@ -162,11 +161,11 @@ class Recorder:
         self._skipped_in_a_row = int(values.pop("skipped_in_a_row", 0))
         self._last.append((step, values))
         if step % self._every == 0 or step == self._steps:
-            more = {"tokens": step * self._tokens, "seconds": round(self._seconds, 3)}
+            more = {self._unit: step * self._per_step, "seconds": round(self._seconds, 3)}
             if "skipped" in values:
                 more["skipped"] = int(values.pop("skipped"))
             self._write("train", step, {**values, **more})
-        self._display.step(step, values["loss"], self._tokens, self._speed.seconds_per_step)
+        self._display.step(step, values["loss"], self._per_step, self._speed.seconds_per_step)
         if self._skipped_in_a_row >= self._max_skipped or (self.skipping and step == self._steps):
             raise Diverged(self._report(step))
 
@@ -182,7 +181,7 @@ class Recorder:
             " because their numbers are NaN, infinite or far too high. Weights are as they were"
             f" before, and nothing was saved since:\n" + "\n".join(lines) + "\n"
             "Lower --optimizer.learning_rate or lengthen --optimizer.warmup_steps and start a new run;"
-            " or, if the text is to blame, go on with a larger --run.max_skipped."
+            " or, if the data are to blame, go on with a larger --run.max_skipped."
         )
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -26,9 +26,9 @@ from train import (
     replicas,
     sharding,
     step,
+    tasks,
     watchdog,
 )
-from train import data as data_lib
 from train.arguments import parse
 from train.config import Config, UserError, model_config, resolved
 from train.display import say
@@ -80,7 +80,7 @@ class Program:
     """Everything that is decided before the first step; nothing of it changes afterwards."""
 
     config: Config  # resolved
-    data: data_lib.Data
+    task: tasks.Task  # with its data
     facts: dict[str, Any]  # about the data
     mesh: jax.sharding.Mesh
     model: Any  # Config of a file of models/
@@ -89,10 +89,10 @@ class Program:
     shardings: step.State
     init: Callable[[jax.Array], step.State]
     fresh: Callable[[Any], Any]  # weights to the state of an optimizer that has not moved them yet
-    update: Callable[[step.State, jax.Array], tuple[step.State, dict[str, jax.Array]]]
-    # Held-out loss, nats per token; None if a signal has arrived.
-    evaluate: Callable[[step.State, Sequence[int]], float | None]
-    look: Callable[[step.State, jax.Array], dict[str, dict[str, float]]]  # observe.py
+    update: Callable[[step.State, Any], tuple[step.State, dict[str, jax.Array]]]
+    # Scores on held-out data; None if a signal has arrived.
+    evaluate: Callable[[step.State, Sequence[int]], dict[str, float] | None]
+    look: Callable[[step.State, Any], dict[str, dict[str, float]]]  # observe.py
     gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without model.base_width
 
     def begin(self) -> step.State:
@@ -105,12 +105,10 @@ class Program:
         first = jax.device_put(np.zeros([], np.int32), self.shardings["step"])
         return {"params": params, "optimizer": self.fresh(params), "step": first}
 
-    def batch(self, index: int) -> jax.Array:
-        return self.place(lambda rows: self.data.batch(index, rows))
-
-    def place(self, rows: Callable[[slice], np.ndarray]) -> jax.Array:
-        shape = (self.config.data.batch_size, self.config.data.length + 1)
-        return sharding.put_batch(rows, shape, self.mesh)
+    def batch(self, index: int) -> Any:
+        """What step `index` learns from, on the devices: an array or a dict of arrays."""
+        data = self.task.data
+        return sharding.put_batch(lambda rows: data.batch(index, rows), data.shape, self.mesh)
 
     def placed_shapes(self) -> step.State:
         return jax.tree.map(
@@ -120,17 +118,18 @@ class Program:
         )
 
 
-def assemble(config: Config, data: data_lib.Data) -> Program:
+def assemble(config: Config, data: Any) -> Program:
     """Mesh, model, optimizer and compiled functions of a resolved config. Allocates no weights."""
     mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
-    model = model_config(config, data.vocab_size)
+    task = tasks.of(config)(config, data)
+    model = model_config(config, task.outputs)
     family = families.of(model)
     axes = family.axes(model)
     weights = functools.partial(family.init, model)
     placed = sharding.of_parameters(axes, jax.eval_shape(weights, jax.random.key(0)), mesh)
     tx = optimizer.build(config, axes, params=placed)
 
-    init = functools.partial(step.init, weights, tx)
+    init = functools.partial(task.init, weights, tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
@@ -138,33 +137,31 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
     each = replicas.used(config)
     whole = jax.NamedSharding(mesh, jax.P())  # every process reads the numbers
-    update = step.compile_update(forward, tx, rate, parts, shardings, each)
-    summed = jax.jit(functools.partial(step.summed, forward), out_shardings=whole)
+    update = task.compile_update(forward, tx, rate, parts, shardings, each)
+    sums = jax.jit(functools.partial(task.sums, forward), out_shardings=whole)
 
     described = signatures(axes, shapes["params"])
     sizes = jax.jit(functools.partial(observe.weights, described), out_shardings=whole)
-    gradient = functools.partial(step.gradient, forward, parts)
+    gradient = functools.partial(task.gradient, forward, parts)
     observed = optimizer.chain(config, axes, metrics=True, params=placed)
     tried = functools.partial(observe.try_decay, gradient, observed)
     tried = replicas.on_each(tried, shardings, None) if each else sharding.on_mesh(tried, mesh)
     try_decay = jax.jit(tried, out_shardings=whole)
 
-    def evaluate(state: step.State, stop: Sequence[int] = ()) -> float | None:
-        parts = []
-        for tokens in data.held_out(config.run.eval_batches):
+    def evaluate(state: step.State, stop: Sequence[int] = ()) -> dict[str, float] | None:
+        found = []
+        for batch in data.held_out(config.run.eval_batches):
             if stop:
                 return None
-            rows = program.place(lambda rows, all=tokens: all[rows])
-            parts.append(summed(state["params"], rows))
-        totals, counts = np.asarray(jax.device_get(parts), np.float64).T
-        return float(totals.sum() / max(counts.sum(), 1))
+            found.append(sums(state, sharding.put_whole(batch, mesh)))
+        return task.scores(np.asarray(jax.device_get(found), np.float64).sum(0))
 
-    def look(state: step.State, tokens: jax.Array) -> dict[str, dict[str, float]]:
-        seen = jax.device_get((try_decay(state, tokens), sizes(state["params"])))
+    def look(state: step.State, batch: Any) -> dict[str, dict[str, float]]:
+        seen = jax.device_get((try_decay(state, batch), sizes(state["params"])))
         return observe.merge(observe.decay(described, seen[0]), seen[1])
 
-    program = Program(
-        *(config, data, data.summary(), mesh, model, axes, shapes, shardings),
+    return Program(
+        *(config, task, data.summary(), mesh, model, axes, shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         fresh=jax.jit(tx.init, out_shardings=shardings["optimizer"]),
         update=update,
@@ -176,7 +173,6 @@ def assemble(config: Config, data: data_lib.Data) -> Program:
             else lambda params: {}
         ),
     )
-    return program
 
 
 def loop(
@@ -201,11 +197,11 @@ def loop(
             watch.other(f"the evaluation after step {done}")
             # Several processes must all go through with it, and know of each other's signals after steps alone.
             through = done == run.steps or jax.process_count() > 1
-            loss = program.evaluate(state, () if through else stop)
-            if loss is None:
+            scores = program.evaluate(state, () if through else stop)
+            if scores is None:
                 return
-            records.held_out(done, loss, program.data.bytes_per_token)
-            records.weights(done, program.look(state, tokens))
+            records.held_out(done, scores, program.task.say_scores(scores))
+            records.weights(done, program.look(state, batch))
             records.spectrum(done, observe.spectrum(state["optimizer"].inner_state["decay"]))
             records.gains(done, program.gains(state["params"]))
 
@@ -217,7 +213,7 @@ def loop(
                 save(state, step=done)
         return healthy
 
-    tokens = program.batch(start)
+    batch = program.batch(start)
     # Only the first process knows what has been written.
     if start % run.eval_every == 0 and not processes.from_first(
         lambda: "done" if records.evaluated(start) else ""
@@ -225,9 +221,9 @@ def loop(
         evaluate()
     while done < run.steps and not (stopped := agreement.ask(bool(stop))):
         watch.step(done + 1, records.seconds_per_step)
-        state, noted = program.update(state, tokens)
+        state, noted = program.update(state, batch)
         done += 1
-        tokens = program.batch(done)
+        batch = program.batch(done)
         records.train(done, noted)
         if done % run.eval_every == 0 or done == run.steps:
             evaluate()
@@ -250,12 +246,12 @@ def finish(checkpoints: checkpoint.Checkpoints, folder: pathlib.Path) -> None:
 
 def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
     """Where the numbers of the run go, from step `start` on."""
-    run, data, first = program.config.run, program.config.data, processes.first()
+    run, task, first = program.config.run, program.task, processes.first()
     return log.Recorder(
         folder.path / "metrics.jsonl" if first else None,
         start,
         run.steps,
-        data.batch_size * data.length,
+        task.per_step,
         run.log_every,
         (
             log.tensorboard(run.tensorboard, folder.path, start),
@@ -264,6 +260,7 @@ def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
         if first
         else (),
         run.max_skipped,
+        task.unit,
     )
 
 
@@ -271,20 +268,18 @@ def introduce(program: Program, folder: Folder, start: int) -> None:
     """Says and writes down what is about to be trained, on what, and what decays."""
     if not processes.first():
         return
-    config, facts, mesh = program.config, program.facts, program.mesh
-    folder.add_start(environment(start=start, mesh=dict(mesh.shape), text=facts))
-    table = optimizer.decay_table(config, program.shapes["params"], program.axes)
+    config, facts, mesh, task = program.config, program.facts, program.mesh, program.task
+    folder.add_start(environment(start=start, mesh=dict(mesh.shape), **{task.noun: facts}))
+    tokens = task.per_step if task.unit == "tokens" else None
+    table = optimizer.decay_table(config, program.shapes["params"], program.axes, tokens)
     write(folder.path / "decay.txt", f"{table}\n")
-    tokens = config.data.batch_size * config.data.length
     grid = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(
-        f"text      {facts['source']}: {facts['documents']} documents, {facts['train_bytes'] / 1e6:.1f} MB,"
-        f" {facts['train_tokens'] / 1e6:.2f}M tokens ({facts['tokenizer']}), digest"
-        f" {program.data.digest[:16]}\n"
+        f"{task.noun:9} {task.introduction(facts)}, digest {task.data.digest[:16]}\n"
         f"model     {config.model.preset}: {families.of(program.model).count(program.model) / 1e6:.2f}M weights,"
         f" {program.model.layers} layers of width {program.model.width}\n"
-        f"training  {config.run.steps} steps of {tokens} tokens,"
-        f" {config.run.steps / facts['steps_per_epoch']:.2f} times through the text\n"
+        f"training  {config.run.steps} steps of {task.per_step} {task.unit},"
+        f" {config.run.steps / facts['steps_per_epoch']:.2f} times through the {task.noun}\n"
         f"devices   {mesh.size} of {len(jax.devices())} {mesh.devices.flat[0].device_kind} ({grid})"
         + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         + "\n"
@@ -302,16 +297,16 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     if not processes.first():
         return
     records = log.read(folder / "metrics.jsonl")
-    unigram = program.facts["unigram_entropy"]
+    task, baseline = program.task, program.task.baseline(program.facts)
     name, metric = title(program.config), program.config.decay.spectral
-    pictures = figures.draw(records, unigram, name, folder / "figures", metric)
+    pictures = figures.draw(records, baseline, name, folder / "figures", metric, task.words)
     if done < program.config.run.steps:
         say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")
     for last in [record for record in records if record["kind"] == "held_out"][-1:]:
         say(
-            f"\nheld-out text after step {last['step']}: loss {last['loss']:.3f} nats per token,"
-            f" perplexity {last['perplexity']:.1f}, {last['bits_per_byte']:.3f} bits per byte\n"
-            f"(token frequencies alone: {unigram:.3f} nats per token)"
+            f"\n{task.words.held_out} after step {last['step']}: loss {last['loss']:.3f} {task.words.loss},"
+            f" {task.say_scores(last)}\n"
+            f"({task.words.baseline}: {baseline:.3f} {task.words.loss})"
         )
     say(
         f"metrics   {folder / 'metrics.jsonl'}\n"

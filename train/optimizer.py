@@ -184,7 +184,7 @@ def width_multiplier(config: Config, axes: Any) -> optax_decay.Quantity | None:
 
 
 def decay_table(
-    config: Config, params: Any, axes: Any
+    config: Config, params: Any, axes: Any, tokens_per_step: int | None = None
 ) -> optax_decay.DecayTable | optax_decay.WidthTable:
     """What decays and how fast, at the peak of the learning rate."""
     if config.model.base_width is not None:
@@ -207,7 +207,7 @@ def decay_table(
         coupling=config.decay.coupling,
         learning_rate=schedule(config.optimizer),
         peak_learning_rate=config.optimizer.learning_rate,
-        tokens_per_step=config.data.batch_size * config.data.length,
+        tokens_per_step=tokens_per_step,
         step=config.optimizer.warmup_steps or 0,
     )
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optax_decay.axes import signatures
 from optax_decay.masks import MATRICES
-from train import ahead_of_time, families, optimizer, replicas, sharding, step
+from train import ahead_of_time, families, optimizer, replicas, sharding, step, tasks
 from train import collectives as collectives_lib
 from train.arguments import parse
 from train.bytes_report import count, table
@@ -79,6 +79,7 @@ class Outline:
 
 def outline(config: Config, mesh: Any) -> Outline:
     """The run of a resolved config over a mesh, abstract or not."""
+    tasks.only_language(config, "plan")
     model = model_config(config, vocabulary(config))
     family = families.of(model)
     axes, weights = family.axes(model), functools.partial(family.init, model)

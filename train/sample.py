@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import families, hugging_face, sharding, tokens
+from train import families, hugging_face, sharding, tasks, tokens
 from train.config import Mesh, UserError
 from train.display import say
 from train.hugging_face_config import longest, read_config
@@ -60,6 +60,7 @@ def source(folder: pathlib.Path) -> Source:
     """
     if (folder / "checkpoints").is_dir():
         config, model, params, _ = newest(folder)
+        tasks.only_language(config, "sample")
         return Source(model, params, load(config).tokenizer, config.data.length)
     model = read_config(folder)
     try:

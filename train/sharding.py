@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
 import optax_decay
@@ -134,7 +135,7 @@ def of_state(state: Any, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
 
 
 def of_train_state(axes: Any, state: Any, mesh: AnyMesh) -> Any:
-    """Shardings of the whole state of `step.init`, given as shapes."""
+    """Shardings of the whole state of `tasks.Task.init`, given as shapes."""
     params = of_parameters(axes, state["params"], mesh)
     average = {"average": params} if "average" in state else {}
     optimizer = of_state(state["optimizer"], state["params"], params, mesh)
@@ -188,3 +189,9 @@ def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
     if isinstance(shape, dict):
         return {name: put(shape[name], operator.itemgetter(name)) for name in shape}
     return put(shape, lambda array: array)
+
+
+def put_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A batch over the devices, of which every process has all rows."""
+    part = lambda rows: jax.tree.map(lambda array: array[rows], batch)
+    return put_batch(part, jax.tree.map(np.shape, batch), mesh)

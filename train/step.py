@@ -148,14 +148,20 @@ def compile_update(
     """`update` of state and tokens, jitted. It overwrites the state it is given (donation).
 
     With `each` every replica is a worker with a gradient of its own.
+    """
+    whole = functools.partial(update, forward, tx, rate, micro_batches)
+    return compiled(whole, shardings, each)
+
+
+def compiled(update: Callable[[State, Any], Any], shardings: State, each: bool) -> Any:
+    """A function of state and batch, jitted.
 
     Shardings of the result are pinned to those of the argument: else the second call would
     compile again. Arguments that nothing reads, such as the last step's metrics, are kept: else
     their memory would not be used again.
     """
-    step = functools.partial(update, forward, tx, rate, micro_batches)
     if each:
-        step = replicas.on_each(step, shardings, (shardings, None))
+        update = replicas.on_each(update, shardings, (shardings, None))
     else:
-        step = sharding.on_mesh(step, shardings["step"].mesh)
-    return jax.jit(step, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))
+        update = sharding.on_mesh(update, shardings["step"].mesh)
+    return jax.jit(update, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))

@@ -26,6 +26,8 @@ def newest(folder: pathlib.Path) -> Trained:
         raise UserError(f"{folder} is not a run folder: it holds no config.json.")
     params, meta = params_lib.read(folder)
     config = resolved(from_json(json.dumps(meta["config"]), str(folder)))
-    # Only the tokenizer knew how many rows the embedding has.
-    model = model_config(config, params["embed/embedding"].shape[0])
+    # Only the data knew how many tokens or classes there are.
+    rows = params.get("embed/embedding")
+    outputs = params["head/kernel"].shape[-1] if rows is None else rows.shape[0]
+    model = model_config(config, outputs)
     return Trained(config, model, params_lib.nested(params), meta["step"])
