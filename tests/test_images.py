@@ -15,9 +15,9 @@ from models import vit
 from tests import pictures, tfds_files
 from tests.pictures import CLASSES, picture
 from train import augment, image_task, images, optimizer, sharding
-from train.step import compiled
 from train.config import Config, Mesh, replace, resolved
 from train.errors import UserError
+from train.step import compiled
 
 SIZE = 12
 PLAIN = images.Recipe(magnitude=0, erasing=0, mixup=0, cutmix=0, smoothing=0)
@@ -241,9 +241,7 @@ def test_a_vit_trains_on_two_devices(prepared):
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    update = compiled(
-        functools.partial(image_task.update, task, tx, rate, 1), shardings, False
-    )
+    update = compiled(functools.partial(image_task.update, task, tx, rate, 1), shardings, False)
     sums, held_out = jax.jit(functools.partial(image_task.sums, task)), list(made.held_out(9))
 
     def evaluate(state):
