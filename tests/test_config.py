@@ -47,6 +47,14 @@ def refused(*flags: str) -> str:
         ("--data.batch_size 6 --run.micro_batches 4", "4", "batch_size = 6", "nearest: 3"),
         ("--model.preset 60m", "'60m'", "tiny", "nearest: 60M"),
         ("--model.heads 5", "5", "divide width=128", "nearest: heads=4"),
+        (
+            "--model.preset vit-toy --model.patch_size 5",
+            "5",
+            "image_size=12",
+            "nearest: patch_size=4",
+        ),
+        ("--model.preset vit-toy --images.magnitude 11", "11.0", "0 <= value <= 10", "nearest: 10"),
+        ("--model.preset vit-toy --images.average 1", "1.0", "0 <= value < 1", "below 1"),
         ("smol", "'smol'", "small", f"nearest: {DEFAULT}"),
     ],
 )
@@ -73,6 +81,13 @@ def test_a_bad_value_is_refused_with_the_allowed_and_the_nearest(flags, value, a
         "--model.preset gpt-toy --model.kv_heads 2",
         "--model.layers 3 --model.bias False",
         "--model.layers 3 --model.positions 512",
+        "--model.layers 3 --model.patch_size 8",
+        "--model.layers 3 --images.name cifar10",
+        "--model.layers 3 --images.average 0.99",
+        "--model.preset deit-tiny --data.text zipf",
+        "--model.preset deit-tiny --data.length 12",
+        "--model.preset deit-tiny --model.vocab_size 300",
+        "--model.preset deit-tiny --model.tied True",
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(flags):
@@ -192,6 +207,8 @@ def test_resolved_leaves_nothing_open_that_is_known():
         *("model.vocab_size", "model.weights", "mesh.data", "run.folder", "run.wandb"),
         *("run.keep_every", "optimizer.spike_sigma", "optimizer.spike_window"),
         *("decay.memory", "model.kv_heads", "model.positions", "model.bias"),
+        *("model.image_size", "model.patch_size", "model.drop_path"),
+        *("images.folder", "images.held_out", "images.average"),
         *("model.base_width", "model.base_head_width", "decay.width_rule"),
         # Adam has none of these, and no spectrum is measured.
         *("optimizer.momentum", "optimizer.refresh_every", "optimizer.scale", "optimizer.gamma"),

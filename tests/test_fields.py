@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests import toy
+from models import vit
+from tests import pictures, toy
 from tests.runs import flags, losses, program, records, write_text
 from tests.test_step import chain, trajectory
-from train import families, main, replicas, step
-from train.arguments import check
-from train.config import Config, Mesh, flatten, model_config, replace, resolved
+from train import families, image_task, images, main, replicas, step
+from train.arguments import check, parse
+from train.config import Config, Mesh, UserError, flatten, model_config, replace, resolved
 from train.optimizer import one_bit
 
 # Another value, and what the base config needs for the field to be in use.
@@ -31,6 +32,9 @@ MODEL = {
     "model.rope_base": (500.0, {}),
     "model.positions": (40, {"model.preset": "gpt-toy", "data.length": 9}),
     "model.bias": (False, {"model.preset": "gpt-toy"}),
+    "model.image_size": (8, {"model.preset": "vit-toy"}),
+    "model.patch_size": (6, {"model.preset": "vit-toy"}),
+    "model.drop_path": (0.3, {"model.preset": "vit-toy"}),
     "model.norm_eps": (1e-3, {}),
     "model.init_std": (0.1, {}),
     "model.base_width": (12, {}),
@@ -72,6 +76,19 @@ CHAIN = {
     "decay.spectral_size": (4, {"decay.spectral": "alpha"}),
     "decay.width_rule": ("constant", {"model.base_width": 2}),
 }
+IMAGES = {
+    "images.split": "train[:60%]",
+    "images.magnitude": 0.0,
+    "images.erasing": 1.0,
+    "images.mixup": 0.0,
+    "images.cutmix": 0.0,
+    # Seen elsewhere than in the first batch.
+    "images.name": "imagenet2012",
+    "images.folder": "absent",
+    "images.held_out": "train",
+    "images.smoothing": 0.0,
+    "images.average": 0.9,
+}
 DATA = {
     "data.text": "other.txt",
     "data.tokenizer": "bpe-512",
@@ -97,7 +114,7 @@ RUN = {
 
 
 def test_the_tables_hold_every_field():
-    tables = [*MODEL, *CHAIN, *ONE_BIT, *DATA, *MESH, *RUN]
+    tables = [*MODEL, *CHAIN, *ONE_BIT, *DATA, *IMAGES, *MESH, *RUN]
     assert sorted(tables) == sorted(flatten(Config()))
 
 
@@ -116,6 +133,21 @@ def test_fields_of_the_model(name):
         model = model_config(config, 257)
         family = families.of(model)
         params = jax.eval_shape(functools.partial(family.init, model), jax.random.key(0))
+        if family is vit:
+            task = image_task.Task(functools.partial(vit.forward, model), model.classes, 0.1)
+            made = images.Images(
+                "", [], [], ("", ""), 7, model.image_size, 4, 0, images.Recipe(), ""
+            )
+            batch = {
+                name: jax.ShapeDtypeStruct(shape, np.uint32) for name, shape in made.shape.items()
+            }
+            return (
+                str(
+                    jax.make_jaxpr(
+                        functools.partial(image_task.loss_and_gradient, task, micro_batches=1)
+                    )(params, batch)
+                ),
+            )
         start = jax.make_jaxpr(functools.partial(family.init, model))(jax.random.key(0))
         loss = functools.partial(step.loss, functools.partial(family.forward, model))
         tokens = jax.ShapeDtypeStruct((2, 9), np.int32)
@@ -173,6 +205,28 @@ def test_fields_of_the_data(tmp_path):
         after = main.load(replace(base, {name: value}))
         assert not np.array_equal(after.batch(0), before.batch(0)), name
     assert any((tmp_path / "cache").iterdir())
+
+
+def test_fields_of_the_images(tmp_path):
+    base = parse(pictures.flags(tmp_path))
+    before, shapes = (main.load(resolved(base)), [])
+    for name, value in IMAGES.items():
+        changed = resolved(replace(base, {name: value}))
+        if name in ("images.name", "images.folder"):
+            with pytest.raises(UserError, match=f"(?s){value}.*--images.folder"):
+                main.load(changed)
+        elif name == "images.held_out":
+            assert len(main.load(changed).held) == len(before.train) != len(before.held)
+        elif name in ("images.smoothing", "images.average"):
+            shapes.append(main.assemble(changed, before))
+        else:
+            pairs = [[made.batch(i) for i in range(4)] for made in (before, main.load(changed))]
+            assert any((a[k] != b[k]).any() for a, b in zip(*pairs) for k in a), name
+    smooth, average = shapes
+    assert "average" in average.shapes and "average" not in smooth.shapes
+    whole = main.assemble(resolved(base), before)
+    traced = [str(jax.make_jaxpr(p.update)(p.shapes, p.batch(0))) for p in (whole, smooth)]
+    assert traced[0] != traced[1]
 
 
 @pytest.mark.parametrize("name", MESH)

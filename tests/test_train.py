@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import gpt
+from models import gpt, vit
+from tests import pictures
 from tests.runs import TOY, flags, interrupt_after, losses, program, records, write_text
 from train import __main__ as command
 from train import checkpoint, families, integrity, main
@@ -147,6 +148,8 @@ def test_every_experiment_starts(name, tmp_path):
     family = families.of(families.PRESETS[EXPERIMENTS[name]().model.preset]).__name__
     toy = flags_of(family.split(".")[1], TOY)
     small = [*toy, *steps, "--data.cache", str(tmp_path), "--run.folder", str(tmp_path / "run")]
+    if family == vit.__name__:
+        small = pictures.flags(tmp_path, "--run.steps", "2")
     if name in SIBLINGS:
         config = resolved(parse([name, *small]))
         ready = main.assemble(config, main.load(config))
