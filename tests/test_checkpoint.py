@@ -207,7 +207,7 @@ def test_records_after_a_step_and_a_torn_line_are_dropped(tmp_path):
     lines = [json.dumps({"kind": "train", "step": n, "loss": 1.0, "seconds": n}) for n in (1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"kind": "train", "step": 4, "lo')
     assert [r["step"] for r in log.read(path)] == [1, 2, 3]
-    recorder = log.Recorder(path, start=2, steps=9, tokens_per_step=5)
+    recorder = log.Recorder(path, start=2, steps=9, per_step=5)
     with recorder:
         recorder.train(3, {"loss": 0.5})
         recorder.flush()

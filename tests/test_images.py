@@ -14,7 +14,7 @@ from PIL import Image
 from models import vit
 from tests import pictures, tfds_files
 from tests.pictures import CLASSES, picture
-from train import augment, image_task, images, optimizer, sharding
+from train import augment, image_task, images, optimizer, replicas, sharding
 from train.config import Config, Mesh, replace, resolved
 from train.errors import UserError
 from train.step import compiled
@@ -215,6 +215,24 @@ def test_the_loss_is_the_equation_and_parts_do_not_change_it(prepared):
     assert float(parts) == pytest.approx(float(whole), rel=2e-6)
     np.testing.assert_allclose(same["kernel"], gradient["kernel"], atol=2e-6)
     assert not np.allclose(same["shift"], gradient["shift"])  # every part has noise of its own
+
+
+def test_replicas_as_workers_have_the_loss_of_all_rows(prepared):
+    batch, params = load(prepared, PLAIN).batch(2), weights()
+    params["shift"] = jnp.zeros(CLASSES)
+    task = image_task.Task(linear, CLASSES, smoothing=0.0)
+    mesh = sharding.make_mesh(Mesh(replica=2, data=1), 8)
+    placed = jax.tree.map(lambda w: jax.NamedSharding(mesh, jax.P()), params)
+
+    def mean(params, batch):
+        value, gradient = image_task.loss_and_gradient(task, params, batch, 2)
+        return jax.tree.map(replicas.mean, (value, gradient["kernel"]))
+
+    value, gradient = jax.jit(replicas.on_each(mean, placed, None))(params, batch)
+    whole, expected = image_task.loss_and_gradient(task, params, batch, 1)
+    # float32 sums of eight images in another order.
+    assert float(value) == pytest.approx(float(whole), rel=2e-6)
+    np.testing.assert_allclose(gradient, expected["kernel"], atol=2e-6)
 
 
 def test_what_is_dropped_follows_from_the_batch(prepared):

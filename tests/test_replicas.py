@@ -54,7 +54,7 @@ def cut(whole, folder):
 def restored(folder, *grid):
     """The newest state in a folder, placed for a mesh, and what was said."""
     ready, said = program(folder, *ONE_BIT, *grid), []
-    meta = checkpoint.describe(ready.config, ready.data.digest, ready.shapes)
+    meta = checkpoint.describe(ready.config, ready.task.data.digest, ready.shapes)
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         (step,) = checkpoints.steps
         found = checkpoints.restore(ready.placed_shapes(), meta, said.append)
