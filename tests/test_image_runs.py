@@ -14,16 +14,8 @@ from train.trained import newest
 
 # With paths that are dropped at random, two micro batches and the mean of the weights in the state.
 ASKED = [
-    "--model.drop_path",
-    "0.5",
-    "--images.average",
-    "0.8",
-    "--run.micro_batches",
-    "2",
-    "--run.steps",
-    "5",
-    "--optimizer.learning_rate",
-    "1e-2",
+    *("--model.drop_path", "0.5", "--images.average", "0.8", "--run.micro_batches", "2"),
+    *("--run.steps", "5", "--optimizer.learning_rate", "1e-2"),
 ]
 
 
