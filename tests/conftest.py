@@ -17,9 +17,7 @@ import jax
 import pytest
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
-collect_ignore = [
-    "hugging_face_logits.py"
-]  # a program that test_hugging_face.py runs where torch is
+collect_ignore = ["hugging_face_logits.py"]  # run by test_hugging_face.py, where torch is
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 
 jax.config.update("jax_num_cpu_devices", 8)

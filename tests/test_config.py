@@ -10,8 +10,6 @@ import pytest
 from models import gpt
 from train import arguments, families
 from train.config import (
-    MAY_CHANGE,
-    SPECTRAL,
     Config,
     UserError,
     differences,
@@ -22,6 +20,7 @@ from train.config import (
 )
 from train.experiments import EXPERIMENTS
 from train.ranges import Range
+from train.rules import MAY_CHANGE, SPECTRAL
 
 DEFAULT = next(iter(EXPERIMENTS))
 

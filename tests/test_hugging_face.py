@@ -327,7 +327,7 @@ def test_a_run_starts_from_weights_and_is_written_again(tmp_path, monkeypatch):
     assert main.main([*asked, "--run.steps", "2", "--optimizer.schedule_steps", "6"]) == 0
     run = tmp_path / "run"
     first = next(r for r in records(run) if r["kind"] == "held_out")
-    assert first["loss"] == pytest.approx(ready.evaluate(start), rel=1e-6)
+    assert first["loss"] == pytest.approx(ready.evaluate(start)["loss"], rel=1e-6)
     saved = json.loads((run / "config.json").read_text())["model"]
     assert (saved["preset"], saved["width"], saved["kv_heads"], saved["tied"]) == (
         "llama",

@@ -20,10 +20,6 @@ import tyro
 
 from train import families
 from train.config import (
-    BOUNDED,
-    OPTIMIZERS,
-    PROXIMAL,
-    SPECTRAL,
     Config,
     Data,
     Images,
@@ -39,6 +35,7 @@ from train.data import STORE
 from train.experiments import EXPERIMENTS
 from train.hugging_face_config import shaped
 from train.ranges import Range
+from train.rules import BOUNDED, OPTIMIZERS, PROXIMAL, SPECTRAL
 
 PROGRAM = "python -m train"
 

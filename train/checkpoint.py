@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 from optax_decay.paths import leaf_paths
 from train import disk, integrity, migrate, processes, replicas, tasks
 from train.arguments import from_json
-from train.config import MAY_CHANGE, MAY_MIGRATE, Config, UserError, differences
+from train.config import Config, UserError, differences
+from train.rules import MAY_CHANGE, MAY_MIGRATE
 
 
 def structure(state: Any) -> dict[str, str]:

@@ -87,7 +87,8 @@ class Program:
     axes: Any  # what the parameters' axes mean
     shapes: step.State  # the state as ShapeDtypeStruct
     shardings: step.State
-    init: Callable[[jax.Array], step.State]
+    weights: Callable[[jax.Array], Any]  # fresh ones
+    start: Callable[[Any], step.State]  # weights to the state before the first step
     fresh: Callable[[Any], Any]  # weights to the state of an optimizer that has not moved them yet
     update: Callable[[step.State, Any], tuple[step.State, dict[str, jax.Array]]]
     # Scores on held-out data; None if a signal has arrived.
@@ -101,9 +102,11 @@ class Program:
             return self.init(jax.random.key(self.config.run.seed))
         folder = pathlib.Path(self.config.model.weights)
         say(f"reading the weights in {folder} ...")
-        params = hugging_face.load(folder, self.model, self.shardings["params"])
-        first = jax.device_put(np.zeros([], np.int32), self.shardings["step"])
-        return {"params": params, "optimizer": self.fresh(params), "step": first}
+        return self.start(hugging_face.load(folder, self.model, self.shardings["params"]))
+
+    def init(self, key: jax.Array) -> step.State:
+        """In two programs: models of one shape share that of their weights, whatever trains them."""
+        return self.start(self.weights(key))
 
     def batch(self, index: int) -> Any:
         """What step `index` learns from, on the devices: an array or a dict of arrays."""
@@ -162,7 +165,11 @@ def assemble(config: Config, data: Any) -> Program:
 
     return Program(
         *(config, task, data.summary(), mesh, model, axes, shapes, shardings),
-        init=jax.jit(init, out_shardings=shardings),
+        weights=jax.jit(weights, out_shardings=shardings["params"]),
+        start=jax.jit(
+            lambda params: task.init(lambda key: params, tx, jax.random.key(0)),
+            out_shardings=shardings,
+        ),
         fresh=jax.jit(tx.init, out_shardings=shardings["optimizer"]),
         update=update,
         evaluate=evaluate,

@@ -326,7 +326,12 @@ def vit_tiny() -> Config:
         data=Data(batch_size=384),
         images=Images(average=0.9999),
         optimizer=Optimizer(
-            learning_rate=4e-3, b2=0.999, clip=None, warmup_steps=20 * epoch, final=1e-6
+            learning_rate=4e-3,
+            b2=0.999,
+            clip=None,
+            schedule_steps=120 * epoch,
+            warmup_steps=20 * epoch,
+            final=1e-6,
         ),
         decay=Decay(
             weight_decay=0.05,
