@@ -106,15 +106,15 @@ def test_smoothing_keeps_constants_and_averages_the_rest():
 
 def test_words_of_the_display():
     assert display.clock(59.6) == "1:00" and display.clock(3725) == "1:02:05"
-    assert display.pace(30, 2048, 0.5) == "  4.1k tokens/s  0:15 left"
-    assert display.pace(30, 100, 2.0) == "  50 tokens/s  1:00 left"
-    assert display.pace(30, 100, None) == ""
+    assert display.pace(30, 2048, "tokens", 0.5) == "  4.1k tokens/s  0:15 left"
+    assert display.pace(30, 100, "images", 2.0) == "  50 images/s  1:00 left"
+    assert display.pace(30, 100, "tokens", None) == ""
 
 
 def test_lines_are_about_twenty_over_a_run(capsys, monkeypatch):
     said = []
     monkeypatch.setattr(display, "say", said.append)
-    lines = display.Lines(100, 900)
+    lines = display.Lines(100, 900, "tokens")
     for step in range(101, 901):
         lines.step(step, 1.0, 10, 0.1)
     assert 20 <= len(said) <= 22 and said[-1].startswith("step 900/900")
