@@ -1,11 +1,13 @@
 """The benchmarks run, at toy size, and hold what they say they hold."""
 
 import json
+import re
 
 import pytest
 
 import optax_decay
-from train import bench, bench_optimizers
+from tests.runs import write_text
+from train import bench, bench_loader, bench_optimizers
 from train.bench_table import Options, Table
 from train.config import UserError
 
@@ -52,6 +54,24 @@ def test_tables_are_written_as_json(tmp_path, capsys):
     # The cost model of a sweep: far below a hundredth of the training between two sweeps.
     assert all(0 < row["sweep per 500 steps %"] < 0.1 for row in rows)
     assert "Workspace of AlphaDecay" in capsys.readouterr().out
+
+
+def test_the_loader_is_measured(tmp_path):
+    small = Options(
+        preset="toy", rounds=1, megatokens=1, text=str(write_text(tmp_path)), tokenizer="bytes"
+    )
+    ceiling = bench_loader.ceiling_table(small)
+    store, cut, text, rows = ceiling.rows
+    assert [row["tokens"].split(", ")[1] for row in (store, cut)] == ["packed", "documents"]
+    assert "store" in store["tokens"] and "text.txt" in text["tokens"] + rows["tokens"]
+    for row in ceiling.rows:
+        seconds = 512 * 256 / (1e6 * row["Mtokens/s of a core"])
+        assert row["ms a batch"] == pytest.approx(1e3 * seconds)
+    step = bench_loader.step_table(small)
+    assert columns(step, "step") == ["one batch, kept", "a batch each"]
+    # Of 2048 tokens.
+    assert all(row["s"] * row["tokens/s"] == pytest.approx(2048) for row in step.rows)
+    assert re.search(r"% of a step.*; \d of 2 steps ended", step.note)
 
 
 def test_columns_stand_below_each_other():

@@ -20,7 +20,7 @@ from tests import tfds_files
 from tests.runs import flags, records
 from tests.test_data import ODD_TEXTS, prose, write
 from train import __main__ as command
-from train import bench_loader, data, datasets, main, shards, token_store, tokenise, tokens
+from train import data, datasets, main, shards, token_store, tokenise, tokens
 from train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -550,11 +550,3 @@ def test_the_command(folder, tmp_path, capsys):
     (tmp_path / "s/train-00000.tokens").write_bytes(b"")
     with pytest.raises(UserError, match="train-00000"):
         tokenise.main(["--out", str(tmp_path / "s"), "--verify", "True"])
-
-
-def test_the_loader_is_measured():
-    small = bench_loader.Options(megatokens=1, shards=3, batch_size=8, length=32, seconds=0.05)
-    found = bench_loader.main(small)
-    assert set(found) == {"packed", "documents"} and min(found.values()) > 0
-    with pytest.raises(ValueError, match="shards=0"):
-        bench_loader.Options(shards=0)

@@ -3,6 +3,7 @@
     python -m train bench                                   # optimizers, refresh, quantile, spectra, memory, model
     python -m train bench contract --preset 20M             # every row of the contract table
     python -m train bench collectives --layout stacked
+    python -m train bench loader loader-step                # whether reading keeps a step fed
     taskset -c 0 python -m train bench spectra              # one thread each
 
 What one table compares runs in one process, in turns, and the best of the rounds counts: ratios hold on a busy machine,
@@ -18,7 +19,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from train import bench_optimizers, bench_products, bench_spectra, bench_training
+from train import bench_loader, bench_optimizers, bench_products, bench_spectra, bench_training
 from train.bench_table import Options, Table
 from train.config import UserError
 from train.display import say
@@ -38,6 +39,8 @@ SECTIONS: dict[str, Callable[[Options], Table]] = {
     "products-time": bench_products.products_time_table,
     "products-trained": bench_products.trained_table,
     "training": bench_training.training_table,
+    "loader": bench_loader.ceiling_table,
+    "loader-step": bench_loader.step_table,
 }
 Section = Literal[
     "optimizers",
@@ -53,6 +56,8 @@ Section = Literal[
     "products-time",
     "products-trained",
     "training",
+    "loader",
+    "loader-step",
 ]
 USUAL: tuple[Section, ...] = (
     "optimizers",

@@ -1,56 +1,40 @@
-"""How fast batches come out of a token store: python -m train.bench_loader
+"""Whether reading keeps a step fed: batches per second of a core, and steps with and without reading.
 
-Makes a store of random tokens in a folder of its own, reads batches from it at the shapes of the papers'
-60M recipe (512 sequences of 256) and prints tokens per second of one core's time: the ceiling that data sets
-to training. Every batch is of another step, so that pages are touched in the order of training.
+The store is made of random tokens in a folder of its own. Every batch is of another step, so that pages are
+touched in the order of training. The loader makes the next batch while the devices work on a step, as the
+training loop does (`main.loop`): what waits for data is a step that ends before the next batch is there.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 import tempfile
 import time
+from typing import Any
 
+import jax
 import numpy as np
-import tyro
 
-from train import data, shards, token_store, tokens
+from train import data, main, shards, token_store, tokens
+from train.bench_table import Options, Table, best_times
+from train.config import Config, Data, Mesh, Model, preset_of, resolved
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to read."""
-
-    megatokens: int = 100
-    """Size of the store [million tokens]; each takes two bytes."""
-    shards: int = 10
-    """Shards of the store."""
-    document: int = 400
-    """Mean length of a document [tokens]."""
-    batch_size: int = 512
-    """Sequences in a batch."""
-    length: int = 256
-    """Length of a sequence [tokens]."""
-    seconds: float = 5.0
-    """How long each kind of batch is timed [s of one core]."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}={value} must be above 0.")
+BATCH, LENGTH = 512, 256  # of the papers' 60M recipe
+SHARDS, DOCUMENT = 10, 400  # of the store; mean length of its documents [tokens]
 
 
-def make_store(folder: pathlib.Path, options: Options) -> None:
+def make_store(folder: pathlib.Path, megatokens: int) -> None:
     """A store of random bytes in documents of random lengths."""
     rng = np.random.default_rng(0)
     tokenizer = tokens.Bytes()
-    sizes = {"train": options.shards, "held_out": 1}
+    sizes = {"train": SHARDS, "held_out": 1}
     made: dict[str, list[token_store.Shard]] = {split: [] for split in sizes}
     for split, count in sizes.items():
         for i in range(count):
-            size = options.megatokens * 1_000_000 // options.shards
+            size = megatokens * 1_000_000 // SHARDS
             row = rng.integers(0, 256, size, np.uint16)
-            ends = np.unique(np.append(rng.integers(1, size, size // options.document), size))
+            ends = np.unique(np.append(rng.integers(1, size, size // DOCUMENT), size))
             row[ends - 1] = tokenizer.separator
             content, places = row.tobytes(), ends.astype(token_store.ENDS).tobytes()
             name = token_store.shard_name(split, i)
@@ -72,24 +56,94 @@ def tokens_per_second(loaded: data.Data, seconds: float) -> float:
     return step * loaded.batch_size * loaded.length / passed
 
 
-def main(options: Options) -> dict[str, float]:
-    found = {}
+def ceiling_table(options: Options) -> Table:
+    """Tokens per second that one core reads: of a token store, and of text that was encoded at the start."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        make_store(pathlib.Path(folder), options)
-        for documents, kind in ((False, "packed"), (True, "documents")):
-            loaded = data.load(
-                f"{data.STORE}{folder}",
-                length=options.length,
-                batch_size=options.batch_size,
-                seed=0,
-                documents=documents,
-            )
-            found[kind] = tokens_per_second(loaded, options.seconds)
-            print(
-                f"{kind:10} {options.batch_size} x {options.length}: {found[kind] / 1e6:.1f}M tokens/s"
-            )
-    return found
+        make_store(pathlib.Path(folder), options.megatokens)
+        sources = {
+            f"store of {options.megatokens}M": (f"{data.STORE}{folder}", None),
+            options.text: (options.text, pathlib.Path(Data().cache)),
+        }
+        for name, (text, cache) in sources.items():
+            for documents, kind in ((False, "packed"), (True, "documents")):
+                loaded = data.load(
+                    text,
+                    options.tokenizer,
+                    length=LENGTH,
+                    batch_size=BATCH,
+                    seed=0,
+                    documents=documents,
+                    cache=cache,
+                )
+                rate = tokens_per_second(loaded, options.rounds)
+                milliseconds = 1e3 * BATCH * LENGTH / rate
+                rows.append(
+                    {
+                        "tokens": f"{name}, {kind}",
+                        "Mtokens/s of a core": rate / 1e6,
+                        "ms a batch": milliseconds,
+                    }
+                )
+    return Table(f"What one core reads: batches of {BATCH} x {LENGTH} tokens", rows)
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+def program(options: Options, folder: str) -> main.Program:
+    """A run of the preset on a store, before its first step."""
+    sequences = max(1, options.tokens // LENGTH)
+    model = Model(preset=options.preset)
+    config = Config(
+        model=dataclasses.replace(model, vocab_size=max(preset_of(model).vocab_size, 257)),
+        data=Data(text=f"{data.STORE}{folder}", length=LENGTH, batch_size=sequences),
+        mesh=Mesh(data=1),
+    )
+    return main.assemble(resolved(config), main.load(resolved(config)))
+
+
+def waited(ready: main.Program, state: Any, steps: int) -> tuple[Any, int, float]:
+    """The state after some steps of the training loop, how many ended before the next batch was there, and the
+    time that making and placing batches took [s]."""
+    batch, late, reading = ready.batch(0), 0, 0.0
+    for step in range(1, steps + 1):
+        state, noted = ready.update(state, batch)
+        loss: Any = noted["loss"]
+        start = time.perf_counter()
+        batch = jax.block_until_ready(ready.batch(step))
+        reading += time.perf_counter() - start
+        late += loss.is_ready()
+        jax.block_until_ready(state)
+    return state, late, reading
+
+
+def step_table(options: Options) -> Table:
+    """A training step with a batch of its own each time, beside the same step on one batch that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_store(pathlib.Path(folder), options.megatokens)
+        ready = program(options, folder)
+        state, *_ = waited(ready, ready.init(jax.random.key(0)), 2)
+        steps = 2 * options.rounds
+        state, late, reading = waited(ready, state, steps)
+        numbers, one, carry = itertools.count(), ready.batch(0), [state]
+
+        def stays() -> Any:
+            carry[0], noted = ready.update(carry[0], one)
+            return noted
+
+        def read() -> Any:
+            carry[0], noted = ready.update(carry[0], ready.batch(next(numbers)))
+            return noted
+
+        cpu, wall = best_times(options.rounds, {"one batch, kept": stays, "a batch each": read})
+    per_step = ready.task.per_step
+    rows = [
+        {"step": name, "s": wall[name], "CPU s": cpu[name], "tokens/s": per_step / wall[name]}
+        for name in wall
+    ]
+    least = min(wall.values())
+    return Table(
+        f"A step of {options.preset} on {per_step} tokens of a token store",
+        rows,
+        f"Making and placing a batch takes {1e3 * reading / steps:.2f} ms,"
+        f" {100 * reading / steps / least:.3f} % of a step, beside which it is done;"
+        f" {late} of {steps} steps ended before the next batch was there.",
+    )

@@ -27,6 +27,12 @@ class Options:
     """Per training step, where one is timed."""
     training_steps: int = 300
     """Of the model whose weights the section products-trained measures."""
+    megatokens: int = 100
+    """Size of the token store that the loader's tables read [million tokens]; each takes two bytes."""
+    text: str = "stdlib"
+    """That the loader's table reads beside a store, as for --data.text."""
+    tokenizer: str = "bpe-4096"
+    """Of this text, as for --data.tokenizer."""
     out: str | None = None
     """File for the tables and the machine's facts, as JSON."""
 
@@ -34,7 +40,7 @@ class Options:
         if self.preset not in families.PRESETS:
             known = ", ".join(families.PRESETS)
             raise UserError(f"--preset {self.preset} is not known; there are {known}.")
-        for name in ("rounds", "tokens", "training_steps"):
+        for name in ("rounds", "tokens", "training_steps", "megatokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
 
