@@ -279,7 +279,7 @@ def test_a_vit_trains_on_two_devices(prepared):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), now["average"], kept)
     np.testing.assert_array_equal(batch["label"], made.batch(39)["label"])
     assert update._cache_size() == 1 and int(now["step"]) == 40
-    assert set(noted) == {"loss", "gradient_norm", "learning_rate"}
+    assert set(noted) == {"loss", "gradient_norm", "learning_rate", "skipped", "skipped_in_a_row"}
     after = evaluate(state)
     assert set(after) == {"loss", "top1", "average_loss", "average_top1"}
     assert after["loss"] < before["loss"] - 0.2 and after["top1"] > 0.4 > before["top1"]
