@@ -25,8 +25,8 @@ import jax
 
 from train import processes
 from train.arguments import from_json, to_json
-from train.checkpoint import refuse_changes
 from train.config import Config, UserError, replace
+from train.continuation import refuse_changes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
