@@ -539,6 +539,8 @@ def test_options_of_other_sources_are_refused(folder, tmp_path):
         build(tmp_path, folder, split="train")
     with pytest.raises(UserError, match="end_of_text"):
         build(tmp_path, folder, end_of_text="</s>")
+    with pytest.raises(UserError, match=r"nothing to tokenise.*--data.text zipf "):
+        build(tmp_path, "zipf")
 
 
 def test_the_command(folder, tmp_path, capsys):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from train import corpus, datasets
+from train import corpus, datasets, zipf
 from train.errors import UserError
 
 TFDS = "tfds:"
@@ -86,7 +86,7 @@ def read_source(
     """The source called `name`: "tfds:" and a data set's name, or what `corpus.read` takes.
 
     Args:
-        name: of the source.
+        name: of the source; none that is made up.
         shard_bytes: of source files in a part, about.
         split: of a tfds data set, to train on; None: train.
         held_out: of a tfds data set; None: validation or test, or the end of the split train.
@@ -99,6 +99,11 @@ def read_source(
     options = {"split": split, "held_out": held_out, "field": field, "data_dir": data_dir}
     if name.startswith(TFDS):
         return _tfds(name, shard_bytes, options)
+    if zipf.source(name):
+        raise UserError(
+            f"{name} is made by the run that learns from it, each time the same: there is nothing to"
+            f" tokenise. Nearest: python -m train --data.text {name} --data.tokenizer bytes."
+        )
     if given := [option for option, value in options.items() if value is not None]:
         raise UserError(
             f"--{given[0]} belongs to a tfds data set, and {name!r} is none; nearest:"
