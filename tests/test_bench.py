@@ -91,6 +91,7 @@ def test_columns_stand_below_each_other():
     [
         (["collectives", "quantile"], "alone"),
         (["--preset", "61M"], "60M"),
+        (["--preset", "deit-tiny"], "language model"),
         (["--rounds", "0"], "at least 1"),
     ],
 )

@@ -16,7 +16,7 @@ class Options:
     """What to measure."""
 
     preset: str = "60M"
-    """Name of a model, as for --model.preset, for its shapes."""
+    """Name of a language model, as for --model.preset, for its shapes."""
     layout: Literal["layers", "stacked"] = "layers"
     """Leaves of the optimizers' tables: one per layer, or one for all layers."""
     only: tuple[str, ...] = ()
@@ -37,9 +37,11 @@ class Options:
     """File for the tables and the machine's facts, as JSON."""
 
     def __post_init__(self) -> None:
-        if self.preset not in families.PRESETS:
-            known = ", ".join(families.PRESETS)
-            raise UserError(f"--preset {self.preset} is not known; there are {known}.")
+        known = [name for name in families.PRESETS if families.task(name) == "language"]
+        if self.preset not in known:
+            raise UserError(
+                f"--preset {self.preset} is not that of a language model; there are {', '.join(known)}."
+            )
         for name in ("rounds", "tokens", "training_steps", "megatokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
