@@ -40,3 +40,11 @@ def _bounded_mappings():
     yield
     if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def quickly_compiled():
+    """Programs that run a few times only: a quarter to half of their time is the compiler's care for their speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -269,3 +269,12 @@ def test_experiments_state_only_what_differs_and_say_what_they_are():
 def test_config_json_holds_every_field():
     saved = json.loads(arguments.to_json(Config()))
     assert {f"{g}.{f}" for g, part in saved.items() for f in part} == set(flatten(Config()))
+
+
+def test_an_experiments_own_value_gives_way_to_a_flag():
+    """Its tokenizer, to a store that has one; one that is asked for is refused beside a store, as before."""
+    given = ["llama_60m", "--data.text", "store:somewhere"]
+    assert EXPERIMENTS["llama_60m"]().data.tokenizer == "bpe-32000"
+    assert arguments.parse(given).data.tokenizer == Config().data.tokenizer != "bpe-32000"
+    with pytest.raises(UserError, match=r"data.tokenizer = bpe-300 would have no effect"):
+        arguments.parse([*given, "--data.tokenizer", "bpe-300"])

@@ -18,12 +18,7 @@ from tests.cases import CASES
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_compilation():
-    """A thousand small programs that run a few times: a quarter of the time is XLA's care for their speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def abstract(tree):

@@ -139,15 +139,6 @@ SIBLINGS = {
 }
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Programs that run twice are worth no time of the compiler, which takes half of it so."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.usefixtures("quickly_compiled")
 def test_every_experiment_starts(name, tmp_path):

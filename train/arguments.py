@@ -75,8 +75,18 @@ def parse(arguments: list[str]) -> Config:
     )
     if config.model.weights is not None and resume is None:
         config = shaped(config)
+    if resume is None and path is None:
+        config = _without_idle(config, start)
     check(config)
     return config
+
+
+def _without_idle(config: Config, start: Config) -> Config:
+    """Without an experiment's own values where the flags beside them leave those nothing to do."""
+    values, own, default = flatten(config), flatten(start), flatten(Config())
+    used = _effective(flatten(resolved(config)))
+    idle = [name for name, (effective, _) in used.items() if not effective]
+    return replace(config, {name: default[name] for name in idle if values[name] == own[name]})
 
 
 def experiment(name: str) -> Config:
