@@ -56,7 +56,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "quantile",
     ),
     "Width": ("width_laws", "width_factors", "width_table"),
-    "Diagnostics and applying updates": ("diagnostics", "apply_updates"),
+    "Diagnostics and applying updates": ("diagnostics", "apply_updates", "skip_on_spike"),
     "1-bit Adam, inside": ("sign_compression", "one_bit_state", "variance_freeze"),
 }
 SETTINGS = {
