@@ -35,7 +35,7 @@ arXiv 2102.02888; released code: DeepSpeed, ``OnebitAdam``.
 * The automatic criterion of the paper, ‖v_t‖₁ / ‖v_{t−Δ}‖₁ ≥ 0.96, also holds while v still grows from 0;
   `VarianceCriterion` bounds the ratio from both sides (``growth=math.inf`` is the paper's).
 * Everything is in the state, errors too; the code drops errors whenever it loads a checkpoint.
-* Beyond the paper, off by default: `largest_direction` ρ bounds |u| by ρ where signs are exchanged. All |m| of a
+* Beyond the paper, off by default: `largest_direction` ρ bounds ``|u|`` by ρ once signs are sent. All ``|m|`` of a
   matrix are then one number s and u is ±s/√v: where v froze at less than s², the noise of signs moves a weight by more
   than Adam ever would. The bound is the same as raising such v to (s/ρ)². Weights that seldom have a gradient, such as
   a head's columns of rare tokens, are of this kind the more the shorter v remembers. With β₂ = 0.95 and unclipped
@@ -170,7 +170,7 @@ def scale_by_one_bit_adam(
         variance_floor: momenta are 0 where the frozen v is at most this, in squared gradients; None: nowhere.
         bias_correct_frozen_variance: divide the frozen v by 1 − β₂^T, once it is frozen.
         bias_correction: divide m by 1 − β₁^t and v by 1 − β₂^t, in both phases.
-        largest_direction: ρ, bound of |u| of compressed leaves after the warm-up, dimensionless; None: none.
+        largest_direction: ρ, bound of ``|u|`` of compressed leaves after the warm-up, dimensionless; None: none.
 
     Returns:
         A transformation with a `OneBitAdamState`. Its ``update`` takes the extra argument ``phase``: None compiles both
