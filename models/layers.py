@@ -54,6 +54,22 @@ class LayerNorm(nnx.Module):
         return y_BTD.astype(x_BTD.dtype)
 
 
+class Placement:
+    """Where the activations of a model are; here, wherever XLA puts them.
+
+    On a mesh whose axes split both sequences and weights a model is given one that says it
+    (`jax.lax.with_sharding_constraint`), else XLA may gather sequences instead of weights.
+    """
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Activations as they come from a layer, or go into the first."""
+        return x_BTD
+
+    def look_up(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        """The rows of the tokens [B, T, D], before anything is added to them."""
+        return table_VD[tokens_BT]
+
+
 class Embedding(nnx.Module):
     """One row of features per token or position."""
 

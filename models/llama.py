@@ -22,7 +22,6 @@ see `shapes.py`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -32,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, rematerialised, unrolled
+from models.layers import Embedding, Linear, Placement, rematerialised, unrolled
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -202,11 +201,11 @@ class Llama(nnx.Module):
         if not config.tied:
             self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, place: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, place: Placement) -> jax.Array:
         """The last features [B, T, D]."""
         config = self.config
-        embedding_VD = self.embed.embedding[...]
-        x_BTD = place(embedding_VD[tokens_BT].astype(config.dtype))
+        x_BTD = place.look_up(self.embed.embedding[...], tokens_BT)
+        x_BTD = place(x_BTD.astype(config.dtype))
         angles_TE = rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
 
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
@@ -236,7 +235,7 @@ def features(
     params: dict[str, Any],
     tokens_BT: jax.Array,
     *,
-    place: Callable[[jax.Array], jax.Array] | None = None,
+    place: Placement | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What the logits are the product of, for a loss that never holds all of them.
 
@@ -244,15 +243,13 @@ def features(
       config: the shape of the model.
       params: weights as `init` makes them.
       tokens_BT: integers [B, T] below the vocabulary size.
-      place: called with the activations [B, T, D] before and after every layer. On a mesh whose
-        axes split both sequences and weights it has to say where activations are
-        (`jax.lax.with_sharding_constraint`), else XLA may gather sequences instead of weights.
+      place: says where the activations [B, T, D] are before and after every layer.
 
     Returns:
       the last features [B, T, D] in the type of the activations, and the float32 matrix [D, V].
     """
     network = nnx.merge(_graph(config), params)
-    return network(tokens_BT, place or (lambda x_BTD: x_BTD)), network.head_matrix()
+    return network(tokens_BT, place or Placement()), network.head_matrix()
 
 
 def forward(
@@ -260,7 +257,7 @@ def forward(
     params: dict[str, Any],
     tokens_BT: jax.Array,
     *,
-    place: Callable[[jax.Array], jax.Array] | None = None,
+    place: Placement | None = None,
 ) -> jax.Array:
     """Logits: how likely each token is after each position and those before it.
 

@@ -22,7 +22,6 @@ from ±1/sqrt(P); no distillation token.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -32,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, rematerialised
+from models.layers import Embedding, LayerNorm, Linear, Placement, rematerialised
 
 AXES = (
     (r"embed/kernel", "P -> D"),
@@ -174,7 +173,7 @@ class ViT(nnx.Module):
         self,
         images_BHWC: jax.Array,
         kept_L2B: jax.Array,
-        place: Callable[[jax.Array], jax.Array],
+        place: Placement,
     ) -> jax.Array:
         config = self.config
         patches_BNP = patches(images_BHWC, config.patch_size).astype(config.dtype)
@@ -227,7 +226,7 @@ def forward(
     images_BHWC: jax.Array,
     *,
     key: jax.Array | None = None,
-    place: Callable[[jax.Array], jax.Array] | None = None,
+    place: Placement | None = None,
 ) -> jax.Array:
     """Logits of the classes.
 
@@ -236,7 +235,7 @@ def forward(
       params: weights as `init` makes them.
       images_BHWC: numbers of mean about 0 and deviation about 1, [B, image_size, image_size, channels].
       key: says which paths to drop in training; None, for evaluation: none.
-      place: called with the activations [B, T, D] before and after every layer, as in llama.py.
+      place: says where the activations [B, T, D] are before and after every layer.
 
     Returns:
       float32 [B, C].
@@ -249,7 +248,7 @@ def forward(
         raise ValueError(f"images of shape {images_BHWC.shape[1:]} where {expected} is expected")
     kept_L2B = kept_paths(config, len(images_BHWC), key)
     network = nnx.merge(_graph(config), params)
-    return network(images_BHWC, kept_L2B, place or (lambda x_BTD: x_BTD))
+    return network(images_BHWC, kept_L2B, place or Placement())
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:

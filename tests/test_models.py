@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from models import gpt, llama
 from optax_decay import axes
 from tests import reference_gpt, reference_llama
+from train import sharding
 
 TOY = llama.PRESETS["toy"]
 # No field of these is at its default, so that a field that is not read shows.
@@ -402,8 +403,7 @@ def test_axes_of_a_gpt_give_roles():
 
 def mesh_shardings(config, sizes):
     """A mesh (data, fsdp, tensor), where weights go on it, and where sequences go."""
-    auto = (AxisType.Auto,) * 3
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=auto)
+    mesh = jax.make_mesh((1, *sizes), sharding.NAMES, sharding.KINDS)
     places = {"D": "fsdp", "H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
     weight_shardings = jax.tree.map(
         lambda s: NamedSharding(mesh, PartitionSpec(*(places.get(n) for n in s.names))),
@@ -428,7 +428,7 @@ def test_sharded_weights_change_nothing(model, dtype, placed):
     config = dataclasses.replace(model, width=32, heads=8, vocab_size=64, dtype=dtype)
     params, tokens = weights(config), some_tokens(config, B=8)
     mesh, weight_shardings, rows = mesh_shardings(config, (2, 2, 2))
-    place = (lambda x: jax.lax.with_sharding_constraint(x, rows)) if placed else None
+    place = sharding.Activations(mesh) if placed else None
     step = jax.jit(jax.value_and_grad(lambda p, t: loss(config, p, t)))
     alone, alone_gradient = step(params, tokens)
     sharded = jax.device_put(params, weight_shardings)
@@ -455,7 +455,7 @@ def test_sharded_weights_change_nothing(model, dtype, placed):
 def test_placed_activations_stay_with_their_sequences():
     """With fsdp, what travels between devices is weights: that is what `place` is for."""
     config = dataclasses.replace(ODD, width=32, heads=8, vocab_size=64)
-    _, weight_shardings, rows = mesh_shardings(config, (1, 8, 1))
+    mesh, weight_shardings, rows = mesh_shardings(config, (1, 8, 1))
     tokens = jax.ShapeDtypeStruct((32, 65), np.int32)
 
     def most_communicated(place):
@@ -473,7 +473,7 @@ def test_placed_activations_stay_with_their_sequences():
     largest_matrix = max(leaf.size for leaf in jax.tree.leaves(abstract(config)))
     activations = 32 * 64 * config.width
     assert largest_matrix < activations
-    assert most_communicated(lambda x: jax.lax.with_sharding_constraint(x, rows)) <= largest_matrix
+    assert most_communicated(sharding.Activations(mesh)) <= largest_matrix
     # If this fails, XLA has become wiser and `place` may not be needed any more.
     assert most_communicated(None) >= activations
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from train import __main__ as command
-from train import integrity, main, torture
+from train import integrity, main, torture, torture_layouts
 from train import torture_checks as checks
 from train import torture_runs as runs
 
@@ -63,6 +63,24 @@ def test_edits_and_broken_batches(place, tmp_path):
     apart = runs.Place(tmp_path)
     results, (row,) = torture.edits(apart, STEPS, asked, print)
     assert row[-1] and set(results.values()) == {"kept by name"} and len(results) == 9
+
+
+def test_layouts_are_told_apart(place, monkeypatch, quickly_compiled):
+    monkeypatch.setattr(torture_layouts, "GRIDS", {1: ((1, 1, 1), (2, 2, 1))})
+    monkeypatch.setattr(torture_layouts, "SETTINGS", {"l2": torture_layouts.DECAYS["l2"]})
+    torture_layouts.work(place.folder, torture_layouts.SETTINGS | {"none": torture_layouts.NOTHING})
+    seen = json.loads((place.folder / "layouts-1.json").read_text())
+    found = torture_layouts.compared(seen)
+    worst = found["largest"].pop("2x2x1 in 1")
+    assert 0 < worst["difference"] <= 1e-5 and worst["of"] in ("l2", "none")
+    assert found["orders_of_data"] == 1 and found["least_effect_of_a_decay"] > 1e-4
+    # A loss that is off, other data, and a decay that does nothing.
+    seen["2x2x1 in 1"]["l2"]["losses"][5] *= 1.01
+    seen["2x2x1 in 1"]["none"]["batches"] = "other"
+    seen["1x1x1 in 1"]["l2"]["losses"] = seen["1x1x1 in 1"]["none"]["losses"]
+    off = torture_layouts.compared(seen)
+    assert off["largest"]["2x2x1 in 1"]["of"] == "l2" and off["orders_of_data"] == 2
+    assert off["least_effect_of_a_decay"] == 0
 
 
 def test_the_command_writes_a_table_and_results(tmp_path, monkeypatch, capsys):

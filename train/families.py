@@ -6,12 +6,12 @@ Config in `config.Model`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from models import gpt, llama, loss, vit
+from models.layers import Placement
 
 FAMILIES: dict[str, Any] = {"llama": llama, "gpt": gpt, "vit": vit}
 
@@ -56,7 +56,7 @@ class Forward:
     """A model as a function of weights and inputs alone."""
 
     model: Any  # Config of a file of models/
-    place: Callable[[jax.Array], jax.Array] | None = None
+    place: Placement | None = None
 
     def __call__(self, params: Any, inputs: jax.Array, **options: Any) -> jax.Array:
         """Logits; for the options see the model's own `forward`."""

@@ -136,7 +136,7 @@ def assemble(config: Config, data: Any) -> Program:
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.of_train_state(axes, shapes, mesh)
 
-    forward = families.Forward(model, sharding.place_activations(mesh))
+    forward = families.Forward(model, sharding.Activations(mesh))
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
     each = replicas.used(config)
     whole = jax.NamedSharding(mesh, jax.P())  # every process reads the numbers

@@ -241,7 +241,7 @@ def compiled(config: Config, target: str) -> str:
         config.mesh, config.data.batch_size // config.run.micro_batches, devices
     )
     plan = outline(config, mesh)
-    forward = families.Forward(plan.model, sharding.place_activations(mesh))
+    forward = families.Forward(plan.model, sharding.Activations(mesh))
     rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
     update = step.compile_update(
         forward, plan.tx, rate, parts, plan.shardings, replicas.used(config)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
 import optax_decay
+from models.layers import Placement
 from optax_decay.axes import signatures
 from optax_decay.paths import leaf_paths
 from train import replicas
@@ -146,16 +147,27 @@ def of_train_state(axes: Any, state: Any, mesh: AnyMesh) -> Any:
     }
 
 
-def place_activations(mesh: AnyMesh) -> Any:
-    """The function for a model's `place`: activations [B, T, D] are split by sequences alone."""
+class Activations(Placement):
+    """Activations [B, T, D] are split by sequences alone."""
 
-    def place(x_BTD: jax.Array) -> jax.Array:
+    def __init__(self, mesh: AnyMesh):
+        self._mesh = mesh
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self._put(x_BTD, ROWS)
+
+    def look_up(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        """As if fsdp split features: each device looks up its own part of rows, and parts of rows then change
+        places for whole ones. Without this XLA gathers the tokens of all devices, and looks up all of them on each."""
+        width, parts = table_VD.shape[-1], self._mesh.shape["fsdp"]
+        x_BTD = table_VD[self._put(tokens_BT, ROWS[:-1])]
+        return self._put(x_BTD, ROWS[:-1], None, None if width % parts else "fsdp")
+
+    def _put(self, x: jax.Array, rows: tuple[str, ...], *others: str | None) -> jax.Array:
         here = jax.sharding.get_abstract_mesh()  # inside of a shard_map over replicas
-        known = mesh if here.empty else here
-        rows = tuple(name for name in ROWS if name not in here.manual_axes)
-        return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(known, jax.P(rows)))
-
-    return place
+        rows = tuple(name for name in rows if name not in here.manual_axes)
+        known = self._mesh if here.empty else here
+        return jax.lax.with_sharding_constraint(x, NamedSharding(known, jax.P(rows, *others)))
 
 
 def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:

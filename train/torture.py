@@ -4,9 +4,10 @@
 
 Trains the same toy run many times over: killed at random moments, asked to end in every phase, on
 8, 4, 1 and 8 devices, in two processes, with a full disk, damaged checkpoints, other optimizers and
-numbers that are none. Every loss is compared with those of a run that nothing disturbed. Prints a
-table, writes results.json beside the runs, and exits with 1 if any figure fails. `--kills 100
---damages 200` is the full size: about an hour on two CPU cores.
+numbers that are none, and for some steps with every optimizer and decay on every layout of devices.
+Every loss is compared with those of a run that nothing disturbed. Prints a table, writes
+results.json beside the runs, and exits with 1 if any figure fails. `--kills 100 --damages 200` is
+the full size: about an hour on two CPU cores.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from train import torture_checks as checks
-from train import torture_processes
+from train import torture_layouts, torture_processes
 from train import torture_runs as runs
 from train.config import UserError
 from train.display import clock, say
@@ -127,6 +128,21 @@ def elastic(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, 
     return found, [row]
 
 
+def layouts(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, list[Row]]:
+    found = torture_layouts.layouts(place, told)
+    worst = max((x["difference"] for x in found.get("largest", {}).values()), default=float("inf"))
+    effect, orders = found.get("least_effect_of_a_decay", 0.0), found.get("orders_of_data", 0)
+    count = f"{len(torture_layouts.OPTIMIZERS)} optimizers, {len(torture_layouts.DECAYS)} decays"
+    return found, [
+        (
+            f"{count}: 2, 4 and 8 devices, and 2 processes with 4 each",
+            "the data of one device, losses within 1e-5",
+            f"{orders} order of the data, {worst:.1e}; a decay itself moves them by {effect:.0e} or more",
+            orders == 1 and worst <= 1e-5 and effect >= 1e-4,
+        )
+    ]
+
+
 def processes(place: runs.Place, steps: int, asked: Any, told: Any) -> tuple[Any, list[Row]]:
     found = torture_processes.two_processes(place, told)
     worst, bound = found["largest_difference"], 2 * runs.INTERVAL
@@ -214,6 +230,7 @@ FIGURES: dict[str, Callable[..., tuple[Any, list[Row]]]] = {
     "kills": kills,
     "signals": signals,
     "elastic": elastic,
+    "layouts": layouts,
     "processes": processes,
     "damages": damages,
     "edits": edits,

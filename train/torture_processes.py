@@ -2,21 +2,26 @@
 
 import pathlib
 import signal
-import socket
 from collections.abc import Callable
 from typing import Any
 
-from train.torture_runs import INTERVAL, Life, Place, last_step, losses, saved, started_at
+from train.torture_runs import (
+    INTERVAL,
+    Life,
+    Place,
+    free_address,
+    last_step,
+    losses,
+    saved,
+    started_at,
+)
 
 STEPS = 6 * INTERVAL
 
 
 def pair(place: Place, name: str) -> list[Life]:
     """Both processes of a run, each with one device."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    join = ["--coordinator", address, "--processes", "2", "--process"]
+    join = ["--coordinator", free_address(), "--processes", "2", "--process"]
     flags = place.flags(name, STEPS, "--mesh.data", "1", "--mesh.fsdp", "2")
     return [
         Life([*flags, *join, str(number)], place.folder / f"{name}-{number}.log")

@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,14 +60,20 @@ class Life:
     """One process of a run, from its start to its end."""
 
     def __init__(
-        self, flags: list[str], log: pathlib.Path, devices: int = 1, largest_file: int | None = None
+        self,
+        flags: list[str],
+        log: pathlib.Path,
+        devices: int = 1,
+        largest_file: int | None = None,
+        module: str = "train",
+        patience: float = PATIENCE,
     ):
         variables = {k: v for k, v in os.environ.items() if k not in ("CI", "XLA_FLAGS")}
         cache = str(log.parent / "compiled")
         variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
         variables.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-        self.log = log
+        self.log, self._patience = log, patience
         self._begun = time.monotonic()
         self.since = time.time()
         with log.open("a") as out:
@@ -75,7 +82,7 @@ class Life:
                     sys.executable,
                     *(limited(largest_file) if largest_file else ()),
                     "-m",
-                    "train",
+                    module,
                     *flags,
                 ],
                 cwd=ROOT,
@@ -90,9 +97,11 @@ class Life:
 
     def ticks(self) -> Iterator[None]:
         while self.process.poll() is None:
-            if time.monotonic() - self._begun > PATIENCE:
+            if time.monotonic() - self._begun > self._patience:
                 self.process.kill()
-                raise TimeoutError(f"a run has not ended for {PATIENCE:.0f} s; see {self.log}")
+                raise TimeoutError(
+                    f"a run has not ended for {self._patience:.0f} s; see {self.log}"
+                )
             yield
             time.sleep(0.002)
 
@@ -105,6 +114,13 @@ class Life:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def free_address() -> str:
+    """For processes of one run to find each other at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def limited(size: int) -> list[str]:
