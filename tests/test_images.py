@@ -177,6 +177,8 @@ def test_what_cannot_be_read_is_refused(prepared):
         images.load("words", data_dir=str(prepared / "array"), **wanted)
     with pytest.raises(UserError, match="no split 'training'"):
         load(prepared, split="training")
+    with pytest.raises(UserError, match="11 examples in common"):
+        load(prepared, split="test")
     with pytest.raises(UserError, match="tfds build imagenet2012"):
         wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN}
         images.load("imagenet2012", data_dir=str(prepared / "array"), **wanted)

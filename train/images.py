@@ -245,7 +245,7 @@ def load(
             f" ClassLabel, and has {of['Image'] or 'no Image'} and {of['ClassLabel'] or 'no ClassLabel'}."
         )
     fields = of["Image"][0], of["ClassLabel"][0]
-    datasets.pieces(source, split, 1 << 62), datasets.pieces(source, held_out, 1 << 62)
+    datasets.apart(source, split, held_out)
     decoders = {fields[0]: tfds.decode.SkipDecoding()}
     facts = datasets.describe(source) | {"split": split, "held_out": held_out}
     return Images(
