@@ -471,12 +471,18 @@ def test_wide_vocabularies_take_four_bytes():
     assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
 
 
+WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).to_str()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({}, "merges.txt"),
         ({"tokenizer.json": "{"}, "SentencePiece"),
         ({"vocab.json": "{}"}, "missing: merges"),
+        ({"spiece.model": ""}, "SentencePiece model is not accepted; AutoTokenizer"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "{"}, "tokenizer_config.json cannot"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "[1]"}, "tokenizer_config.json cannot"),
     ],
 )
 def test_unreadable_vocabularies_are_refused(tmp_path, content, said):

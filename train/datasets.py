@@ -33,6 +33,32 @@ class Piece:
     whole: int  # examples that the file must hold
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Examples of a split that is prepared as array_record, by their number."""
+
+    source: Any  # as tfds opens it
+    pieces: tuple[Piece, ...]  # of one file each
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        try:
+            return self.source[number]
+        except (ValueError, RuntimeError, OSError, LookupError) as error:
+            raise UserError(f"{self.place(number)} cannot be read: {error}. {AGAIN}") from None
+
+    def place(self, number: int) -> str:
+        """Which example of which file that is, in words."""
+        for piece in self.pieces:
+            if number < piece.take:
+                path = pathlib.Path(piece.folder, piece.file)
+                return f"Example {piece.skip + number} of {path}"
+            number -= piece.take
+        raise IndexError(number)
+
+
 def data_folder(asked: str | None) -> pathlib.Path:
     """Where prepared data sets are: as asked for, or TFDS_DATA_DIR, or tfds's own default."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -120,6 +146,15 @@ def pieces(source: Any, split: str, largest: int) -> list[Piece]:
     if not found:
         raise UserError(f"{split!r} of {info.full_name} is empty; name a larger part.")
     return found
+
+
+def numbered(source: Any, split: str, undecoded: str) -> Numbered:
+    """A split that is prepared as array_record; one field of it as the bytes that are stored."""
+    import tensorflow_datasets as tfds
+
+    decoders = {undecoded: tfds.decode.SkipDecoding()}
+    opened = source.as_data_source(split=split, decoders=decoders)
+    return Numbered(opened, tuple(pieces(source, split, 1 << 62)))
 
 
 def apart(source: Any, split: str, held_out: str) -> None:
