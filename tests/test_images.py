@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import sys
 
 import jax
@@ -14,7 +15,7 @@ from PIL import Image
 from models import vit
 from tests import pictures, tfds_files
 from tests.pictures import CLASSES, picture
-from train import augment, image_task, images, optimizer, replicas, sharding
+from train import augment, datasets, image_task, images, optimizer, replicas, sharding
 from train.config import Config, Mesh, replace, resolved
 from train.errors import UserError
 from train.step import compiled
@@ -177,12 +178,32 @@ def test_what_cannot_be_read_is_refused(prepared):
         images.load("words", data_dir=str(prepared / "array"), **wanted)
     with pytest.raises(UserError, match="no split 'training'"):
         load(prepared, split="training")
+    with pytest.raises(UserError, match="11 examples in common"):
+        load(prepared, split="test")
     with pytest.raises(UserError, match="tfds build imagenet2012"):
         wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN}
         images.load("imagenet2012", data_dir=str(prepared / "array"), **wanted)
     for name, value in (("erasing", 1.5), ("magnitude", 11.0), ("mixup", -1.0)):
         with pytest.raises(ValueError, match=f"{name}={value} is out of range"):
             dataclasses.replace(PLAIN, **{name: value})
+
+
+def test_what_is_damaged_is_named(prepared, tmp_path):
+    shutil.copytree(prepared / "array/shapes", tmp_path / "shapes")
+    made = load(prepared, data_dir=str(tmp_path))
+    first, *_, last = sorted((tmp_path / "shapes/1.2.0").glob("*train*"))
+    last.write_bytes(b"")
+    number = len(made.train) - 1
+    place = f"Example {made.train.pieces[-1].take - 1} of {last} "
+    with pytest.raises(UserError, match=f"{place}cannot be read: .*again"):
+        made._read(made.train, number)
+    whole = load(prepared).train[0]
+    torn = datasets.Numbered([{**whole, "image": whole["image"][:-99]}], made.train.pieces)
+    with pytest.raises(UserError, match=f"Example 0 of {first} holds no image"):
+        made._read(torn, 0)
+    last.unlink()
+    with pytest.raises(UserError, match=f"{last} is missing"):
+        load(prepared, data_dir=str(tmp_path))
 
 
 # --- training

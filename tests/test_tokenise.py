@@ -471,12 +471,18 @@ def test_wide_vocabularies_take_four_bytes():
     assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
 
 
+WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).to_str()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({}, "merges.txt"),
         ({"tokenizer.json": "{"}, "SentencePiece"),
         ({"vocab.json": "{}"}, "missing: merges"),
+        ({"spiece.model": ""}, "SentencePiece model is not accepted; AutoTokenizer"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "{"}, "tokenizer_config.json cannot"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "[1]"}, "tokenizer_config.json cannot"),
     ],
 )
 def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
@@ -514,6 +520,8 @@ def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
     [
         ({"field": "label"}, "no field 'label' .* nearest"),
         ({"split": "training"}, "no split 'training'; it has train, validation"),
+        ({"split": "train[90%:20%]"}, r"'train\[90%:20%\]' of pages/1.2.0 is empty"),
+        ({"held_out": "train[:4]"}, "'train' to train on and .* have 4 examples in common"),
     ],
 )
 def test_wrong_fields_and_splits(prepared, tmp_path, more, said):
@@ -527,11 +535,28 @@ def test_a_torn_tfrecord_is_noticed(prepared, tmp_path):
     path = next((tmp_path / "data").rglob("*train.tfrecord-00001*"))
     whole = path.read_bytes()
     first = 16 + int.from_bytes(whole[:8], "little")
-    for content in (whole[:-3], whole[:first]):
-        path.write_bytes(content)
+    flipped = [bytearray(whole) for _ in range(4)]
+    for content, where in zip(flipped, (1, 9, 12 + first // 2, first - 1)):
+        content[where] ^= 1
+    for content in (whole[:-3], whole[:first], *flipped, None):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
         with pytest.raises(UserError, match=path.name):
             build(tmp_path / "out", "tfds:pages", data_dir=str(tmp_path / "data"), field="text")
         shutil.rmtree(tmp_path / "out")
+
+
+def test_what_tfds_did_not_finish_is_not_taken(prepared, tmp_path):
+    shutil.copytree(prepared / "array", tmp_path / "data")
+    folder = tmp_path / "data/pages/1.2.0"
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=f"{folder} is not what tfds prepares"):
+        datasets.builder("pages", str(tmp_path / "data"))
+    shutil.copytree(prepared / "array/pages/1.2.0", folder.with_name("incomplete.9X_9.9.9"))
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="pages is not prepared"):
+        datasets.builder("pages", str(tmp_path / "data"))
 
 
 def test_options_of_other_sources_are_refused(folder, tmp_path):

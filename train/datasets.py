@@ -2,7 +2,7 @@
 
 A data set is named as tfds names it: `c4/en:3.0.1` is version 3.0.1 of configuration en of c4, in the
 folder c4/en/3.0.1 below the data folder. Without a version the highest that is there is taken. Both
-forms on disk are read: array_record through tfds's own data source, tfrecord through Grain's reader.
+forms on disk are read: array_record through tfds's own data source, tfrecord by `tfrecord_file.py`.
 """
 
 import dataclasses
@@ -15,8 +15,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from train import tfrecord_file
 from train.errors import UserError
 
+AGAIN = "Prepare the data set again, or copy its files again."
 NAME = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
@@ -31,6 +33,32 @@ class Piece:
     whole: int  # examples that the file must hold
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Examples of a split that is prepared as array_record, by their number."""
+
+    source: Any  # as tfds opens it
+    pieces: tuple[Piece, ...]  # of one file each
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        try:
+            return self.source[number]
+        except (ValueError, RuntimeError, OSError, LookupError) as error:
+            raise UserError(f"{self.place(number)} cannot be read: {error}. {AGAIN}") from None
+
+    def place(self, number: int) -> str:
+        """Which example of which file that is, in words."""
+        for piece in self.pieces:
+            if number < piece.take:
+                path = pathlib.Path(piece.folder, piece.file)
+                return f"Example {piece.skip + number} of {path}"
+            number -= piece.take
+        raise IndexError(number)
+
+
 def data_folder(asked: str | None) -> pathlib.Path:
     """Where prepared data sets are: as asked for, or TFDS_DATA_DIR, or tfds's own default."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -43,12 +71,10 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
     Raises:
         UserError: a malformed name, a missing package, or nothing prepared; says what to run where.
     """
-    if importlib.util.find_spec("tensorflow_datasets") is None or not importlib.util.find_spec(
-        "grain"
-    ):
+    if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(
-            f"Reading {name} needs the packages tensorflow-datasets and grain (not TensorFlow):"
-            " pip install 'tensorflow-datasets>=4.9.10' 'grain>=0.2.18' into the environment that runs this."
+            f"Reading {name} needs the package tensorflow-datasets (not TensorFlow):"
+            " pip install 'tensorflow-datasets>=4.9.10' into the environment that runs this."
         )
     import tensorflow_datasets as tfds
 
@@ -63,7 +89,11 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
     if not versions or (version and version not in versions):
         raise UserError(_missing(name, root, versions, flag))
     folder = root / plain / (version or versions[-1])
-    return tfds.builder_from_directory(str(folder))
+    try:
+        return tfds.builder_from_directory(str(folder))
+    # What the reader of JSON raises is no ValueError of Python's.
+    except Exception as error:
+        raise UserError(f"{folder} is not what tfds prepares: {error}. {AGAIN}") from None
 
 
 def describe(source: Any) -> dict[str, Any]:
@@ -82,6 +112,9 @@ def pieces(source: Any, split: str, largest: int) -> list[Piece]:
     """A split such as `train` or `train[:99%]` in pieces of at most `largest` bytes, where files allow.
 
     A tfrecord file can only be read from its start, so there a piece is as large as its file.
+
+    Raises:
+        UserError: no such split, nothing in that part of it, or a file that is not there.
     """
     info = source.info
     try:
@@ -94,6 +127,8 @@ def pieces(source: Any, split: str, largest: int) -> list[Piece]:
     random_access, found = is_random_access(source), []
     for part in instructions:
         path = pathlib.Path(str(part.filename))
+        if not path.is_file():
+            raise UserError(f"{path} is missing. {AGAIN}")
         take = part.examples_in_shard - part.skip if part.take < 0 else part.take
         count = 1
         if random_access and take:
@@ -108,7 +143,34 @@ def pieces(source: Any, split: str, largest: int) -> list[Piece]:
                         part.examples_in_shard,
                     )
                 )
+    if not found:
+        raise UserError(f"{split!r} of {info.full_name} is empty; name a larger part.")
     return found
+
+
+def numbered(source: Any, split: str, undecoded: str) -> Numbered:
+    """A split that is prepared as array_record; one field of it as the bytes that are stored."""
+    import tensorflow_datasets as tfds
+
+    decoders = {undecoded: tfds.decode.SkipDecoding()}
+    opened = source.as_data_source(split=split, decoders=decoders)
+    return Numbered(opened, tuple(pieces(source, split, 1 << 62)))
+
+
+def apart(source: Any, split: str, held_out: str) -> None:
+    """Refuses parts of a data set that have examples in common, and such as `pieces` refuses."""
+    whole = [pieces(source, wanted, 1 << 62) for wanted in (split, held_out)]
+    common = sum(
+        max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
+        for a, b in itertools.product(*whole)
+        if a.file == b.file
+    )
+    if common:
+        raise UserError(
+            f"Of {source.info.full_name}, {split!r} to train on and {held_out!r} to evaluate on have"
+            f" {common} examples in common; name parts that have none, such as 'train[:95%]' and"
+            " 'train[95%:]'."
+        )
 
 
 def examples(piece: Piece, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -127,9 +189,7 @@ def examples(piece: Piece, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
             example = features.deserialize_example_np(raw)
             yield {name: example[name] for name in fields}
     except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}. Prepare the data set again, or copy the file again."
-        ) from None
+        raise UserError(f"{path} cannot be read: {error}. {AGAIN}") from None
 
 
 def _records(source: Any, path: str, piece: Piece) -> Iterator[bytes]:
@@ -144,11 +204,9 @@ def _records(source: Any, path: str, piece: Piece) -> Iterator[bytes]:
                 stop = min(start + 256, piece.skip + piece.take)
                 yield from records.__getitems__(list(range(start, stop)))
         return
-    import grain
-
     done = 0
     # To the end, whatever is wanted: only so is a file that lost its end noticed.
-    for done, raw in enumerate(grain.experimental.TFRecordIterDataset(path), 1):
+    for done, raw in enumerate(tfrecord_file.records(path), 1):
         if piece.skip < done <= piece.skip + piece.take:
             yield raw
     if done != piece.whole:
@@ -168,7 +226,7 @@ def is_random_access(source: Any) -> bool:
 def check_field(source: Any, field: str, kind: str, of: Mapping[str, Any] | None = None) -> None:
     """Refuses a field that is not there or is not of the tfds class `kind`."""
     features = source.info.features if of is None else of
-    fitting = [name for name, f in features.items() if type(f).__name__ == kind]
+    fitting = sorted(name for name, f in features.items() if type(f).__name__ == kind)
     if field not in fitting:
         near = difflib.get_close_matches(field, fitting, n=1, cutoff=0.0)
         raise UserError(
@@ -179,8 +237,10 @@ def check_field(source: Any, field: str, kind: str, of: Mapping[str, Any] | None
 
 def _versions(folder: pathlib.Path) -> list[str]:
     """Prepared versions in a folder, the highest last."""
-    found = [p.parent.name for p in folder.glob("*.*.*/dataset_info.json")]
-    return sorted(found, key=lambda v: [int(n) if n.isdigit() else -1 for n in v.split(".")])
+    found = [p.parent.name for p in folder.glob("*/dataset_info.json")]
+    # What tfds has not finished is called something else.
+    finished = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    return sorted(finished, key=lambda version: [int(n) for n in version.split(".")])
 
 
 def _missing(name: str, root: pathlib.Path, versions: list[str], flag: str) -> str:

@@ -64,8 +64,8 @@ class Images:
     """Images to train on and to evaluate on."""
 
     name: str  # as tfds names it, with its version
-    train: Any  # random access to {"image": encoded bytes, "label": number}
-    held: Any  # the same, held out
+    train: datasets.Numbered  # the image is encoded bytes, the label a number
+    held: datasets.Numbered  # held out
     fields: tuple[str, str]  # names of image and label
     classes: int
     size: int  # pixels along a side of what a model is given
@@ -176,10 +176,17 @@ class Images:
         label[: len(made)] = [label for _, label in made]
         return {"image": image, "label": label}
 
-    def _read(self, source: Any, number: int) -> tuple[Image.Image, int]:
+    def _read(self, source: datasets.Numbered, number: int) -> tuple[Image.Image, int]:
         example = source[int(number)]
-        image = Image.open(io.BytesIO(example[self.fields[0]]))
-        return image.convert("RGB"), int(example[self.fields[1]])
+        try:
+            image = Image.open(io.BytesIO(example[self.fields[0]])).convert("RGB")
+        # Pillow's formats each have their own ways to fail.
+        except Exception as error:
+            where = source.place(int(number))
+            raise UserError(
+                f"{where} holds no image that can be read: {error}. {datasets.AGAIN}"
+            ) from None
+        return image, int(example[self.fields[1]])
 
     def summary(self) -> dict[str, Any]:
         """What to print and to store: JSON values only."""
@@ -220,8 +227,6 @@ def load(
       UserError: nothing there, or not a set of labelled images; says what to do.
     """
     source = datasets.builder(name, data_dir, "--images.folder")
-    import tensorflow_datasets as tfds
-
     if not datasets.is_random_access(source):
         raise UserError(
             f"{source.info.full_name} is prepared as tfrecord, in which images cannot be read in a"
@@ -245,12 +250,11 @@ def load(
             f" ClassLabel, and has {of['Image'] or 'no Image'} and {of['ClassLabel'] or 'no ClassLabel'}."
         )
     fields = of["Image"][0], of["ClassLabel"][0]
-    datasets.pieces(source, split, 1 << 62), datasets.pieces(source, held_out, 1 << 62)
-    decoders = {fields[0]: tfds.decode.SkipDecoding()}
+    datasets.apart(source, split, held_out)
     facts = datasets.describe(source) | {"split": split, "held_out": held_out}
     return Images(
         *(source.info.full_name,),
-        *(source.as_data_source(split=s, decoders=decoders) for s in (split, held_out)),
+        *(datasets.numbered(source, s, fields[0]) for s in (split, held_out)),
         fields=fields,
         classes=source.info.features[fields[1]].num_classes,
         size=size,

@@ -179,6 +179,7 @@ def _tfds(name: str, shard_bytes: int, options: dict[str, Any]) -> Source:
     texts = [f for f, kind in builder.info.features.items() if type(kind).__name__ == "Text"]
     field = options["field"] or (texts[0] if len(texts) == 1 else "text")
     datasets.check_field(builder, field, "Text")
+    datasets.apart(builder, split, held_out)
     parts: dict[str, list[Part]] = {}
     for key, wanted in (("train", split), ("held_out", held_out)):
         found = datasets.pieces(builder, wanted, shard_bytes)

@@ -77,7 +77,12 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         say("\nstopped; the finished shards are kept, and the same command goes on with the others")
         return 130
-    except (OSError, ValueError, concurrent.futures.BrokenExecutor) as error:
+    except concurrent.futures.BrokenExecutor:
+        raise UserError(
+            f"{folder}: a worker was ended from outside, as a machine short of memory does. The finished"
+            " shards are kept, and the same command goes on with the others; nearest: fewer --workers."
+        ) from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}.") from None
     report(store)
     return 0

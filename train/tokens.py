@@ -1,8 +1,9 @@
 """Text to token numbers and back: bytes, byte-pair encoding learned on the spot, or a given vocabulary.
 
 Bytes and learned pairs are exact: `decode(encode(text)) == text` for any text; a given vocabulary is as
-exact as whoever made it. After every text stands the separator, to which no text encodes: the highest
-token of our own vocabularies, the end-of-text token of a given one.
+exact as whoever made it. After every text stands the separator: the highest token of our own vocabularies,
+the end-of-text token of a given one. No text encodes to it, except its own spelling where a given
+vocabulary, such as T5's, holds that as a piece like any other.
 """
 
 import dataclasses
@@ -22,6 +23,10 @@ SMALLEST, LARGEST = 512, 65_536  # vocabulary of learned pairs
 LEARN_FROM = 32_000_000  # characters; of more text an even sample, since all of it is only a wait
 PIECE = 1_000_000  # characters encoded at once: the library holds about 50 bytes for each
 SEPARATOR = "<|end of text|>"
+INSTEAD = (
+    "A SentencePiece model is not accepted; AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) of"
+    " the package transformers writes the tokenizer.json that is"
+)
 # What ends a text in vocabularies that do not say so themselves.
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", SEPARATOR)
 
@@ -189,7 +194,7 @@ def given(path: pathlib.Path, end: str | None = None) -> Subwords:
             if missing := [p.name for p in pair if not p.is_file()]:
                 raise ValueError(
                     f"{folder} holds neither tokenizer.json nor both of vocab.json and merges.txt"
-                    f" (missing: {', '.join(missing)})"
+                    f" (missing: {', '.join(missing)}). {INSTEAD}"
                 )
             library = Library(tokenizers.models.BPE.from_file(*map(str, pair)))
             library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -199,11 +204,7 @@ def given(path: pathlib.Path, end: str | None = None) -> Subwords:
     except ValueError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(
-            f"tokenizer {str(path)!r} cannot be read: {error}. A SentencePiece model is not accepted;"
-            " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) of the package transformers"
-            " writes the tokenizer.json that is"
-        ) from None
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}. {INSTEAD}") from None
     end = _end(library, folder, end)
     library.add_special_tokens([end])
     # The files of some vocabularies ask for these; a document is cut and filled where batches are made.
@@ -216,7 +217,10 @@ def _end(library: Library, folder: pathlib.Path, asked: str | None) -> str:
     """The token that ends a text."""
     said = asked
     if asked is None and (beside := folder / "tokenizer_config.json").is_file():
-        said = json.loads(beside.read_bytes()).get("eos_token")
+        try:
+            said = dict(json.loads(beside.read_bytes())).get("eos_token")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{beside} cannot be read: {error}") from None
         said = said.get("content") if isinstance(said, dict) else said
     wanted = (said,) if isinstance(said, str) else ENDS
     known = [token for token in wanted if library.token_to_id(token) is not None]
