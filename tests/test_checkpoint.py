@@ -215,3 +215,23 @@ def test_records_after_a_step_and_a_torn_line_are_dropped(tmp_path):
     assert [(r["step"], r["loss"]) for r in found] == [(1, 1.0), (2, 1.0), (3, 0.5)]
     assert found[-1]["tokens"] == 15 and found[-1]["seconds"] >= 2
     assert path.read_text().endswith("}\n")
+
+
+def test_damaged_records_are_kept_aside(tmp_path, capsys):
+    """What can be read goes on, and nothing that cannot is lost."""
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "damaged-metrics.jsonl"
+    good = [{"kind": "train", "step": n, "loss": 1.0, "seconds": n} for n in (1, 2, 3, 4)]
+    lines = [json.dumps(record) for record in good]
+    path.write_text("\n".join(lines) + '\n{"kind": "train", "st')
+    with log.Recorder(path, start=4, steps=9, per_step=5):
+        assert not aside.exists()  # torn by a kill, and not damaged
+    damages = (b"\xff\xfe\x00", b"[1]", b"7", b'{"step": 2}', b'{"kind": "train", "step": "2"}')
+    for bad in (*damages, lines[1].replace("2", "null").encode(), b'{"a":' * 9999):
+        content = b"\n".join([lines[0].encode(), bad, lines[2].encode(), lines[3].encode(), b""])
+        path.write_bytes(content)
+        with log.Recorder(path, start=3, steps=9, per_step=5):
+            pass
+        assert log.read(path) == [good[0], good[2]]
+        assert aside.read_bytes() == content
+        said = capsys.readouterr().out
+        assert "1 of 4 lines cannot be read, line 2 the first" in said and aside.name in said

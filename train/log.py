@@ -13,7 +13,8 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
 `step` counts finished updates; losses are nats per token or image; "images" stand in place of "tokens"
 where a model learns from them; seconds are of training alone (compiling
 included, evaluation and saving not), over all parts of the run. When a run goes on, records after
-the restored step are dropped, and so is a last line that a kill has torn. `skipped` counts the
+the restored step are dropped, and so are lines that cannot be read: the last, torn by a kill, or, with
+a copy of the file kept, damaged ones. `skipped` counts the
 steps that were left out (skip_on_spike) since the start; what is not a number is null.
 """
 
@@ -40,17 +41,36 @@ class Diverged(UserError):
 
 
 def read(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """The whole records up to `last_step`; a torn line ends the file."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-            wanted = record["step"] <= last_step
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        if wanted:
-            records.append(record)
-    return records
+    """The records up to `last_step`, without lines that are none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [r for r in map(_record, lines) if r is not None and r["step"] <= last_step]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """None: not a record."""
+    try:
+        record = json.loads(line)
+        numbers = [record["step"], record.get("seconds", 0.0)]
+        good = isinstance(record["kind"], str) and all(type(x) in (int, float) for x in numbers)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return record if good else None
+
+
+def keep_damaged(path: pathlib.Path) -> None:
+    """Puts a copy of a file of records aside if some lines are none, but for a last one that a kill has torn."""
+    content = path.read_bytes() if path.exists() else b""
+    lines = content.splitlines()
+    if lines and not content.endswith(b"\n"):
+        lines.pop()
+    bad = [number for number, line in enumerate(lines, 1) if _record(line) is None]
+    if bad:
+        copy = path.with_name(f"damaged-{path.name}")
+        copy.write_bytes(content)
+        say(
+            f"{path}: {len(bad)} of {len(lines)} lines cannot be read, line {bad[0]} the first; they are left out,"
+            f" and the file as it was is kept as {copy.name}."
+        )
 
 
 class Recorder:
@@ -76,6 +96,7 @@ class Recorder:
         """
         kept = [] if path is None else read(path, start)
         if path is not None:
+            keep_damaged(path)
             write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path or pathlib.Path(os.devnull)
         self._file = self._path.open("ab", buffering=0)

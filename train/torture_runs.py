@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from train import log
 from train.folder import ROOT
 
 TOY = (
@@ -134,14 +135,7 @@ def limited(size: int) -> list[str]:
 
 
 def records(run: pathlib.Path, kind: str = "train") -> list[dict[str, Any]]:
-    """Whole records of a kind; a torn last line is not one."""
-    path, found = run / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return [record for record in found if record["kind"] == kind]
+    return [record for record in log.read(run / "metrics.jsonl") if record["kind"] == kind]
 
 
 def losses(run: pathlib.Path) -> dict[int, float]:
