@@ -102,6 +102,9 @@ def test_hostile_headers_are_refused(header, said, tmp_path):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Tensors(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=r"pytorch_model.bin is of a form that is not read; what"):
+        Tensors(tmp_path)
     for length in (0, 1, 10**6, 2**63):
         with pytest.raises(UserError, match="not a safetensors file"):
             Tensors(file(tmp_path, {"a": entry()}, bytes(24), length))

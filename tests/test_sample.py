@@ -54,12 +54,19 @@ def test_the_seed_decides(params):
     source = sample.Source(MODEL, params, Bytes(), 16)
     one, again, other = (sample.continuation(source, START, 12, 1.0, s) for s in (1, 1, 2))
     assert one == again != other
+    likeliest, coldest = (sample.continuation(source, START, 4, t, 0) for t in (0.0, 1e-50))
+    assert likeliest == coldest
     text = sample.text(source, "ab", 4, 1.0, 0)
     assert text.startswith("ab")
     # Without a prompt it begins behind a separator, which is not shown.
     assert sample.text(source, "", 4, 0.0, 0) == Bytes().decode(
         np.array(sample.continuation(source, [256], 4, 0.0, 0))
     )
+    begun = source._replace(begin=(31, 7))
+    seen = [31, 7, *b"ab"]
+    said = sample.text(begun, "ab", 4, 0.0, 0)
+    assert said == Bytes().decode(np.array(seen[2:] + sample.continuation(source, seen, 4, 0.0, 0)))
+    assert said != sample.text(source, "ab", 4, 0.0, 0)
 
 
 def test_a_run_and_what_it_exports_say_the_same(tmp_path, monkeypatch, capsys):
@@ -80,7 +87,8 @@ def test_a_run_and_what_it_exports_say_the_same(tmp_path, monkeypatch, capsys):
         said.append(capsys.readouterr().out.strip().splitlines()[-1])
     assert said[0] == said[1] and said[0].startswith("abc") and len(said[0]) > 13
     assert command.main(["sample", run, "--tokens", "2"]) == 0
-    for wrong in (["--tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]):
+    wrongs = ["--tokens 0", "--temperature -1", "--temperature nan", f"--seed {1 << 32}"]
+    for wrong in [*map(str.split, wrongs), ["--prompt", "\udcff"]]:
         assert command.main(["sample", run, *wrong]) == 2
     (tmp_path / "out/tokenizer.json").unlink()
     assert command.main(["sample", out]) == 2

@@ -461,6 +461,20 @@ def test_which_token_ends_a_text(vocabularies, tmp_path):
         tokens.given(path, "<nothing>")
 
 
+def test_what_begins_a_text_is_told_from_what_ends_it(vocabularies, tmp_path):
+    assert tokens.given(vocabularies / "gpt2").begin == ()
+    library = tokenizers.Tokenizer.from_file(str(vocabularies / "t5/tokenizer.json"))
+    library.no_padding()
+    assert tokens.restore("t5", library.to_str(), 1).begin == ()
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<pad> $A </s>", special_tokens=[("</s>", 1), ("<pad>", 0)]
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    given = tokens.given(tmp_path)
+    assert given.begin == (0,)
+    assert given.encode(["a b"]).tolist() == library.encode("a b").ids[1:]  # not between documents
+
+
 def test_wide_vocabularies_take_four_bytes():
     library = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}, "w0")

@@ -136,7 +136,16 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
                 )
             header = _json(file.read(length), path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        others = sorted(p.name for p in path.parent.glob("*.bin"))
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}."
+            + (
+                f" {others[0]} is of a form that is not read; what AutoModelForCausalLM"
+                ".from_pretrained(...).save_pretrained(FOLDER) of the package transformers writes, is."
+                if others
+                else ""
+            )
+        ) from None
     if not isinstance(header, dict):
         raise UserError(f"The header of {path} is not an object.")
     header.pop("__metadata__", None)

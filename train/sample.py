@@ -2,7 +2,8 @@
 
     python -m train sample RUN_OR_FOLDER [--prompt "..."] [--tokens 100] [--temperature 1] [--seed 0]
 
-Without a prompt the text starts where texts of the training data start. Temperature 0 takes the most
+Without a prompt the text starts where texts of the training data start; what a folder's tokenizer.json puts
+before every text, as LLaMA's does, the model sees there too. Temperature 0 takes the most
 likely token each time. Of a long text the model sees as much of the end as it was trained on at once.
 The same seed gives the same text. Every token costs a pass over that window: no keys and values are kept.
 """
@@ -32,6 +33,7 @@ class Source(NamedTuple):
     params: Any
     tokenizer: tokens.Tokenizer
     window: int  # tokens that the model sees at once
+    begin: tuple[int, ...] = ()  # tokens that stand before every text
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +50,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--tokens = {asked.tokens} must be at least 1; nearest: 1.")
     if not 0 <= asked.temperature < math.inf:
         raise UserError(f"--temperature = {asked.temperature} must be 0 or more; nearest: 0.")
+    if not 0 <= asked.seed < 1 << 32:
+        raise UserError(
+            f"--seed = {asked.seed} must be 0 to {(1 << 32) - 1}; nearest:"
+            f" {min(max(asked.seed, 0), (1 << 32) - 1)}."
+        )
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in asked.prompt):
+        raise UserError("--prompt is not text in UTF-8; write it in that.")
     say(text(source(asked.source), asked.prompt, asked.tokens, asked.temperature, asked.seed))
     return 0
 
@@ -62,6 +71,8 @@ def source(folder: pathlib.Path) -> Source:
         config, model, params, _ = newest(folder)
         tasks.only_language(config, "sample")
         return Source(model, params, load(config).tokenizer, config.data.length)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds neither a run nor weights: there is no config.json in it.")
     model = read_config(folder)
     try:
         tokenizer = tokens.given(folder)
@@ -76,14 +87,14 @@ def source(folder: pathlib.Path) -> Source:
     mesh = sharding.make_mesh(Mesh(data=1), 1)
     places = sharding.of_parameters(family.axes(model), shapes, mesh)
     params = hugging_face.load(folder, model, places)
-    return Source(model, params, tokenizer, longest(folder))
+    return Source(model, params, tokenizer, longest(folder), tokenizer.begin)
 
 
 def text(source: Source, prompt: str, count: int, temperature: float, seed: int) -> str:
     """The prompt and what follows it."""
     *given, end = source.tokenizer.encode([prompt]).tolist()
     # A text begins behind the separator of the one before it.
-    start = given or [end]
+    start = [*source.begin, *given] or [end]
     added = continuation(source, start, count, temperature, seed)
     return source.tokenizer.decode(np.array(given + added, np.int64))
 
@@ -92,9 +103,11 @@ def continuation(
     source: Source, given: list[int], count: int, temperature: float, seed: int
 ) -> list[int]:
     """`count` tokens after those given, each drawn from softmax(logits / temperature)."""
-    model, params, tokenizer, window = source
+    model, params, tokenizer, window, _ = source
     window = min(window, len(given) + count)
-    step = jax.jit(functools.partial(_next, model, tokenizer.vocab_size, temperature == 0))
+    # Below that, float32 can no longer divide; nothing but the likeliest would be drawn.
+    greedy = temperature < 1e-20
+    step = jax.jit(functools.partial(_next, model, tokenizer.vocab_size, greedy))
     key, found = jax.random.key(seed), list(given)
     for index in range(count):
         seen = found[-window:]

@@ -73,6 +73,15 @@ class Subwords:
         """One more than the highest token: a vocabulary may have gaps."""
         return max(self.library.get_vocab().values()) + 1
 
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What transformers puts before a text, as the vocabulary's file says: LLaMA's <s>, for most nothing."""
+        letter = "a"
+        plain = self.library.encode(letter, add_special_tokens=False).ids
+        whole = self.library.encode(letter, add_special_tokens=True).ids
+        starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return tuple(whole[: next(starts, 0)])
+
     def each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The tokens of every text and the separator; uint16 [tokens], or uint32 if they need it."""
         kind, parts = dtype(self.vocab_size), []
