@@ -158,7 +158,7 @@ def test_patterns_and_folders_find_the_same(tmp_path):
         ({}, "missing.txt", FileNotFoundError, ["no file or folder", "{root}", "texts/**/*.txt"]),
         ({"a.md": "x"}, "**/*.txt", FileNotFoundError, ["no file matches", "**/*.txt", "{root}"]),
         ({"a.txt": "x" * 300}, "", ValueError, ["too little text", "held-out", "15", "16", "17"]),
-        ({"a.txt": "x"}, "", ValueError, ["too little text", "training", "length=16 needs 17"]),
+        ({"a.txt": "x"}, "", ValueError, ["training", "length=16 needs 17; give more text"]),
     ],
 )
 def test_too_little_text_is_refused_with_what_was_searched(

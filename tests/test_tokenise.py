@@ -578,6 +578,15 @@ def test_options_of_other_sources_are_refused(folder, tmp_path):
         build(tmp_path, folder, split="train")
     with pytest.raises(UserError, match="end_of_text"):
         build(tmp_path, folder, end_of_text="</s>")
+    (tmp_path / "one.txt").write_text("a")
+    with pytest.raises(UserError, match="no text to train on"):
+        build(tmp_path / "out", tmp_path / "one.txt")
+    assert not (tmp_path / "out/manifest.json").exists()
+    for wrong in ("--workers 0", "--shard_megabytes inf", "--shard_megabytes nan"):
+        with pytest.raises(UserError, match=wrong.split()[0]):
+            tokenise.main(["--out", str(tmp_path / "out"), *wrong.split()])
+    with pytest.raises(ValueError, match="tokenise --source tfds:c4/en --out FOLDER"):
+        data.load("tfds:c4/en", length=4, batch_size=1, seed=0)
     with pytest.raises(UserError, match=r"nothing to tokenise.*--data.text zipf "):
         build(tmp_path, "zipf")
 

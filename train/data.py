@@ -205,10 +205,10 @@ def load(
         made = _from_text(text, tokenizer, length, batch_size, seed, documents, cache)
     for part, row in (("training", made.train), ("held-out", made.held)):
         if not row.documents or (not documents and len(row) <= length):
+            shorter = f", or a length of at most {len(row) - 1}" if len(row) > 1 else ""
             raise ValueError(
                 f"too little text in {text!r}: its {part} part has {len(row)} tokens, and one "
-                f"sequence of length={length} needs {length + 1}; give more text, or a length of "
-                f"at most {len(row) - 1}"
+                f"sequence of length={length} needs {length + 1}; give more text{shorter}"
             )
     return made
 
@@ -223,6 +223,11 @@ def _from_text(
     cache: pathlib.Path | None,
 ) -> Data:
     tokens.check(tokenizer)
+    if text.startswith("tfds:"):
+        raise ValueError(
+            f"{text!r} is a prepared data set, which is tokenised once before it is trained on: python"
+            f" -m train tokenise --source {text} --out FOLDER, and then --data.text {STORE}FOLDER"
+        )
     found = corpus.read(text)
     entry = None
     if cache is not None:

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -62,11 +63,12 @@ def main(arguments: list[str]) -> int:
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
     )
-    if not asked.shard_megabytes > 0 or (asked.workers is not None and asked.workers < 1):
+    if not 0 < asked.shard_megabytes < math.inf:
         raise UserError(
-            f"--shard_megabytes = {asked.shard_megabytes:g} must be above 0 and --workers ="
-            f" {asked.workers} at least 1."
+            f"--shard_megabytes = {asked.shard_megabytes:g} must be above 0 and finite."
         )
+    if asked.workers is not None and asked.workers < 1:
+        raise UserError(f"--workers = {asked.workers} must be at least 1; nearest: 1.")
     folder = pathlib.Path(asked.out).expanduser()
     try:
         if asked.verify:
@@ -126,6 +128,13 @@ def build(folder: pathlib.Path, asked: Arguments) -> token_store.Store:
             with Counter("tokenising", source.unit, sum(t.part.size for t in missing)) as counter:
                 encode(missing, tokenizer, asked.workers, counter.advance)
             shards = {s: [seal for t in all if (seal := sealed(t))] for s, all in tasks.items()}
+            for split, found in shards.items():
+                if not any(shard.tokens for shard in found):
+                    raise UserError(
+                        f"{source.name} has no text {'held out' if split == 'held_out' else 'to train on'}:"
+                        " nothing could be learned or measured with this store; give more text, or other"
+                        " parts of a data set."
+                    )
             put(folder / "manifest.json", token_store.manifest(source.name, tokenizer, shards))
         # Kept until here, so that whatever stops this command finds it again.
         for task in (t for split in tasks.values() for t in split):
