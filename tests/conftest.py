@@ -12,6 +12,7 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "64")  # threads for eight devices to wait in, train/__init__.py
 
 import jax
 import pytest

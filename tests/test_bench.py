@@ -3,11 +3,12 @@
 import json
 import re
 
+import jax
 import pytest
 
 import optax_decay
 from tests.runs import write_text
-from train import bench, bench_loader, bench_optimizers
+from train import bench, bench_device, bench_loader, bench_optimizers, families
 from train.bench_table import Options, Table
 from train.config import UserError
 
@@ -72,6 +73,36 @@ def test_the_loader_is_measured(tmp_path):
     # Of 2048 tokens.
     assert all(row["s"] * row["tokens/s"] == pytest.approx(2048) for row in step.rows)
     assert re.search(r"% of a step.*; \d of 2 steps ended", step.note)
+
+
+def test_a_device_is_measured(monkeypatch):
+    monkeypatch.setattr(bench_device, "SIZES", {"cpu": (64, 1000)})
+    bench_device.ceilings.cache_clear()
+    name = "xla attention, remat dots"
+    options = Options(preset="toy", rounds=1, tokens=64, layout="stacked", only=(name,))
+    limits = bench_device.limits_table(options)
+    copy, adamw = limits.rows[2:4]
+    assert copy["what"] == "copy" and copy["/ copy"] == 1
+    assert adamw["/ copy"] == pytest.approx(adamw["GB/s"] / copy["GB/s"])
+    table = bench_device.training_table(options)
+    (row,) = table.rows
+    toy = families.PRESETS["toy"]
+    # The count per token by hand: 6 per weight in products, and of attention 12 T D / 2 per layer.
+    matrices = families.of(toy).count(toy) - toy.vocab_size * toy.width * (not toy.tied)
+    work = 6 * matrices + 6 * toy.layers * 64 * toy.width
+    peak = bench_device.ceilings(1)["bfloat16"]
+    assert row["of bfloat16 products %"] == pytest.approx(100 * work * row["tokens/s"] / peak)
+    assert "1 x 64 tokens" in table.title and row["of the data sheet %"] is None
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room\nfor more")
+
+    monkeypatch.setattr(bench_device.bench_training, "ours", refuse)
+    table = bench_device.training_table(options)
+    assert table.rows[0]["tokens/s"] is None and f"{name}: RESOURCE_EXHAUSTED: no room." in str(
+        table
+    )
+    bench_device.ceilings.cache_clear()
 
 
 def test_columns_stand_below_each_other():

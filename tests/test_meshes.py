@@ -1,5 +1,9 @@
 """Every optimizer of the program on eight devices: the losses of one, one compilation, and a state that stays put."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -30,9 +34,8 @@ def test_eight_devices_are_one(name, tmp_path, capfd):
         np.testing.assert_array_equal(alone.batch(index), spread.batch(index))
     expected, _ = run(alone)
     losses, state = run(spread)
-    assert (
-        "rematerialization" not in capfd.readouterr().err
-    )  # what XLA says of a layout it cannot reach
+    # What XLA says of a layout that it can reach only by way of whole arrays.
+    assert "rematerialization" not in capfd.readouterr().err
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert spread.update._cache_size() == 1
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, spread.shardings)))
@@ -52,3 +55,21 @@ def test_alphadecay_gathers_no_weight(tmp_path):
     (gathers, swaps), (more_gathers, more_swaps) = kinds("adam"), kinds("AlphaDecay")
     assert len(more_gathers) <= len(gathers)
     assert len(more_swaps) > len(swaps)
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, "None"),
+        ({"JAX_NUM_CPU_DEVICES": "1"}, "None"),
+        ({"JAX_NUM_CPU_DEVICES": "8"}, "64"),
+        ({"JAX_NUM_CPU_DEVICES": "8", "NPROC": "9"}, "9"),
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=4 --b"}, "32"),
+    ],
+)
+def test_devices_of_one_process_have_threads_to_wait_in(variables, threads):
+    names = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "NPROC")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    line = [sys.executable, "-c", "import os, train; print(os.environ.get('NPROC'))"]
+    said = subprocess.run(line, env=others | variables, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == threads

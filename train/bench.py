@@ -4,6 +4,7 @@
     python -m train bench contract --preset 20M             # every row of the contract table
     python -m train bench collectives --layout stacked
     python -m train bench loader loader-step                # whether reading keeps a step fed
+    python -m train bench device device-step --preset 1B --tokens 32768 --layout stacked      # of an accelerator
     taskset -c 0 python -m train bench spectra              # one thread each
 
 What one table compares runs in one process, in turns, and the best of the rounds counts: ratios hold on a busy machine,
@@ -19,7 +20,14 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from train import bench_loader, bench_optimizers, bench_products, bench_spectra, bench_training
+from train import (
+    bench_device,
+    bench_loader,
+    bench_optimizers,
+    bench_products,
+    bench_spectra,
+    bench_training,
+)
 from train.bench_table import Options, Table
 from train.config import UserError
 from train.display import say
@@ -39,6 +47,8 @@ SECTIONS: dict[str, Callable[[Options], Table]] = {
     "products-time": bench_products.products_time_table,
     "products-trained": bench_products.trained_table,
     "training": bench_training.training_table,
+    "device": bench_device.limits_table,
+    "device-step": bench_device.training_table,
     "loader": bench_loader.ceiling_table,
     "loader-step": bench_loader.step_table,
 }
@@ -56,6 +66,8 @@ Section = Literal[
     "products-time",
     "products-trained",
     "training",
+    "device",
+    "device-step",
     "loader",
     "loader-step",
 ]

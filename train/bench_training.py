@@ -61,6 +61,15 @@ def ours(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
     return run
 
 
+def operations(model: Any, batch: int, length: int) -> float:
+    """Floating-point operations of a step's products, forward and backward; causal attention as half of the square."""
+    used = families.of(model).count(model)
+    if not model.tied:
+        used -= model.vocab_size * model.width  # the embedding is looked up
+    used -= getattr(model, "positions", 0) * model.width
+    return 6 * used * batch * length + 6 * model.layers * batch * length**2 * model.width
+
+
 def matmul_peak(rounds: int) -> float:
     """Float32 operations per second of the best square product here, by wall time."""
     x = jax.random.normal(jax.random.key(0), (2048, 2048))
@@ -92,19 +101,13 @@ def training_table(options: Options) -> Table:
     peak = matmul_peak(options.rounds)
     rows, first = [], {}
     for name, (model, _) in runs.items():
-        products = families.of(model).count(model)
-        if not model.tied:
-            products -= VOCABULARY * WIDTH  # the embedding is looked up
-        if isinstance(model, gpt.Config):
-            products -= LENGTH * WIDTH
-        operations = 6 * products * BATCH * LENGTH + 6 * LAYERS * BATCH * LENGTH**2 * WIDTH
         beside = first.setdefault(type(model), wall[name])
         rows.append(
             {
                 "step": name,
                 "tokens/s": BATCH * LENGTH / wall[name],
                 "/ first of the kind": beside / wall[name],
-                "of float32 products %": 100 * operations / wall[name] / peak,
+                "of float32 products %": 100 * operations(model, BATCH, LENGTH) / wall[name] / peak,
             }
         )
     return Table(
