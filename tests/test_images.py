@@ -267,7 +267,8 @@ def test_what_is_dropped_follows_from_the_batch(prepared):
 
 def test_a_vit_trains_on_two_devices(prepared):
     """Loss and top-1 on the training pictures themselves, the mean of the weights, and one compilation."""
-    made = load(prepared, dataclasses.replace(PLAIN, smoothing=0.05, mixup=0.2), held_out="train")
+    made = load(prepared, dataclasses.replace(PLAIN, smoothing=0.05, mixup=0.2))
+    seen = load(prepared, split="test", held_out="train")
     model = dataclasses.replace(vit.PRESETS["vit-toy"], classes=CLASSES, image_size=SIZE)
     assert model.drop_path > 0
     wanted = {"optimizer.learning_rate": 1e-2, "run.steps": 40, "optimizer.warmup_steps": 4}
@@ -281,7 +282,7 @@ def test_a_vit_trains_on_two_devices(prepared):
     shardings = sharding.of_train_state(axes, shapes, mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     update = compiled(functools.partial(image_task.update, task, tx, rate, 1), shardings, False)
-    sums, held_out = jax.jit(functools.partial(image_task.sums, task)), list(made.held_out(9))
+    sums, held_out = jax.jit(functools.partial(image_task.sums, task)), list(seen.held_out(9))
 
     def evaluate(state):
         return image_task.scores(np.sum([sums(state, batch) for batch in held_out], 0))

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from train import tfrecord_file
 from train.errors import UserError
 
 AGAIN = "Prepare the data set again, or copy its files again."
@@ -71,10 +70,10 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
     Raises:
         UserError: a malformed name, a missing package, or nothing prepared; says what to run where.
     """
-    if importlib.util.find_spec("tensorflow_datasets") is None:
+    if not all(map(importlib.util.find_spec, ("tensorflow_datasets", "google_crc32c"))):
         raise UserError(
-            f"Reading {name} needs the package tensorflow-datasets (not TensorFlow):"
-            " pip install 'tensorflow-datasets>=4.9.10' into the environment that runs this."
+            f"Reading {name} needs the packages tensorflow-datasets and google-crc32c (not TensorFlow):"
+            " pip install 'tensorflow-datasets>=4.9.10' google-crc32c into the environment that runs this."
         )
     import tensorflow_datasets as tfds
 
@@ -204,6 +203,8 @@ def _records(source: Any, path: str, piece: Piece) -> Iterator[bytes]:
                 stop = min(start + 256, piece.skip + piece.take)
                 yield from records.__getitems__(list(range(start, stop)))
         return
+    from train import tfrecord_file
+
     done = 0
     # To the end, whatever is wanted: only so is a file that lost its end noticed.
     for done, raw in enumerate(tfrecord_file.records(path), 1):
