@@ -49,7 +49,7 @@ DECAYS: dict[str, tuple[str, ...]] = {
     "cautious": ("--decay.cautious", "True"),
     "proximal": ("--decay.proximal", "True"),
     "coupling schedule": (*WEAK, "schedule"),
-    "coupling corrected": (*WEAK, "corrected"),
+    "coupling corrected": ("--decay.weight_decay", "5", "--decay.coupling", "corrected"),
     "coupling none": (*WEAK, "none"),
     "every role": ("--decay.mask", "hidden", "head", "embedding", "vector"),
     "alpha": (*SPECTRAL, "alpha"),
