@@ -85,7 +85,7 @@ IMAGES = {
     # Seen elsewhere than in the first batch.
     "images.name": "imagenet2012",
     "images.folder": "absent",
-    "images.held_out": "train",
+    "images.held_out": "test[:5]",
     "images.smoothing": 0.0,
     "images.average": 0.9,
 }
@@ -216,7 +216,7 @@ def test_fields_of_the_images(tmp_path):
             with pytest.raises(UserError, match=f"(?s){value}.*--images.folder"):
                 main.load(changed)
         elif name == "images.held_out":
-            assert len(main.load(changed).held) == len(before.train) != len(before.held)
+            assert len(main.load(changed).held) == 5 != len(before.held)
         elif name in ("images.smoothing", "images.average"):
             shapes.append(main.assemble(changed, before))
         else:
