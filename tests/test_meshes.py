@@ -26,7 +26,7 @@ def run(ready):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_eight_devices_are_one(name, tmp_path, capfd):
+def test_eight_devices_are_one(name, tmp_path, capfd, quickly_compiled):
     flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
     alone, spread = program(tmp_path, *flags), program(tmp_path, *flags, *MESH)
     assert alone.mesh.size == 1 and spread.mesh.size == 8
