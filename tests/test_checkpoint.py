@@ -219,14 +219,16 @@ def test_records_after_a_step_and_a_torn_line_are_dropped(tmp_path):
 
 def test_damaged_records_are_kept_aside(tmp_path, capsys):
     """What can be read goes on, and nothing that cannot is lost."""
-    path, aside = tmp_path / "metrics.jsonl", tmp_path / "damaged-metrics.jsonl"
+    path = tmp_path / "metrics.jsonl"
     good = [{"kind": "train", "step": n, "loss": 1.0, "seconds": n} for n in (1, 2, 3, 4)]
     lines = [json.dumps(record) for record in good]
     path.write_text("\n".join(lines) + '\n{"kind": "train", "st')
     with log.Recorder(path, start=4, steps=9, per_step=5):
-        assert not aside.exists()  # torn by a kill, and not damaged
+        assert not [*tmp_path.glob("unreadable-*")]  # torn by a kill, and not damaged
     damages = (b"\xff\xfe\x00", b"[1]", b"7", b'{"step": 2}', b'{"kind": "train", "step": "2"}')
-    for bad in (*damages, lines[1].replace("2", "null").encode(), b'{"a":' * 9999):
+    damages = (*damages, lines[1].replace("2", "null").encode(), b'{"a":' * 9999)
+    for number, bad in enumerate(damages, 1):
+        aside = path.with_name(f"unreadable-{path.name}" + (f"-{number}" if number > 1 else ""))
         content = b"\n".join([lines[0].encode(), bad, lines[2].encode(), lines[3].encode(), b""])
         path.write_bytes(content)
         with log.Recorder(path, start=3, steps=9, per_step=5):

@@ -14,11 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import optax_decay
 from train import bench_training, families
-from train.bench_optimizers import shapes_and_axes
+from train.bench_optimizers import OPTIMIZERS, build, shapes_and_axes, weights
 from train.bench_table import Options, Table, best_times
 from train.plan import DEVICES
 
@@ -32,12 +30,8 @@ BYTES = 28  # that AdamW moves per weight: weight, gradient and two moments read
 def ceilings(rounds: int) -> dict[str, float]:
     """Operations per second of products by type, and bytes per second of reading and writing one large array."""
     side, elements = SIZES.get(jax.default_backend(), LARGE)
-    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
-    found = {}
-    for dtype in ("bfloat16", "float32"):
-        x = jax.random.normal(jax.random.key(0), (side, side), dtype)
-        _, wall = best_times(rounds, {dtype: functools.partial(product, x)})
-        found[dtype] = 2 * side**3 / wall[dtype]
+    kinds = ("bfloat16", "float32")
+    found = {dtype: bench_training.matmul_peak(rounds, side, dtype) for dtype in kinds}
     carry = [jax.random.normal(jax.random.key(0), (elements,))]
     negate = jax.jit(jnp.negative, donate_argnums=0)  # in place: new memory is slow at first touch
 
@@ -55,49 +49,25 @@ def data_sheet() -> float | None:
     return next((device.flops for name, device in DEVICES.items() if name in kind), None)
 
 
-def update_seconds(tx: Any, shapes: dict[str, Any], rounds: int) -> float:
-    """Of one step of an optimizer on random weights."""
-
-    @jax.jit
-    def fresh() -> Any:
-        keys = jax.random.split(jax.random.key(0), len(shapes))
-        return {n: jax.random.normal(k, x.shape) / 50 for k, (n, x) in zip(keys, shapes.items())}
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params, grads = fresh(), fresh()
-    carry = [params, jax.jit(tx.init)(params)]
-
-    def run() -> Any:
-        carry[:] = step(*carry, grads)
-        return carry
-
-    return best_times(rounds, {"step": run})[1]["step"]
-
-
 def limits_table(options: Options) -> Table:
     """What the device reaches, and what share of a copy's rate optimizer steps do."""
     shapes, axes = shapes_and_axes(options)
-    weights = sum(int(np.prod(x.shape)) for x in shapes.values())
+    total = sum(int(np.prod(x.shape)) for x in shapes.values())
     best = ceilings(options.rounds)
     rows: list[dict[str, Any]] = [
         {"what": f"{dtype} product", "Tflop/s": best[dtype] / 1e12, "GB/s": None, "/ copy": None}
         for dtype in ("bfloat16", "float32")
     ]
     rows.append({"what": "copy", "Tflop/s": None, "GB/s": best["copy"] / 1e9, "/ copy": 1.0})
-    for name, tx in {
-        "optax.adamw": optax.adamw(1e-3, weight_decay=0.1),
-        "Huber, a number": optax_decay.adam_huber_decay(1e-3, threshold=0.05, axes=axes),
-        "Huber, the mean": optax_decay.adam_huber_decay(1e-3, axes=axes),
-    }.items():
-        rate = BYTES * weights / update_seconds(tx, shapes, options.rounds)
+    grads = weights(shapes, 0, 1e-3)
+    for name in ("optax.adamw", "adam_huber_decay fixed", "adam_huber_decay"):
+        step = build(name, OPTIMIZERS[name], shapes, axes, grads)
+        _, wall = best_times(options.rounds, {name: functools.partial(step, grads)})
+        rate = BYTES * total / wall[name]
         row = {"what": name, "Tflop/s": None, "GB/s": rate / 1e9, "/ copy": rate / best["copy"]}
         rows.append(row)
     return Table(
-        f"Limits, and optimizer steps of {options.preset} {options.layout}: {weights / 1e6:.1f} M weights",
+        f"Limits, and optimizer steps of {options.preset} {options.layout}: {total / 1e6:.1f} M weights",
         rows,
         f"An optimizer's step counts as {BYTES} bytes per weight, what AdamW has to move.",
     )

@@ -70,12 +70,12 @@ def operations(model: Any, batch: int, length: int) -> float:
     return 6 * used * batch * length + 6 * model.layers * batch * length**2 * model.width
 
 
-def matmul_peak(rounds: int) -> float:
-    """Float32 operations per second of the best square product here, by wall time."""
-    x = jax.random.normal(jax.random.key(0), (2048, 2048))
-    product = jax.jit(lambda x: x @ x)
+def matmul_peak(rounds: int, side: int = 2048, dtype: str = "float32") -> float:
+    """Operations per second of a square product here, by wall time."""
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     _, wall = best_times(rounds, {"product": lambda: product(x)})
-    return 2 * 2048**3 / wall["product"]
+    return 2 * side**3 / wall["product"]
 
 
 def training_table(options: Options) -> Table:

@@ -270,11 +270,7 @@ class Checkpoints:
         return arrays
 
     def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
-        place = self.folder / f"unreadable-{step}"
-        number = 1
-        while place.exists():
-            number += 1
-            place = self.folder / f"unreadable-{step}-{number}"
+        place = disk.aside(self.folder / str(step))
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(place)
         processes.wait_for_all(f"set aside {place.name}")

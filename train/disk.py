@@ -22,6 +22,15 @@ def reason(error: BaseException) -> str:
     return known[0] if known else first_line(error)
 
 
+def aside(path: pathlib.Path) -> pathlib.Path:
+    """Where what cannot be read is kept: `unreadable-NAME` beside it, or with a number what is not there yet."""
+    place, number = path.with_name(f"unreadable-{path.name}"), 1
+    while place.exists():
+        number += 1
+        place = path.with_name(f"unreadable-{path.name}-{number}")
+    return place
+
+
 def remove(folder: pathlib.Path, pattern: str) -> None:
     """Removes what matches; parts on their way make their folders anew, so look until none comes back."""
     quiet, end = time.monotonic(), time.monotonic() + 5

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import jax
 
-from train import processes
+from train import disk, processes
 from train.arguments import from_json, to_json
 from train.config import Config, UserError, replace
 from train.continuation import refuse_changes
@@ -80,7 +80,7 @@ class Folder:
         try:
             starts = json.loads(path.read_text()) if path.exists() else []
         except ValueError:
-            path.replace(path.with_name(f"unreadable-{path.name}"))
+            path.replace(disk.aside(path))
         write(path, json.dumps([*starts, environment], indent=2) + "\n")
 
 

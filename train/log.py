@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from train import disk
 from train.config import UserError
 from train.display import Speed, make_display, say
 from train.folder import write
@@ -65,7 +66,7 @@ def keep_damaged(path: pathlib.Path) -> None:
         lines.pop()
     bad = [number for number, line in enumerate(lines, 1) if _record(line) is None]
     if bad:
-        copy = path.with_name(f"damaged-{path.name}")
+        copy = disk.aside(path)
         copy.write_bytes(content)
         say(
             f"{path}: {len(bad)} of {len(lines)} lines cannot be read, line {bad[0]} the first; they are left out,"

@@ -4,7 +4,7 @@
 
 Trains the same toy run many times over: killed at random moments, asked to end in every phase, on
 8, 4, 1 and 8 devices, in two processes, with a full disk, damaged checkpoints, other optimizers and
-numbers that are none, and for some steps with every optimizer and decay on every layout of devices.
+numbers that are none, and for some steps with many optimizers and decays on several layouts.
 Every loss is compared with those of a run that nothing disturbed. Prints a table, writes
 results.json beside the runs, and exits with 1 if any figure fails. `--kills 100 --damages 200` is
 the full size: about an hour on two CPU cores.

@@ -1,4 +1,6 @@
-"""What every optimizer and decay computes on other numbers of devices and processes, against one device.
+"""What optimizers and decays compute on other numbers of devices and processes, against one device.
+
+All of the trainer's optimizers but one_bit_adam, to whose result the number of replicas belongs.
 
     python -m train.torture_layouts FOLDER [--coordinator HOST:PORT --processes N --process I]
 

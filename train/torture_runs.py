@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from train import log
 from train.folder import ROOT
+from train.log import read
 
 TOY = (
     *("--model.preset", "toy", "--model.width", "16", "--model.mlp_width", "20"),
@@ -135,7 +135,7 @@ def limited(size: int) -> list[str]:
 
 
 def records(run: pathlib.Path, kind: str = "train") -> list[dict[str, Any]]:
-    return [record for record in log.read(run / "metrics.jsonl") if record["kind"] == kind]
+    return [record for record in read(run / "metrics.jsonl") if record["kind"] == kind]
 
 
 def losses(run: pathlib.Path) -> dict[int, float]:
