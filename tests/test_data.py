@@ -181,75 +181,7 @@ def test_standard_library_is_found_without_its_tests():
         assert "sysconfigdata" not in name
 
 
-# --- tokenizers
-
-
-@pytest.fixture(scope="module", params=["bytes", "bpe-512", "bpe-700"])
-def tokenizer(request):
-    return tokens.learn(request.param, [prose(i) for i in range(40)])
-
-
-@pytest.mark.parametrize("text", ODD_TEXTS)
-def test_any_text_survives(tokenizer, text):
-    encoded = tokenizer.encode([text])
-    assert encoded.dtype == np.uint16
-    assert tokenizer.decode(encoded) == text
-    assert encoded[-1] == tokenizer.separator and (encoded[:-1] != tokenizer.separator).all()
-
-
-def test_texts_follow_each_other_with_a_separator_after_each(tokenizer):
-    encoded = tokenizer.encode(ODD_TEXTS)
-    ends = np.flatnonzero(encoded == tokenizer.separator) + 1
-    parts = np.split(encoded, ends)[:-1]
-    assert [tokenizer.decode(part) for part in parts] == ODD_TEXTS
-    assert encoded.max() == tokenizer.separator == tokenizer.vocab_size - 1
-    assert len(tokenizer.encode([])) == 0
-
-
-def test_vocabulary_sizes(tokenizer):
-    assert tokenizer.vocab_size == {"bytes": 257}.get(tokenizer.name) or (
-        tokenizer.name == f"bpe-{tokenizer.vocab_size}"
-    )
-    text = prose(999)
-    ratio = len(text.encode()) / (len(tokenizer.encode([text])) - 1)
-    assert (ratio == 1) if tokenizer.name == "bytes" else (ratio > 2)
-
-
-def test_restored_tokenizer_is_the_same(tokenizer):
-    again = tokens.restore(tokenizer.name, tokenizer.to_json())
-    np.testing.assert_array_equal(again.encode(ODD_TEXTS), tokenizer.encode(ODD_TEXTS))
-
-
-def test_learning_twice_gives_the_same_vocabulary():
-    texts = [prose(i) for i in range(20)]
-    assert tokens.learn("bpe-600", texts).to_json() == tokens.learn("bpe-600", texts).to_json()
-
-
-def test_of_much_text_an_even_sample_is_learned_from(monkeypatch):
-    texts = [prose(i) for i in range(10)]
-    all_of_it, sample = tokens.learn("bpe-600", texts), tokens.learn("bpe-600", texts[::3])
-    assert all_of_it.to_json() != sample.to_json()
-    monkeypatch.setattr(tokens, "LEARN_FROM", sum(map(len, texts)) // 2)
-    assert tokens.learn("bpe-600", texts).to_json() == sample.to_json()
-
-
-def test_little_text_has_a_smaller_vocabulary():
-    learned = tokens.learn("bpe-4096", ["abc abc"])
-    assert 257 < learned.vocab_size < 270
-    assert learned.decode(learned.encode(["abc Ω"])) == "abc Ω"
-
-
-def test_long_texts_are_cut_and_survive(monkeypatch):
-    text = "".join(prose(i) + "\n" for i in range(5)) + "no newline at the end " * 40
-    learned = tokens.learn("bpe-512", [text])
-    whole = learned.encode([text, "next"])
-    monkeypatch.setattr(tokens, "PIECE", 500)
-    pieces = list(tokens._pieces(text))
-    assert len(pieces) > 5 and "".join(piece for piece, _ in pieces) == text
-    assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
-    cut = learned.encode([text, "next"])
-    assert learned.decode(cut) == learned.decode(whole) == text + "next"
-    assert (cut == learned.separator).sum() == 2
+# --- unknown tokenizers
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,11 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-import tokenizers
 
-from tests import tfds_files
 from tests.runs import flags, records
 from tests.test_data import ODD_TEXTS, prose, write
 from train import __main__ as command
-from train import data, datasets, main, shards, token_store, tokenise, tokens
+from train import data, main, shards, token_store, tokenise
 from train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,20 +29,6 @@ HELD_OUT = [prose(100 + i, 50) for i in range(7)]
 def folder(tmp_path_factory):
     files = {f"{i:02d}.txt": prose(i) for i in range(40)} | {"empty.txt": "", "zero.bin": b"\0x"}
     return write(tmp_path_factory.mktemp("texts"), files)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A text data set called pages/en... by tfds, as array_record, and as tfrecord elsewhere."""
-    root = tmp_path_factory.mktemp("prepared")
-    features = {"text": tfds.features.Text(), "url": tfds.features.Text()}
-    rows = {
-        "train": [{"text": text, "url": f"u{i}"} for i, text in enumerate(TEXTS)],
-        "validation": [{"text": text, "url": "v"} for text in HELD_OUT],
-    }
-    first = tfds_files.prepare(root / "array", tfds_files.make_builder("pages", features, rows))
-    tfds_files.as_tfrecord(first, root / "tfrecord")
-    return root
 
 
 def build(out, source, *, workers=1, tokenizer="bytes", shard_megabytes=0.01, **more):
@@ -107,34 +90,6 @@ def test_large_files_are_cut_at_lines(tmp_path):
     assert len(lines) > 3 and all(part.endswith("\n") for part in lines)
     assert "".join(lines) == text  # train and held-out parts follow each other
     assert "".join(part for part in parts if part[0] == "é") == "é" * 20_000
-
-
-@pytest.mark.parametrize("kind", ["array", "tfrecord"])
-def test_tfds_without_tensorflow(prepared, tmp_path, kind):
-    made = build(tmp_path / "out", "tfds:pages:1.2.0", data_dir=str(prepared / kind), field="text")
-    assert sorted(texts_of(made, made.train)) == sorted(TEXTS)
-    assert sorted(texts_of(made, made.held_out)) == sorted(HELD_OUT)
-    assert len(made.shards["train"]) >= 3
-    assert "tensorflow" not in sys.modules
-
-
-def test_both_kinds_give_the_same_tokens(prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared / "array"))
-    one = build(tmp_path / "one", "tfds:pages", field="text", shard_megabytes=1.0)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared / "tfrecord"))
-    two = build(tmp_path / "two", "tfds:pages", field="text", shard_megabytes=1.0)
-    assert (tmp_path / "one/manifest.json").read_text() == (
-        tmp_path / "two/manifest.json"
-    ).read_text()
-    assert one.digest == two.digest
-
-
-def test_parts_of_splits(prepared, tmp_path):
-    root = str(prepared / "tfrecord")
-    wanted = {"split": "train[:50%]", "held_out": "train[50%:]", "field": "text"}
-    made = build(tmp_path / "out", "tfds:pages", data_dir=root, **wanted)
-    both = texts_of(made, made.train), texts_of(made, made.held_out)
-    assert sorted(both[0] + both[1]) == sorted(TEXTS) and abs(len(both[0]) - len(both[1])) <= 1
 
 
 # --- resuming
@@ -388,189 +343,7 @@ def test_no_manifest_gets_through_by_chance(store, tmp_path):
     assert refused > 200
 
 
-# --- given vocabularies
-
-
-@pytest.fixture(scope="module")
-def vocabularies(tmp_path_factory):
-    """As people have them: T5's kind with an end token of its own, and GPT-2's pair of files."""
-    root = tmp_path_factory.mktemp("vocabularies")
-    texts = [prose(i) for i in range(20)]
-    five = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    five.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    five.decoder = tokenizers.decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    five.train_from_iterator(texts, trainer)
-    five.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    five.enable_padding(length=50)
-    five.enable_truncation(max_length=50)
-    (root / "t5").mkdir()
-    five.save(str(root / "t5/tokenizer.json"))
-    pairs = tokenizers.ByteLevelBPETokenizer()
-    pairs.train_from_iterator(
-        texts, vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    (root / "gpt2").mkdir()
-    pairs.save_model(str(root / "gpt2"))
-    return root
-
-
-def test_a_tokenizer_json(vocabularies, folder, tmp_path):
-    path = vocabularies / "t5/tokenizer.json"
-    theirs = tokenizers.Tokenizer.from_file(str(path))
-    theirs.no_truncation()
-    theirs.no_padding()
-    made = build(tmp_path / "out", folder, tokenizer=path)
-    assert made.tokenizer.separator == 1
-    start = 0
-    for end in made.train.ends[0].tolist():
-        document = made.train.arrays[0][start:end]
-        text = theirs.decode(document.tolist())
-        assert theirs.encode(text).ids == document.tolist()  # T5's rule: its end token, once
-        start = end
-    again = token_store.open_store(tmp_path / "out").tokenizer
-    assert again.decode(document) == made.tokenizer.decode(document) == text
-
-
-def test_gpt2s_pair_of_files(vocabularies):
-    given = tokens.given(vocabularies / "gpt2")
-    theirs = tokenizers.ByteLevelBPETokenizer(
-        str(vocabularies / "gpt2/vocab.json"), str(vocabularies / "gpt2/merges.txt")
-    )
-    for text in ODD_TEXTS[:4] + ODD_TEXTS[6:]:
-        assert given.encode([text])[:-1].tolist() == theirs.encode(text).ids
-        assert given.decode(given.encode([text])) == text
-    spelled = given.encode(["a<|endoftext|>b"])
-    assert (spelled == given.separator).sum() == 1 and spelled[-1] == given.separator
-    assert tokens.given(vocabularies / "gpt2/vocab.json").to_json() == given.to_json()
-
-
-def test_which_token_ends_a_text(vocabularies, tmp_path):
-    shutil.copytree(vocabularies / "t5", tmp_path / "t5")
-    path = tmp_path / "t5"
-    assert tokens.given(path).separator == 1
-    assert tokens.given(path, "<pad>").separator == 0
-    (path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<unk>"}}')
-    assert tokens.given(path).separator == 2
-    with pytest.raises(ValueError, match=r"<nothing> is not in .*--end_of_text.*<pad>"):
-        tokens.given(path, "<nothing>")
-
-
-def test_what_begins_a_text_is_told_from_what_ends_it(vocabularies, tmp_path):
-    assert tokens.given(vocabularies / "gpt2").begin == ()
-    library = tokenizers.Tokenizer.from_file(str(vocabularies / "t5/tokenizer.json"))
-    library.no_padding()
-    assert tokens.restore("t5", library.to_str(), 1).begin == ()
-    library.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<pad> $A </s>", special_tokens=[("</s>", 1), ("<pad>", 0)]
-    )
-    library.save(str(tmp_path / "tokenizer.json"))
-    given = tokens.given(tmp_path)
-    assert given.begin == (0,)
-    assert given.encode(["a b"]).tolist() == library.encode("a b").ids[1:]  # not between documents
-
-
-def test_wide_vocabularies_take_four_bytes():
-    library = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}, "w0")
-    )
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    wide = tokens.restore("wide", library.to_str(), 70_000)
-    encoded = wide.encode(["w3 w69999", "w1"])
-    assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
-
-
-WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).to_str()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ({}, "merges.txt"),
-        ({"tokenizer.json": "{"}, "SentencePiece"),
-        ({"vocab.json": "{}"}, "missing: merges"),
-        ({"spiece.model": ""}, "SentencePiece model is not accepted; AutoTokenizer"),
-        ({"tokenizer.json": WORDS, "tokenizer_config.json": "{"}, "tokenizer_config.json cannot"),
-        ({"tokenizer.json": WORDS, "tokenizer_config.json": "[1]"}, "tokenizer_config.json cannot"),
-    ],
-)
-def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
-    write(tmp_path, content)
-    with pytest.raises(ValueError, match=said):
-        tokens.given(tmp_path)
-
-
 # --- what is said
-
-
-def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
-    root = str(prepared / "array")
-    for name, said in (
-        ("c4/en:3.0.1", "tfds build c4/en:3.0.1 --data_dir DATA --file_format array_record"),
-        ("page", "nearest: pages"),
-        ("pages:1.0.0", "versions there are 1.2.0"),
-        ("c4 en", "is not the name of a data set"),
-        ("imagenet2012", "downloads/manual"),
-    ):
-        with pytest.raises(UserError) as caught:
-            datasets.builder(name, root)
-        assert said in str(caught.value)
-    with pytest.raises(UserError) as caught:
-        datasets.builder("c4/en", root)
-    for part in ("TensorFlow", "apache-beam", "TFDS_DATA_DIR", root):
-        assert part in str(caught.value)
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install 'tensorflow-datasets"):
-        datasets.builder("pages", root)
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"field": "label"}, "no field 'label' .* nearest"),
-        ({"split": "training"}, "no split 'training'; it has train, validation"),
-        ({"split": "train[90%:20%]"}, r"'train\[90%:20%\]' of pages/1.2.0 is empty"),
-        ({"held_out": "train[:4]"}, "'train' to train on and .* have 4 examples in common"),
-    ],
-)
-def test_wrong_fields_and_splits(prepared, tmp_path, more, said):
-    wanted = {"field": "text"} | more
-    with pytest.raises(UserError, match=said):
-        build(tmp_path / "out", "tfds:pages", data_dir=str(prepared / "array"), **wanted)
-
-
-def test_a_torn_tfrecord_is_noticed(prepared, tmp_path):
-    shutil.copytree(prepared / "tfrecord", tmp_path / "data")
-    path = next((tmp_path / "data").rglob("*train.tfrecord-00001*"))
-    whole = path.read_bytes()
-    first = 16 + int.from_bytes(whole[:8], "little")
-    flipped = [bytearray(whole) for _ in range(4)]
-    for content, where in zip(flipped, (1, 9, 12 + first // 2, first - 1)):
-        content[where] ^= 1
-    for content in (whole[:-3], whole[:first], *flipped, None):
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(UserError, match=path.name):
-            build(tmp_path / "out", "tfds:pages", data_dir=str(tmp_path / "data"), field="text")
-        shutil.rmtree(tmp_path / "out")
-
-
-def test_what_tfds_did_not_finish_is_not_taken(prepared, tmp_path):
-    shutil.copytree(prepared / "array", tmp_path / "data")
-    folder = tmp_path / "data/pages/1.2.0"
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match=f"{folder} is not what tfds prepares"):
-        datasets.builder("pages", str(tmp_path / "data"))
-    shutil.copytree(prepared / "array/pages/1.2.0", folder.with_name("incomplete.9X_9.9.9"))
-    shutil.rmtree(folder)
-    with pytest.raises(UserError, match="pages is not prepared"):
-        datasets.builder("pages", str(tmp_path / "data"))
 
 
 def test_options_of_other_sources_are_refused(folder, tmp_path):
