@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from models import llama
 from tests.runs import write_text
 from train import compare, compare_figures, compare_runs, compare_verdicts, results, step
 from train import data as data_lib
-from train.compare_arms import ARMS, CONTROLS, Setting
+from train.compare_arms import ARMS, B1, B2, CONTROLS, Setting, quasi_hyperbolic
 from train.compare_points import POINTS
 from train.compare_runs import Task
 from train.compare_tuning import FIRST_SEED, means, next_trials, tuned
@@ -141,6 +142,22 @@ def test_a_run_that_diverges_is_infinitely_bad(data):
 
 
 AXES = (("head", "D -> V"), ("blocks", "L | D -> F"))
+
+
+def test_the_quasi_hyperbolic_baseline():
+    """Against its equation in float64: arXiv 1810.06801 with ν₁ = ½, ν₂ = 1."""
+    setting: Any = None
+    tx, random = quasi_hyperbolic(setting), np.random.default_rng(0)
+    state = tx.init({"w": jnp.zeros(3)})
+    m = v = np.zeros(3)
+    for t in range(1, 6):
+        g = random.normal(size=3)
+        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g**2
+        root = np.sqrt(v / (1 - B2**t)) + 1e-8
+        update, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state)
+        # Six roundings of float32 each, of numbers up to 4.
+        np.testing.assert_allclose(update["w"], (m / (1 - B1**t) + g) / 2 / root, atol=2e-6)
+        assert np.abs(m / (1 - B1**t) - g).max() > 0.1 or t == 1
 
 
 def test_all_arms_have_their_own_rule():

@@ -53,7 +53,7 @@ class Arm:
     Attributes:
         title: for tables and pictures.
         build: the chain behind the clipping.
-        kind: what its paper proposes.
+        kind: what its paper proposes, or what it is there for.
         learning_rates, weight_decays: the grid at the start of tuning: geometric series, that of λ with 0 before
             it; a single decay is not tuned.
         workers: simulated workers with gradients of their own, on a mapped axis called "worker".
@@ -116,6 +116,25 @@ def alpha(preserve_mean: bool) -> Any:
     )
 
 
+def quasi_hyperbolic(s: Setting) -> optax.GradientTransformation:
+    """Half of Adam's momentum and half of its gradient, over the same denominator: QHAdam with ν₁ = ½, ν₂ = 1.
+
+    EXAdam comes down to it once its debiasing terms have faded.
+    """
+    adam = optax.scale_by_adam(B1, B2)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        found: tuple[Any, Any] = adam.update(updates, state, params)
+        averaged, after = found
+        squares = optax.tree.bias_correction(after.nu, B2, after.count)
+        mean = jax.tree.map(
+            lambda a, g, v: (a + g / (jnp.sqrt(v) + 1e-8)) / 2, averaged, updates, squares
+        )
+        return mean, after
+
+    return optax.GradientTransformation(adam.init, update)
+
+
 def p_norm(s: Setting) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(B1, B2),
@@ -147,6 +166,11 @@ def one_bit_adam(s: Setting) -> optax.GradientTransformation:
 
 def exadam(log_growth: bool) -> Any:
     return directed(lambda s: optax_decay.scale_by_exadam(B1, B2, log_growth=log_growth))
+
+
+def shorter(b1: float) -> Any:
+    """AdamW whose momentum forgets sooner."""
+    return directed(lambda s: optax.scale_by_adam(b1, B2))
 
 
 def given(link: Callable[..., Any], **options: Any) -> Any:
@@ -189,5 +213,12 @@ ARMS = {
     "exadam": Arm("EXAdam v2", exadam(False), "optimizer", learning_rates=(0.002, 0.004, 0.008)),
     "exadam_v1": Arm("EXAdam v1", exadam(True), "optimizer", learning_rates=(0.001, 0.002, 0.004)),
     "one_bit_adam": Arm("1-bit Adam", one_bit_adam, "optimizer", workers=WORKERS),
+    # Adam's own ways of weighing the latest gradient more, which EXAdam has to be told from.
+    "adamw_b1_08": Arm("AdamW, β₁ = 0.8", shorter(0.8), "baseline"),
+    "adamw_b1_05": Arm("AdamW, β₁ = 0.5", shorter(0.5), "baseline"),
+    "nadamw": Arm(
+        "NAdamW", directed(lambda s: optax.scale_by_adam(B1, B2, nesterov=True)), "baseline"
+    ),
+    "qhadamw": Arm("QHAdamW, ν₁ = ½", directed(quasi_hyperbolic), "baseline"),
 }
 CONTROLS = ("adamw", "again", "muon")

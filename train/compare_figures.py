@@ -14,7 +14,7 @@ from train.compare_verdicts import MUON, Row, ladder_losses
 
 plt = figures.plt
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
-MARKS = {"control": "s", "decay": "o", "optimizer": "D"}
+MARKS = {"control": "s", "baseline": "^", "decay": "o", "optimizer": "D"}
 COLUMNS = 4  # of small panels
 BINS = 25  # means along a curve
 
