@@ -19,6 +19,10 @@ POINTS: dict[str, dict[str, tuple[float, float]]] = {
         "width_scaled": (0.016, 0.5),
         "none": (0.008, 0.0),
         "exadam_v1": (0.002, 2.0),
+        "adamw_b1_08": (0.008, 0.5),
+        "adamw_b1_05": (0.008, 0.0),
+        "nadamw": (0.008, 0.5),
+        "qhadamw": (0.008, 0.5),
     },
     "zipf": {
         "adamw": (0.008, 2.0),
@@ -38,5 +42,9 @@ POINTS: dict[str, dict[str, tuple[float, float]]] = {
         "width_scaled": (0.032, 32.0),
         "none": (0.008, 0.0),
         "exadam_v1": (0.001, 8.0),
+        "adamw_b1_08": (0.008, 2.0),
+        "adamw_b1_05": (0.008, 2.0),
+        "nadamw": (0.008, 2.0),
+        "qhadamw": (0.008, 2.0),
     },
 }
