@@ -19,6 +19,7 @@ The folder holds
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -114,7 +115,7 @@ def h200() -> Comparison:
         steps=1500,
         seeds=3,
         ladder=(750, 1100, 1500, 2300),
-        ladder_seeds=2,
+        ladder_seeds=3,
         folder="runs/compare-h200",
     )
 
@@ -131,9 +132,9 @@ def main(arguments: list[str]) -> int:
         facts = {text: data.summary() for text, data in texts.items()}
         results_lib.note_start(folder, texts=facts)
         path = folder / results_lib.RESULTS
-        results = results_lib.read(path)
+        stored = results_lib.read(path)
         with signals("run") as stop:
-            run_all(comparison, texts, results, path, stop)
+            results = run_all(comparison, texts, stored, path, stop)
         void = compare_report.write_report(comparison, results, folder)
         say(f"\nreport    {folder / 'report.md'}")
         for reason in void:
@@ -255,16 +256,26 @@ def names(comparison: Comparison) -> list[str]:
 def run_all(
     comparison: Comparison,
     texts: dict[str, data_lib.Data],
-    results: list[Record],
+    stored: Sequence[Record],
     path: pathlib.Path,
     stop: Sequence[int] = (),
-) -> None:
-    """Runs what is not in `results` yet, until `stop` is not empty; adds it there and to the file at `path`."""
-    finished = sum(record.get("steps", 0) for record in results)
-    if results:
-        say(f"{len(results)} runs are done already")
-    progress = Progress(total(comparison), finished)
+) -> list[Record]:
+    """All runs, until `stop` is not empty: taken from `stored` where they are there, else run and added to `path`.
+
+    What is stored is asked for run by run, so that nothing else can get into a report: no other seed, no point that the
+    search does not lead to, no run twice.
+    """
+    known = {_identity(record): record for record in reversed(stored) if _whole(record)}
+    if known:
+        say(f"{len(known)} runs are done already")
+    progress = Progress(total(comparison), sum(r.get("steps", 0) for r in known.values()))
+    results: list[Record] = []
     for job in jobs(comparison, results):
+        if _identity(job) in known:
+            results.append(known.pop(_identity(job)))
+            continue
+        if stop:
+            return results
         arm, text = job["arm"], job["text"]
         if job["stage"] == "cost":
             record = job | cost(
@@ -280,8 +291,25 @@ def run_all(
             )
         results.append(record)
         results_lib.append(path, [record])
-        if stop:
-            return
+    others = len(stored) - sum(record in results for record in stored)
+    if others:
+        say(f"{others} lines of {path} are of no run of this comparison, and were left out.")
+    return results
+
+
+def _identity(record: Record) -> str:
+    names = ("arm", "text", "stage", "steps", "learning_rate", "weight_decay", "seed")
+    return json.dumps([record.get(name) for name in names])
+
+
+def _whole(record: Record) -> bool:
+    """Whether it says what a run came to."""
+    numbers = (
+        ("seconds_per_step", "adamw_seconds_per_step")
+        if record.get("stage") == "cost"
+        else ("loss", "seconds")
+    )
+    return all(isinstance(record.get(name), float) for name in numbers)
 
 
 def total(comparison: Comparison) -> int:

@@ -95,7 +95,10 @@ def _summary(found: Sequence[Row], costs: Mapping[str, Any], comparison: Any) ->
             *lines,
             "",
             f"Speed-up: steps AdamW needs for the arm's loss at {comparison.steps} steps, over those steps, with 95 %"
-            " bootstrap intervals over seeds (10,000 draws). Verdicts are corrected by Holm over all arms and texts;"
+            " intervals over seeds: a parametric bootstrap of 10,000 draws, each mean from Student's t. In simulated"
+            " comparisons these hold the truth in 94 to 99 % with six seeds, with fewer more often. The luck of the"
+            " search for η and λ is not in them. AdamW against itself fails by chance on 1 text in 20 at most."
+            " Verdicts are corrected by Holm over all arms and texts;"
             f" they speak of steps, not time. Time of a step: {clock} time over AdamW's in the same process"
             + (
                 "; 1-bit Adam's workers are simulated, its time says nothing.\n"

@@ -98,23 +98,26 @@ class Ladder:
         return a + b * x + c * x**2
 
     def falls(self) -> np.ndarray:
-        """Whether more steps are better everywhere: without that it cannot be read backwards."""
+        """Whether more steps are better everywhere: without that it says nothing about speed."""
         _, b, c = np.moveaxis(self.coefficients, -1, 0)
         return (b + 2 * c * self.ends[0] < 0) & (b + 2 * c * self.ends[1] < 0)
 
     def steps(self, loss: np.ndarray) -> np.ndarray:
-        """Steps AdamW needs for a loss, 0 for an infinite one; nan where the ladder does not fall.
+        """The smallest budget with which AdamW reaches a loss; 0 for an infinite one.
 
-        Losses above or below those of the ladder are read as its ends: nothing is known beyond.
+        Losses above those of the ladder, and those it does not come down to, are read as its ends: nothing is known
+        beyond.
         """
         a, b, c = np.moveaxis(self.coefficients, -1, 0)
-        highest, lowest = (a + b * x + c * x * x for x in self.ends)
-        inside = np.minimum(np.maximum(loss, lowest), highest)
+        first, last = self.ends
+        square = b**2 - 4 * c * (a - loss)
         with np.errstate(invalid="ignore", divide="ignore"):
-            root = np.sqrt(np.maximum(b**2 - 4 * c * (a - inside), 0))
-            x = 2 * (a - inside) / (-b + root)  # the stable form; exact for c = 0 too
-        steps = np.where(np.isposinf(loss), 0.0, self.middle * np.exp(np.clip(x, *self.ends)))
-        return np.where(self.falls(), steps, np.nan)
+            # Of a parabola's two crossings the one on its falling side; this form is exact for c = 0 too.
+            x = 2 * (a - loss) / (np.sqrt(square) - b)
+        comes_down = (square >= 0) & ((b + 2 * c * first < 0) | (c < 0))
+        x = np.where(comes_down, np.clip(x, first, last), last)
+        x = np.where(a + b * first + c * first**2 <= loss, first, x)
+        return np.where(np.isposinf(loss), 0.0, self.middle * np.exp(x))
 
 
 def ladder(budgets: Sequence[int], means: np.ndarray) -> Ladder:
@@ -139,37 +142,36 @@ def speedup(
 ) -> Interval:
     """Steps AdamW needs for an arm's mean loss, over the arm's steps.
 
-    The interval is a bootstrap over seeds, within every budget and the arm. Percentiles are taken further out, by
-    sqrt(n/(n-1)) and Student's t over the normal quantile for the arm's n seeds, since few seeds scatter less than
-    they should (Hesterberg, arXiv 1411.5279).
+    The interval is a parametric bootstrap: the mean of the arm and of every budget is drawn from Student's t about what
+    was found, with its own standard error and degrees of freedom, and every draw is read off its own ladder. Drawing
+    seeds again from so few would scatter too little: intervals of 95 % then hold the truth in 75 to 89 % of simulated
+    comparisons with two seeds per budget. These do in 94 to 100 %.
 
     Args:
-        losses: AdamW's, by budget.
-        arm: the arm's, all with a budget of `steps`.
-        seed: of the resampling.
-        draws: resamples.
+        losses: AdamW's, by budget; at least two of each.
+        arm: the arm's, all with a budget of `steps`; at least two.
+        seed: of the draws.
+        draws: how many.
 
     Returns:
         Between the smallest and the largest budget over `steps`, which then mean "at most" and "at least"; nan
-        everywhere if a run of AdamW diverged or its losses do not fall; 0 where the arm diverged.
+        everywhere if a run of AdamW diverged or its losses do not fall; 0 to the largest where the arm diverged.
     """
     rng = np.random.default_rng(seed)
     budgets = sorted(losses)
     means = np.array([np.mean(losses[b]) for b in budgets])
-    mine = np.asarray(arm, float)
     if not np.isfinite(means).all() or not ladder(budgets, means).falls():
         return Interval(math.nan, math.nan, math.nan)
-    value = ladder(budgets, means).steps(np.array(mine.mean())).item() / steps
+    mine = np.asarray(arm, float)
+    if not np.isfinite(mine).all():
+        return Interval(0.0, 0.0, budgets[-1] / steps)
+    value = ladder(budgets, means).steps(mine.mean()).item() / steps
 
-    def resampled(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    def drawn(values: Sequence[float] | np.ndarray) -> np.ndarray:
         x = np.asarray(values, float)
-        return x[rng.integers(len(x), size=(draws, len(x)))].mean(axis=1)
+        error = x.std(ddof=1) / math.sqrt(len(x))
+        return x.mean() + error * rng.standard_t(len(x) - 1, draws)
 
-    again = ladder(budgets, np.stack([resampled(losses[b]) for b in budgets], axis=1))
-    ratios = again.steps(resampled(mine)) / steps
-    ratios = ratios[~np.isnan(ratios)]
-    n = len(mine)
-    reach = math.sqrt(n / (n - 1)) * float(special.stdtrit(n - 1, (1 + LEVEL) / 2))
-    tail = float(special.ndtr(-reach))
-    low, high = np.quantile(ratios, [tail, 1 - tail])
+    again = ladder(budgets, np.stack([drawn(losses[b]) for b in budgets], axis=1))
+    low, high = np.quantile(again.steps(drawn(mine)) / steps, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
