@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import signal
 from typing import Any
 
@@ -310,6 +311,75 @@ def test_a_stopped_comparison_goes_on(
         compare.main(flags(text, folder, "--seeds", "3"))
 
 
+def test_only_what_was_run_for_it_gets_into_a_report(
+    without_training, without_pictures, monkeypatch, text, tmp_path, capsys
+):
+    """Lines that are twice, of another seed, of another point or changed; all others are not run again."""
+    assert compare.main(flags(text, tmp_path / "whole")) == 0
+    whole = results.read(tmp_path / "whole" / "results.jsonl")
+    page = (tmp_path / "whole" / "report.md").read_text()
+    last = next(i for i, r in enumerate(whole) if r["arm"] == "huber" and r["stage"] == "result")
+    assert whole[last]["learning_rate"] != 0.3 and whole[last]["seed"] != 77
+    folder, ran = tmp_path / "other", []
+
+    def counted(*arguments, **numbers):
+        ran.append(numbers)
+        return planted(*arguments, **numbers)
+
+    monkeypatch.setattr(compare, "run", counted)
+    for changes in (
+        {"seed": 77},
+        {"learning_rate": 0.3},
+        {"loss": "1.9"},
+        {"steps": 600},
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        ran.clear()
+        more = [whole[last] | changes, *whole[last + 1 :], whole[0] | {"seconds": 9.0}]
+        results.append(folder / "results.jsonl", [*whole[:last], *more])
+        assert compare.main(flags(text, folder)) == 0
+        assert len(ran) == 1 and ran[0]["seed"] == whole[last]["seed"]
+        assert "2 lines of" in capsys.readouterr().out
+        again = (folder / "report.md").read_text()
+        assert again.split("## How")[0] == page.split("## How")[0]
+
+
+def test_lines_that_are_not_as_they_were_written_are_told_and_kept(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    written = [
+        {"arm": "huber", "loss": 2.5, "seed": seed, "curve": [math.inf]} for seed in range(5)
+    ]
+    results.append(path, written)
+    lines = path.read_text().splitlines(keepends=True)
+    assert results.read(path) == written and path.read_text() == "".join(lines)
+    # A torn last line is what a kill leaves behind.
+    path.write_text("".join(lines[:4]) + lines[4][:-20])
+    assert results.read(path) == written[:4]
+    assert not capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1
+    changed = "".join(
+        [lines[0], lines[1].replace("2.5", "2.4"), lines[2][:20] + "\n", *lines[3:], lines[0]]
+    )
+    path.write_text(changed)
+    assert results.read(path) == [written[0], *written[3:]]
+    assert "3 of 6 lines cannot be read" in capsys.readouterr().out
+    assert (tmp_path / "unreadable-results.jsonl").read_text() == changed
+    assert results.read(path) == [written[0], *written[3:]]
+    assert not capsys.readouterr().out
+    # Lines of earlier versions end in no check.
+    path.write_text(json.dumps(written[0]) + "\n")
+    assert results.read(path) == written[:1]
+
+
+def test_results_of_two_texts_are_not_mixed(without_training, without_pictures, text, tmp_path):
+    folder, copy = tmp_path / "run", tmp_path / "text.txt"
+    copy.write_bytes(text.read_bytes())
+    assert compare.main(flags(copy, folder)) == 0
+    copy.write_text(copy.read_text().replace("e", "E"))
+    with pytest.raises(UserError, match="results of another text"):
+        compare.main(flags(copy, folder))
+
+
 def records(speed, texts=("one", "two"), seeds=6):
     """Results of a comparison with stored points."""
     found = []
@@ -413,7 +483,7 @@ def test_the_tiers_are_what_their_texts_say():
         task = compare.TIERS[name]().task
         assert task.length * task.batch_size == 512
     assert set(compare.cpu().arms) | set(CONTROLS) == set(ARMS)
-    large = compare.h200()
+    large = compare.TIERS["h200"]()
     task = large.task
     config = compare_runs.model(task, 257)
     assert llama.count(config) - 2 * 257 * task.width == pytest.approx(14e6, rel=0.02)

@@ -242,6 +242,7 @@ def test_a_stopped_sweep_goes_on(text, tmp_path, monkeypatch, capsys):
         # A group of other runs rounds differently.
         assert one.pop("loss") == pytest.approx(other.pop("loss"), abs=1e-5)
         assert one.pop("training_loss") == pytest.approx(other.pop("training_loss"), abs=1e-5)
+        assert len(one.pop("check")) == len(other.pop("check")) == 8  # of the digits
         assert one.pop("top") == pytest.approx(other.pop("top"), rel=1e-4)
         assert one == other
 
