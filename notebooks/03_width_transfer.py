@@ -18,6 +18,24 @@
 # initial weights and read-out. Nothing is tuned at width 128. At the end a report looks at the largest singular values
 # of both: the claim behind the transfer of λ is that they agree.
 
+# %% tags=["setup"]
+# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
+# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+here = pathlib.Path.cwd()
+places = (here, *here.parents, here / "optax_decay")
+root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
+if root is None:
+    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
+needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
+if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
+sys.path.insert(0, str(root))
+
 # %% tags=["parameters"]
 steps, seeds = 300, 2
 widths = (32, 128)
@@ -26,8 +44,6 @@ rates, decays = (0.005, 0.01, 0.02), (0.25, 0.5, 1.0)
 # %%
 import dataclasses
 import functools
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +51,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-sys.path.append("..")
 import optax_decay
 from models import llama
 from train import data as text
 from train import step
 
 base, wide = widths
-data = text.load(
-    "stdlib", "bytes", length=64, batch_size=8, seed=0, cache=pathlib.Path("../.cache/data")
-)
+data = text.load("stdlib", "bytes", length=64, batch_size=8, seed=0, cache=root / ".cache/data")
 
 
 def config(width, mup):

@@ -16,6 +16,24 @@
 # AlphaDecay. Through training we follow the tail exponent alpha of every matrix; at the end we look at the sizes of the
 # weights and at the spectra. The text is the source of Python's standard library, so nothing is downloaded.
 
+# %% tags=["setup"]
+# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
+# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+here = pathlib.Path.cwd()
+places = (here, *here.parents, here / "optax_decay")
+root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
+if root is None:
+    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
+needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
+if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
+sys.path.insert(0, str(root))
+
 # %% tags=["parameters"]
 steps, looks = 400, 8
 width, layers = 96, 3
@@ -23,8 +41,6 @@ length, batch_size = 64, 16
 
 # %%
 import functools
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +48,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-sys.path.append("..")
 import optax_decay
 from models import llama
 from optax_decay import spectra
@@ -41,7 +56,7 @@ from train import data as data_lib
 from train.step import loss
 
 data = data_lib.load(
-    "stdlib", "bytes", length=length, batch_size=batch_size, seed=0, cache=pathlib.Path(".cache")
+    "stdlib", "bytes", length=length, batch_size=batch_size, seed=0, cache=root / ".cache/data"
 )
 model = llama.Config(
     vocab_size=data.vocab_size, width=width, mlp_width=2 * width, layers=layers, heads=4

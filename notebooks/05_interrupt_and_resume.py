@@ -14,7 +14,25 @@
 #
 # The command line from a notebook: a named experiment of `train/experiments.py` is started, stopped on the way as a
 # preempted machine would stop it, and continued. Its losses are those of a run that was never interrupted, bit for
-# bit. Run it inside a checkout with the extra `train` installed; in Colab or on a TPU machine that is the only set-up.
+# bit.
+
+# %% tags=["setup"]
+# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
+# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+here = pathlib.Path.cwd()
+places = (here, *here.parents, here / "optax_decay")
+root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
+if root is None:
+    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
+needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
+if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
+sys.path.insert(0, str(root))
 
 # %% tags=["parameters"]
 experiment, steps, stop_after = "small_alphadecay", 120, 40
@@ -22,16 +40,12 @@ flags = []
 
 # %%
 import json
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import matplotlib.pyplot as plt
 
-root = pathlib.Path("..").resolve()
 folders = {name: root / "runs" / f"notebook-{name}" for name in ("whole", "interrupted")}
 for folder in folders.values():
     shutil.rmtree(folder, ignore_errors=True)

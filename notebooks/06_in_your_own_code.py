@@ -16,6 +16,24 @@
 # arrays, and, if roles or spectra matter, one line per kind of parameter that says what its axes mean. Paths are the
 # keys of the tree joined by `/`; a trailing `/value` is ignored, so that NNX states work as they are.
 
+# %% tags=["setup"]
+# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
+# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+here = pathlib.Path.cwd()
+places = (here, *here.parents, here / "optax_decay")
+root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
+if root is None:
+    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
+needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
+if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
+sys.path.insert(0, str(root))
+
 # %% tags=["parameters"]
 steps, width = 200, 64
 

@@ -1,12 +1,15 @@
-"""Every notebook runs from top to bottom at toy size, in a kernel of its own."""
+"""Every notebook runs from top to bottom at toy size, in a kernel of its own, which knows nothing of the checkout."""
 
 import pathlib
+import subprocess
+import sys
 
 import jupytext
 import nbclient
 import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
+SOURCES = sorted(NOTEBOOKS.glob("*.py"))
 
 # What the `parameters` cell of each is replaced by.
 TOY = {
@@ -22,15 +25,30 @@ TOY = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+def cells(path):
+    """Kind, tags and text of every cell."""
+    return [
+        (cell.cell_type, tuple(cell.metadata.get("tags", ())), cell.source)
+        for cell in jupytext.read(path).cells
+    ]
+
+
+def tagged(path, tag):
+    found = [source for _, tags, source in cells(path) if tag in tags]
+    assert len(found) == 1, f"one cell is tagged {tag}"
+    return found[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
-    notebook = jupytext.read(path)
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(cells) == 1, "one cell is tagged parameters"
-    cells[0].source += "\n" + TOY[path.stem]
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    notebook = jupytext.read(path.with_suffix(".ipynb"))
+    parameters = tagged(path, "parameters")
+    for cell in notebook.cells:
+        if cell.source == parameters:
+            cell.source += "\n" + TOY[path.stem]
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(
         cwd=str(NOTEBOOKS)
     )
@@ -38,3 +56,32 @@ def test_notebook_runs(path, monkeypatch):
         output for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output
     ]
     assert printed
+
+
+def test_what_readers_open_is_what_is_reviewed():
+    """jupytext --to ipynb --update notebooks/*.py keeps them so."""
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {path.stem for path in SOURCES}
+    assert {path.stem for path in SOURCES} == set(TOY)
+    for path in SOURCES:
+        assert cells(path) == cells(path.with_suffix(".ipynb")), path.stem
+        for cell in jupytext.read(path.with_suffix(".ipynb")).cells:
+            assert not cell.get("outputs")
+
+
+def test_the_set_up_finds_the_checkout_and_asks_for_it(tmp_path):
+    """As in Colab: the notebook lies elsewhere, and the checkout was cloned beside it, or it was not."""
+    setups = {tagged(path, "setup") for path in SOURCES}
+    assert len(setups) == 1
+    program = setups.pop() + "\nimport optax_decay, train\nprint(optax_decay.__file__)"
+
+    def run():
+        # Without the environment, and -P: nothing but the set-up puts anything on the path.
+        command = [sys.executable, "-P", "-c", program]
+        return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
+
+    alone = run()
+    assert alone.returncode == 1 and "There is no checkout in" in alone.stderr
+    (tmp_path / "optax_decay").symlink_to(NOTEBOOKS.parent)
+    beside = run()
+    assert beside.returncode == 0, beside.stderr
+    assert beside.stdout.strip() == str(tmp_path / "optax_decay/optax_decay/__init__.py")
