@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, Placement, rematerialised, unrolled
+from models.layers import Embedding, Linear, Placement, in_turn
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -211,8 +211,7 @@ class Llama(nnx.Module):
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return place(block(x_BTD, angles_TE)), None
 
-        layer = rematerialised(layer, config.remat)
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, self.blocks, unroll=unrolled(config))
+        x_BTD = in_turn(layer, x_BTD, self.blocks, config)
         return self.final_norm(x_BTD) * shapes.readout(config)
 
     def head_matrix(self) -> jax.Array:

@@ -16,10 +16,15 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def on_cpu() -> bool:
-    """Whether what is being traced is for CPUs: the platform of the mesh in context, else JAX's default."""
+def platform() -> str:
+    """What is being traced for, "cpu", "gpu" or "tpu": that of the mesh in context, else JAX's default."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return (getattr(device, "platform", None) or jax.default_backend()) == "cpu"
+    name = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def on_cpu() -> bool:
+    return platform() == "cpu"
 
 
 def special(a: jax.Array) -> bool:

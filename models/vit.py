@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, rematerialised
+from models.layers import Embedding, LayerNorm, Linear, Placement, in_turn
 
 AXES = (
     (r"embed/kernel", "P -> D"),
@@ -186,8 +186,7 @@ class ViT(nnx.Module):
             block, kept_2B = part
             return place(block(x_BTD, kept_2B)), None
 
-        stacks = (self.blocks, kept_L2B)
-        x_BTD, _ = jax.lax.scan(rematerialised(layer, config.remat), x_BTD, stacks)
+        x_BTD = in_turn(layer, x_BTD, (self.blocks, kept_L2B), config)
         return self.head(self.final_norm(x_BTD[:, 0]) * shapes.readout(config), jnp.float32)
 
 

@@ -1,7 +1,8 @@
-"""The fast ways of CPUs through products, attention and the loss are the plain ways to rounding."""
+"""The fast ways of CPUs and GPUs through products, attention, layers and the loss are the plain ways to rounding."""
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from models import attention, gpt, llama, loss, products
+from models import attention, gpt, layers, llama, loss, products
 from train import families, step
 
 # One rounding to bfloat16 is at most 2^-8 of a value; sums here are of up to about 100 of those.
@@ -82,6 +83,71 @@ def test_loss_in_parts_is_the_loss(monkeypatch, dtype):
             np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=1e-5, atol=atol
         ),
         *found,
+    )
+
+
+def as_on(platform, monkeypatch):
+    for module in (products, layers, loss):
+        monkeypatch.setattr(module, "platform", lambda: platform)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_rows_of_logits_are_read(monkeypatch, platform):
+    (z,) = draws((5, 37))
+    z *= np.array([1, 30, 1e-3, 1e4, 1])[:, None].astype(np.float32)
+    z[4] = -1e30  # a maximum that is no better than nothing
+    targets = np.array([0, 36, 7, 20, 3])
+    as_on(platform, monkeypatch)
+    hit = np.arange(37) == targets[:, None]
+    top, target = jax.jit(loss.read)(z, targets, hit)
+    wide = z.astype(np.float64)
+    largest = wide.max(axis=1, keepdims=True)
+    right = np.log(np.exp(wide - largest).sum(axis=1)) + largest[:, 0]
+    np.testing.assert_allclose(top, right, rtol=1e-6)
+    np.testing.assert_array_equal(target, z[np.arange(5), targets])
+
+
+def test_loss_in_parts_on_gpus(monkeypatch):
+    x, w = draws((3, 4, 16), (16, 29))
+    targets = np.random.default_rng(1).integers(0, 29, (3, 4))
+    targets[1, 2:] = -1
+    whole = lambda x, w: loss.cross_entropy(loss.logits(x, w), targets)[0]
+    as_on("gpu", monkeypatch)
+    monkeypatch.setattr(loss, "BYTES", 4 * 29 * 3)
+    assert loss.parts(12, 29) == 4
+    parted = jax.make_jaxpr(lambda x, w: loss.nats(x, w, targets)[0])
+    assert "scan" in str(parted(x, w)) and "scan" not in str(jax.make_jaxpr(whole)(x, w))
+    graded = [jax.jit(jax.value_and_grad(f, argnums=(0, 1))) for f in (parts_of(targets), whole)]
+    found = [f(x, w) for f in graded]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), *found)
+
+
+def parts_of(targets):
+    return lambda x, w: loss.nats(x, w, targets)[0]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_layers_written_out_are_the_loop(monkeypatch, remat):
+    """As on GPUs; what is recomputed stays recomputed though nothing but a barrier tells it from the first time."""
+    config = dataclasses.replace(llama.PRESETS["toy"], remat=remat)
+    params = llama.init(config, jax.random.key(0))
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (2, 9), np.int32)
+    forward = families.Forward(config)
+    found, text = {}, {}
+    as_on("gpu", monkeypatch)
+    for layers_at_most in (config.layers - 1, config.layers):
+        monkeypatch.setattr(layers, "GPU_LAYERS", layers_at_most)
+        graded = jax.jit(jax.value_and_grad(functools.partial(step.loss, forward)))
+        text[layers_at_most] = graded.lower(params, tokens).compile().as_text()
+        found[layers_at_most] = graded(params, tokens)
+    loop, out = text.values()
+    assert "while(" in loop and "while(" not in out
+    # Seven matrices in each of three layers and the head, forward and twice backward, and the six of attention.
+    products_of_the_step = 3 * (7 * 3 + 1) + 6 * 3
+    again = {"none": 0, "dots": 1, "full": 8}[remat] * 3
+    assert len(re.findall(r" dot\(", out)) == products_of_the_step + again
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *found.values()
     )
 
 

@@ -1,12 +1,14 @@
-"""Compiles for a TPU or an H200 on a machine that has none: what the compiler says before a device is paid for.
+"""Compiles for a TPU, an H100 or an H200 on a machine that has none: what the compiler says before one is paid for.
 
 TPUs need the package libtpu in the version that the installed jax names (``pip install "jax[tpu]"`` brings it). The
-H200 needs three: ``pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V nvidia-cuda-nvcc-cu12`` with V the
-version of the installed jax. Figures are the compiler's own, not measurements: buffer sizes, bytes accessed, the
-compiled program. Nothing is tuned by trying it out: on a GPU the products, and what they need beside their results, may
-be other ones than those of a real run.
+GPUs need three: ``pip install --no-deps jax-cuda12-plugin==V jax-cuda12-pjrt==V nvidia-cuda-nvcc-cu12`` with V the
+version of the installed jax, and for cuDNN's attention nvidia-cudnn-cu12 besides. Figures are the compiler's own, not
+measurements: buffer sizes, bytes accessed, the compiled program. Nothing is tuned by trying it out: on a GPU the
+products, and what they need beside their results, may be other ones than those of a real run.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -44,18 +46,19 @@ class Report:
     text: str
 
 
-# From NVIDIA's data sheet and the limits of compute capability 9.0.
-_H200 = """
+# From NVIDIA's data sheets and the limits of compute capability 9.0: bytes of memory, bytes per second.
+GPUS = {"h100": (80_000_000_000, 3_350_000_000_000), "h200": (141_000_000_000, 4_800_000_000_000)}
+_HOPPER = """
 platform_name: "CUDA"
-device_description_str: "NVIDIA H200"
+device_description_str: "NVIDIA NAME"
 dnn_version_info { major: 9 minor: 10 }
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
   core_count: 132
   fpus_per_core: 128
   clock_rate_ghz: 1.98
-  device_memory_size: 150000000000
-  memory_bandwidth: 4800000000000
+  device_memory_size: MEMORY
+  memory_bandwidth: BANDWIDTH
   l2_cache_size: 52428800
   threads_per_warp: 32
   threads_per_block_limit: 1024
@@ -76,35 +79,44 @@ def devices(target: str) -> list[Any]:
     """Devices that are not there, to put into shardings of ``jax.ShapeDtypeStruct``.
 
     Args:
-        target: a TPU topology such as ``"v5e:2x4"``, or ``"h200"`` for the eight GPUs of a machine.
+        target: a TPU topology such as ``"v5e:2x4"``, or one of `GPUS` for the eight of a machine.
 
     Raises:
         NotInstalled: the compiler of the target cannot be found, or does not fit this jax.
     """
-    return h200_devices() if target == "h200" else tpu_devices(target)
+    return gpu_devices(target) if target in GPUS else tpu_devices(target)
 
 
-def h200_devices() -> list[Any]:
-    """Eight H200 of one machine.
+def gpu_devices(target: str) -> list[Any]:
+    """Eight GPUs of one machine.
+
+    Args:
+        target: one of `GPUS`.
 
     Raises:
         NotInstalled: one of the three packages cannot be found, or does not fit this jax.
     """
     if not (_package("jax_plugins.xla_cuda12") and _cuda()):
         raise NotInstalled(
-            "the H200's compiler is not installed: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
-            f" nvidia-cuda-nvcc-cu12, the first two in version {jax.__version__}"
+            f"the compiler of an {target.upper()} is not installed: pip install --no-deps jax-cuda12-plugin"
+            f" jax-cuda12-pjrt nvidia-cuda-nvcc-cu12, the first two in version {jax.__version__}"
         )
+    _load_cudnn()
+    config = _HOPPER.replace("NAME", target.upper())
+    for word, number in zip(("MEMORY", "BANDWIDTH"), GPUS[target]):
+        config = config.replace(word, str(number))
     # The public way to a topology passes an empty name on, and the plugin takes none.
     from jax._src import xla_bridge
 
     try:
         topology: Any = xla_bridge.make_pjrt_topology(
-            "cuda", "h200", target_config=_H200, topology="1x1x8"
+            "cuda", target, target_config=config, topology="1x1x8"
         )
         return topology._make_compile_only_devices()
     except Exception as error:
-        raise NotInstalled(f"the CUDA plugin does not compile for H200: {error}") from error
+        raise NotInstalled(
+            f"the CUDA plugin does not compile for {target.upper()}: {error}"
+        ) from error
 
 
 def _package(name: str) -> pathlib.Path | None:
@@ -114,6 +126,14 @@ def _package(name: str) -> pathlib.Path | None:
         return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     return pathlib.Path(places[0]) if places else None
+
+
+def _load_cudnn() -> None:
+    """Its libraries, if they are there: XLA asks cuDNN itself for the plan of a fused attention."""
+    folder = _package("nvidia.cudnn")
+    for library in sorted(folder.glob("lib/lib*.so*")) if folder else ():
+        with contextlib.suppress(OSError):  # some of them want a driver
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 def _cuda() -> pathlib.Path | None:

@@ -3,7 +3,7 @@
     python -m train plan llama_60m --mesh.fsdp 8 --devices 64 --device h200
     python -m train plan --model.preset 7B --model.dtype bfloat16 --data.batch_size 512 --data.length 2048 \\
         --mesh.fsdp 64 --devices 256
-    python -m train plan --model.preset 130M --target v5e:2x4      or h200
+    python -m train plan --model.preset 130M --target v5e:2x4      or h100, h200
 
 Shapes and shardings are the trainer's own, over a mesh that no device belongs to: a 7B on 256 devices is planned on a
 laptop. Memory of weights and states is exact. Activations, collectives and times are a model, printed with its
@@ -23,7 +23,17 @@ import jax.numpy as jnp
 
 from optax_decay.axes import signatures
 from optax_decay.masks import MATRICES
-from train import ahead_of_time, families, optimizer, replicas, sharding, step, tasks
+from train import (
+    ahead_of_time,
+    bench_training,
+    families,
+    kernel_model,
+    optimizer,
+    replicas,
+    sharding,
+    step,
+    tasks,
+)
 from train import collectives as collectives_lib
 from train.arguments import parse
 from train.bytes_report import count, table
@@ -261,7 +271,31 @@ def compiled(config: Config, target: str) -> str:
     }
     head = [f"compiled for {target}", f"{mesh.size} devices"]
     note = "Collectives inside a loop or branch count once: " + collectives_lib.operations(found)
-    return table([head, *([k, v] for k, v in rows.items())]) + f"\n{note}."
+    said = table([head, *([k, v] for k, v in rows.items())]) + f"\n{note}."
+    return said + (least(plan, seen.text, DEVICES[target]) if target in DEVICES else "")
+
+
+def least(plan: Outline, text: str, device: Device) -> str:
+    """Table of the least time that the kernels of a GPU's program can take."""
+    tokens = plan.config.data.batch_size * plan.config.data.length
+    seconds = kernel_model.least(text, device.flops, device.bandwidth)
+    total = sum(seconds.values())
+    needed = bench_training.operations(
+        plan.model, plan.config.data.batch_size, plan.config.data.length
+    )
+    share = needed / plan.mesh.size / device.flops / total
+    rows = [[kind, short(1e3 * t)] for kind, t in seconds.items()]
+    return "\n\n" + "\n".join(
+        [
+            table(
+                [["least time of its kernels, a step", "ms"], *rows, ["sum", short(1e3 * total)]]
+            ),
+            f"At most {short(tokens / total)} tokens/s, {share:.0%} of the peak in products of the model (causal"
+            " attention as half of the square, nothing recomputed); without what devices send each other."
+            f" {device.source}: {device.flops:.3g} operations/s, {count(device.bandwidth)}/s. A model"
+            " (kernel_model.py), not a measurement.",
+        ]
+    )
 
 
 def main(arguments: list[str]) -> int:
