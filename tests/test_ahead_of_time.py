@@ -1,8 +1,12 @@
 """Compiled for a TPU and for H200: elementwise decays in one fused pass per leaf, spectra without a gathered weight.
 
+And a training step on a GPU that keeps nothing twice.
+
 Skipped where the compilers are not installed.
 """
 
+import functools
+import importlib.util
 import re
 
 import jax
@@ -12,7 +16,9 @@ import optax
 import pytest
 
 import optax_decay
-from train import ahead_of_time
+from models import llama
+from train import ahead_of_time, families, kernel_model
+from train import step as step_lib
 
 SHAPES = {"up": (4, 512, 1024), "down": (4, 1024, 512), "norm": (4, 512), "head": (512, 2048)}
 AXES = (("up", "L | D -> F"), ("down", "L | F -> D"), ("norm", "L | D"), ("head", "D -> V"))
@@ -128,3 +134,51 @@ def test_spectra_on_eight_devices_move_every_matrix_once(target):
     assert "all-gather" not in found and "collective-permute" not in found
     assert found["all-to-all"] <= 2 * 2
     assert found["all-reduce"] == 1
+
+
+def step_on_a_gpu(**changes):
+    """A training step of a small LLaMA with cuDNN's attention, compiled; its number of layers."""
+    device = devices_of("h200")[0]
+    if not importlib.util.find_spec("nvidia.cudnn"):
+        pytest.skip("cuDNN is not installed: pip install --no-deps nvidia-cudnn-cu12")
+    config = llama.Config(
+        vocab_size=8192,
+        width=256,
+        mlp_width=688,
+        layers=4,
+        heads=4,
+        dtype="bfloat16",
+        attention="cudnn",
+        **changes,
+    )
+    init, tx = functools.partial(llama.init, config), optax.adamw(1e-3)
+    mesh = jax.sharding.Mesh([device], ("data",))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    place = functools.partial(
+        jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+    )
+    state = place(jax.eval_shape(lambda: step_lib.init(init, tx, jax.random.key(0))))
+    update = step_lib.compile_update(
+        families.Forward(config),
+        optax.with_extra_args_support(tx),
+        lambda step: 1e-3,
+        1,
+        jax.tree.map(lambda x: everywhere, state),
+    )
+    tokens = place(jax.ShapeDtypeStruct((16, 257), jnp.int32))
+    return ahead_of_time.read(update.lower(state, tokens), device), config.layers
+
+
+@pytest.mark.parametrize(("remat", "forward_runs"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_a_step_on_a_gpu_copies_nothing_and_attends_once(remat, forward_runs):
+    seen, depth = step_on_a_gpu(remat=remat)
+    kernels = kernel_model.kernels(seen.text)
+    names = [kernel.source.rsplit("/", 1)[-1] for kernel in kernels if kernel.kind == "attention"]
+    assert names.count("dot_product_attention_bwd") == depth
+    assert len(names) == depth * (1 + forward_runs)
+    assert all(kernel.times == 1 for kernel in kernels if kernel.kind == "attention")
+    activation = 2 * 16 * 256 * 256
+    copied = sum(k.times * k.bytes for k in kernels if k.kind == "copies")
+    # XLA takes queries, keys and values in one product and slices them out of it; where layers are recomputed it slices
+    # weights too. A loop over layers copies 22 times an activation in each.
+    assert copied < 6 * depth * 2 * activation
