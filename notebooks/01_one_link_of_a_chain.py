@@ -109,7 +109,8 @@ decays = {
 
 
 def train(decay):
-    tx = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(eta))
+    rate = optax.cosine_decay_schedule(eta, steps)
+    tx = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate))
 
     def step(carry, _):
         params, state = carry

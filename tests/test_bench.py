@@ -43,6 +43,16 @@ def test_a_row_of_the_contract_has_the_models_axes():
     assert columns(table, "optimizer") == ["optax.adamw", "awd_decay"]
 
 
+@pytest.mark.parametrize(
+    "table", [bench_optimizers.steps_table, bench_optimizers.collectives_table]
+)
+def test_a_row_that_is_not_there_is_refused(table):
+    with pytest.raises(UserError, match="'exadm' is no row of this table; nearest: 'exadam'"):
+        table(Options(preset="toy", only=("conda", "exadm")))
+    with pytest.raises(UserError, match="nearest: 60M"):
+        Options(preset="61M")
+
+
 def test_tables_are_written_as_json(tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert (
@@ -109,12 +119,17 @@ def test_columns_stand_below_each_other():
     table = Table("t", [{"name": "a", "x": 1.23456}, {"name": "longer", "x": None}], "note")
     assert str(table).splitlines() == [
         "t",
-        "name        x",
-        "------  -----",
-        "a       1.235",
-        "longer      -",
+        "name       x",
+        "------ -----",
+        "a      1.235",
+        "longer     -",
         "note",
     ]
+    columns = {"optimizer": "spectral_alpha_decay x", "CPU ms": 1234.5, "CPU / adamw": 0.98765}
+    bytes_each = {f"{kind} B/weight": 12.3456 for kind in ("state", "moved", "least")}
+    wide = Table("A title", [columns | {"compile s": 1.23456} | bytes_each], "words " * 30)
+    assert max(map(len, str(wide).splitlines())) <= 80
+    assert str(wide).splitlines()[1].split()[:4] == ["optimizer", "CPU", "CPU", "/"]
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ def planted(task, data, arm, *, learning_rate, weight_decay, steps, seed, speed=
 
 
 def fake_cost(task, data, arm, point):
-    return {"seconds_per_step": 0.012, "adamw_seconds_per_step": 0.01, "clock": "CPU"}
+    times = {"seconds_per_step": 0.012, "adamw_seconds_per_step": 0.01, "ratios": [1.31, 1.17]}
+    return times | {"clock": "CPU"}
 
 
 def flags(text, folder, *more):
@@ -246,6 +247,7 @@ def test_a_report_with_both_controls(without_training, text, tmp_path, capsys):
     rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
     assert "| faster |" in rows["Conda"] and "| slower |" in rows["no decay"]
     assert "| not resolved |" in rows["Huber (AdamHD)"]
+    assert "| 1.20 (1.17 to 1.31) |" in page
     for name in ("speedup", "curves", "ladder", "cost"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 8000
     lines = [json.loads(l) for l in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]

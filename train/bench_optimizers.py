@@ -171,19 +171,16 @@ def build(
 
 def steps_table(options: Options, rows: dict[str, Build] | None = None) -> Table:
     """One step of every optimizer, beside AdamW and Muon."""
+    rows = rows or OPTIMIZERS
+    chosen = options.chosen(["optax.adamw", *(name for name in rows if name != "optax.adamw")])
     shapes, axes = shapes_and_axes(options)
     total = sum(int(np.prod(x.shape)) for x in shapes.values())
     grads = weights(shapes, 0, 1e-3)
-    rows = {
-        name: make
-        for name, make in (rows or OPTIMIZERS).items()
-        if not options.only or name in (*options.only, "optax.adamw")
-    }
     found: list[dict[str, Any]] = []
     adamw = build("optax.adamw", OPTIMIZERS["optax.adamw"], shapes, axes, grads)
-    batch = [name for name in rows if name != "optax.adamw"]
+    batch = [name for name in chosen if name != "optax.adamw"]
     # A few at a time: each holds weights and state of its own.
-    for some in (batch[i : i + 4] for i in range(0, len(batch), 4)):
+    for some in (batch[i : i + 4] for i in range(0, max(1, len(batch)), 4)):
         built = {"optax.adamw": adamw}
         built |= {name: build(name, rows[name], shapes, axes, grads) for name in some}
         runs = {name: lambda step=step: step(grads) for name, step in built.items()}
@@ -205,7 +202,7 @@ def steps_table(options: Options, rows: dict[str, Build] | None = None) -> Table
                 }
             )
     return Table(
-        f"{options.preset} {options.layout}: {total / 1e6:.1f} M weights, {len(shapes)} leaves",
+        f"{options.preset} {options.layout}: {total / 1e6:.3g} M weights, {len(shapes)} leaves",
         found,
         "least: weights and state read and written once, gradients read once. Moved: the compiler's count; XLA for the"
         " CPU writes one result per loop and so reads some arrays again; bodies of loops count once.",
@@ -268,9 +265,8 @@ def collectives_table(options: Options) -> Table:
     letters = {name: axis for name, axis in LETTERS.items() if name in known}
     specs = axes_lib.partition_specs(axes, shapes, letters)
     rows = []
-    for name, make in OPTIMIZERS.items():
-        if options.only and name not in options.only:
-            continue
+    for name in options.chosen(OPTIMIZERS):
+        make = OPTIMIZERS[name]
         tx = optax.with_extra_args_support(make(axes, shapes))
         state = jax.eval_shape(tx.init, shapes)
 

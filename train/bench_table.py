@@ -1,14 +1,15 @@
 """What every benchmark shares: the options, a table of numbers, and times taken in turns."""
 
 import dataclasses
+import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
 
 from train import families
-from train.config import UserError
+from train.config import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,27 @@ class Options:
         known = [name for name in families.PRESETS if families.task(name) == "language"]
         if self.preset not in known:
             raise UserError(
-                f"--preset {self.preset} is not that of a language model; there are {', '.join(known)}."
+                f"--preset {self.preset} is not that of a language model; nearest: {nearest(self.preset, known)}."
+                f" There are {', '.join(known)}."
             )
         for name in ("rounds", "tokens", "training_steps", "megatokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+
+    def chosen(self, rows: Iterable[str]) -> list[str]:
+        """Those of a table's rows that are asked for.
+
+        Raises:
+            UserError: another one is asked for.
+        """
+        rows = list(rows)
+        for name in self.only:
+            if name not in rows:
+                raise UserError(
+                    f"--only {name!r} is no row of this table; nearest: {nearest(name, rows)!r}."
+                    f" There are {', '.join(rows)}."
+                )
+        return [name for name in rows if not self.only or name in self.only]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +79,22 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
+        """Column names are broken at their spaces, so that a table fits a terminal of 80 columns."""
         columns = list(self.rows[0])
-        cells = [columns, *([text(row[c]) for c in columns] for row in self.rows)]
+        heads = [name.replace(" /", "\u00a0/").split(" ") for name in columns]
+        tall = max(map(len, heads))
+        cells = [[(head + [""] * tall)[i] for head in heads] for i in range(tall)]
+        cells += [[text(row[c]) for c in columns] for row in self.rows]
         wide = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         lines = [
-            "  ".join(
+            " ".join(
                 cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, wide))
-            )
+            ).rstrip()
             for line in cells
         ]
-        lines.insert(1, "  ".join("-" * n for n in wide))
-        return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
+        lines.insert(tall, " ".join("-" * n for n in wide))
+        notes = textwrap.wrap(self.note, 80)
+        return "\n".join([*textwrap.wrap(self.title, 80), *lines, *notes])
 
 
 def text(value: Any) -> str:

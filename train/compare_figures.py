@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from train import compare_statistics as statistics
-from train import figures, zipf
+from train import figures
 from train.compare_arms import ARMS, CONTROLS
-from train.compare_verdicts import MUON, Row, ladder_losses
+from train.compare_verdicts import MUON, Cost, Row, ladder_losses
 
 plt = figures.plt
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
@@ -55,22 +55,27 @@ def speedups(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> 
                     capsize=3,
                     linewidth=1.4,
                 )
+                ends = zip((ratio.low, ratio.high), row.reach, (0.965, 1.035), "<>")
+                for end, at, beside, mark in ends:
+                    if math.isclose(end, at):
+                        panel.plot(end * beside, height, mark, color=color, markersize=5)
             panel.set(title=text, xlabel="speed-up [AdamW's steps / steps]", xscale="log")
             panel.set_yticks([-i for i in range(len(arms))], [ARMS[arm].title for arm in arms])
             panel.grid(axis="y", visible=False)
         low = min(0.9, *(max(row.speedup.low, 0.25) for row in chosen if row.speedup))
         high = max(1.3, *(min(row.speedup.high, 4.0) for row in chosen if row.speedup))
-        panels[0, 0].set_xlim(low / 1.05, high * 1.05)
+        panels[0, 0].set_xlim(low / 1.08, high * 1.08)
         ticks = [
             t
             for t in (0.25, 0.33, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 4)
-            if low / 1.05 <= t <= high * 1.05
+            if low / 1.08 <= t <= high * 1.08
         ]
         for panel in panels[0]:
             panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
             panel.minorticks_off()
         words = (
-            f"filled: faster or slower; open: not resolved. Dotted: {MUON}, which Muon must exceed"
+            "filled: faster or slower; open: not resolved; arrow: or beyond."
+            f"\nDotted: {MUON}, which Muon must exceed"
         )
         picture.suptitle(words, fontsize=8, x=0.01, ha="left")
         _save(picture, path)
@@ -107,13 +112,11 @@ def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
                 panel.set_title(f"{ARMS[arm].title}, {text}")
                 low, high = _range(table["adamw"])
                 panel.set_ylim(low, high)
-                if source := zipf.source(text):
-                    panel.axhline(source.entropy_rate, color=ACCENT, linewidth=0.8, linestyle=":")
         for panel in panels[-1]:
             panel.set_xlabel("step")
         for panel in panels[:, 0]:
             panel.set_ylabel("loss [nats/token]")
-        words = "solid: the arm; dashed: AdamW; bands: range over seeds; dotted: entropy rate"
+        words = "training loss; solid: the arm; dashed: AdamW; bands: range over seeds"
         picture.suptitle(words, fontsize=8, x=0.01, ha="left")
         _save(picture, path)
     return True
@@ -179,20 +182,22 @@ def ladders(
     return True
 
 
-def costs(found: Mapping[str, tuple[float, str]], path: pathlib.Path) -> bool:
-    """Bars: time of a step over AdamW's."""
+def costs(found: Mapping[str, Cost], path: pathlib.Path) -> bool:
+    """Bars: time of a step over AdamW's, with the range of single rounds."""
     arms = [arm for arm in ARMS if arm in found and ARMS[arm].workers == 1]
     if not arms:
         return False
     with plt.rc_context(figures.LOOK | {"axes.axisbelow": True}):
         picture, panel = plt.subplots(figsize=(6, 0.9 + 0.25 * len(arms)), layout="constrained")
-        values = [found[arm][0] for arm in arms]
+        values = [found[arm].ratio for arm in arms]
         panel.barh([-i for i in range(len(arms))], values, color="#a9c3df", height=0.7)
-        for i, value in enumerate(values):
-            panel.annotate(f" {value:.2f}", (value, -i), va="center", fontsize=8)
+        for i, cost in enumerate(found[arm] for arm in arms):
+            panel.plot([cost.low, cost.high], [-i, -i], color=DARK, linewidth=1.4)
+            panel.annotate(f"  {cost.ratio:.2f}", (max(cost.high, 1), -i), va="center", fontsize=8)
         panel.axvline(1, color="black", linewidth=1)
+        panel.set_xlim(right=1.12 * max(found[arm].high for arm in arms))
         panel.set_yticks([-i for i in range(len(arms))], [ARMS[arm].title for arm in arms])
-        panel.set_xlabel(f"{found[arms[0]][1]} time of a training step / AdamW's")
+        panel.set_xlabel(f"{found[arms[0]].clock} time of a training step / AdamW's")
         panel.grid(axis="y", visible=False)
         _save(picture, path)
     return True

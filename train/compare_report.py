@@ -29,11 +29,7 @@ def write_report(
     """
     found = verdicts.rows(results, comparison.steps)
     void = verdicts.void(found, comparison.texts)
-    costs = {
-        r["arm"]: (r["seconds_per_step"] / r["adamw_seconds_per_step"], r["clock"])
-        for r in results
-        if r["stage"] == "cost"
-    }
+    costs = verdicts.costs(results)
     parts = [_head(void), _summary(found, costs, comparison)]
     for text in comparison.texts:
         chosen = [row for row in found if row.text == text]
@@ -85,11 +81,11 @@ def _summary(found: Sequence[Row], costs: Mapping[str, Any], comparison: Any) ->
         if not mine or arm == "adamw":
             continue
         cells = [mine[t].ratio if t in mine else "" for t in texts]
-        cost = f"{costs[arm][0]:.2f}" if arm in costs else ""
+        cost = str(costs.get(arm, ""))
         verdict = verdicts.overall(found, arm, texts)
         role = " (control)" if arm in CONTROLS else ""
         lines.append(f"| {ARMS[arm].title}{role} | {' | '.join(cells)} | {cost} | {verdict} |")
-    clock = next(iter(costs.values()))[1] if costs else "CPU"
+    clock = next(iter(costs.values())).clock if costs else "CPU"
     return "\n".join(
         [
             *lines,
@@ -99,7 +95,8 @@ def _summary(found: Sequence[Row], costs: Mapping[str, Any], comparison: Any) ->
             " comparisons these hold the truth in 94 to 99 % with six seeds, with fewer more often. The luck of the"
             " search for η and λ is not in them. AdamW against itself fails by chance on 1 text in 20 at most."
             " Verdicts are corrected by Holm over all arms and texts;"
-            f" they speak of steps, not time. Time of a step: {clock} time over AdamW's in the same process"
+            f" they speak of steps, not time. Time of a step: {clock} time over AdamW's in the same process,"
+            " best of several rounds, with the range of single rounds"
             + (
                 "; 1-bit Adam's workers are simulated, its time says nothing.\n"
                 if "one_bit_adam" in costs

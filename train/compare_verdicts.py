@@ -188,5 +188,29 @@ def overall(found: Sequence[Row], arm: str, texts: Sequence[str]) -> str:
     return "not resolved (" + ", ".join(f"{v} on {t}" for t, v in verdicts.items()) + ")"
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Time of a step over AdamW's: of the best rounds, and the smallest and largest of any; `clock` is CPU or wall."""
+
+    ratio: float
+    low: float
+    high: float
+    clock: str
+
+    def __str__(self) -> str:
+        spread = f" ({self.low:.2f} to {self.high:.2f})" if self.low < self.high else ""
+        return f"{self.ratio:.2f}{spread}"
+
+
+def costs(results: Sequence[Record]) -> dict[str, Cost]:
+    """By arm."""
+    found = {}
+    for r in (r for r in results if r["stage"] == "cost"):
+        ratio = r["seconds_per_step"] / r["adamw_seconds_per_step"]
+        all_of_them = [ratio, *r.get("ratios", ())]
+        found[r["arm"]] = Cost(ratio, min(all_of_them), max(all_of_them), r["clock"])
+    return found
+
+
 def interval(x: statistics.Interval, digits: int = 4) -> str:
     return f"{x.value:.{digits}f} ({x.low:.{digits}f} to {x.high:.{digits}f})"
