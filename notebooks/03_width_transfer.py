@@ -127,8 +127,12 @@ def run(width, mup, eta, lam, seed):
     return float(loss), params
 
 
-def mean_loss(width, mup, eta, lam):
-    return np.mean([run(width, mup, eta, lam, seed)[0] for seed in range(seeds)])
+def every_loss(width, mup, eta, lam):
+    return [run(width, mup, eta, lam, seed)[0] for seed in range(seeds)]
+
+
+def mean_loss(*point):
+    return np.mean(every_loss(*point))
 
 
 # %% [markdown]
@@ -153,12 +157,21 @@ around = [eta / 4, eta / 2, eta, 2 * eta]
 figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for width, style in ((base, "o:"), (wide, "s-")):
     for mup, color in ((True, "#10305a"), (False, "#b4521e")):
-        losses = [mean_loss(width, mup, e, lam) for e in around]
+        each = np.array([every_loss(width, mup, e, lam) for e in around])
+        losses = each.mean(axis=1)
         name = "mup_adamw" if mup else "plain AdamW"
-        panel.semilogx(around, losses, style, color=color, label=f"{name}, width {width}", base=2)
+        panel.semilogx(
+            *(around, losses, style),
+            color=color,
+            markerfacecolor=color if mup else "white",
+            label=f"{name}, width {width}",
+            base=2,
+        )
+        panel.vlines(around, each.min(axis=1), each.max(axis=1), color=color)
         print(f"{name:12s} width {width:4d}  " + "  ".join(f"{x:.3f}" for x in losses))
 panel.axvline(eta, color="#a0a0a0", linewidth=1)
-panel.set(xlabel="η of the proxy (grey: taken over)", ylabel="held-out loss")
+panel.set(xlabel="η of the proxy (grey: taken over)", ylabel="held-out loss [nats per byte]")
+panel.set_title("lines up and down: from seed to seed", fontsize=9)
 panel.legend(frameon=False)
 plt.show()
 

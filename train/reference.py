@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from typing import Any
 
 import tyro
 
@@ -146,9 +147,16 @@ def build(out: pathlib.Path) -> None:
                 status=None,
                 warning=told,
             )
+            site.connect("autodoc-skip-member", _says_nothing)
             site.build()
     if told.getvalue():
         raise UserError(f"Docstrings are not well-formed:\n{told.getvalue()}")
+
+
+def _says_nothing(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> Any:
+    """What Python adds to a NamedTuple, whose fields its docstring describes; None: as it would be."""
+    words = getattr(member, "__doc__", None) or ""
+    return True if name == "__new__" or words.startswith("Alias for field number") else None
 
 
 def main(arguments: list[str]) -> int:
