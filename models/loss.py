@@ -63,8 +63,8 @@ def read(
 ) -> tuple[jax.Array, jax.Array]:
     """logsumexp(z) and z[t] of every row.
 
-    XLA reads the logits three times for them on GPUs, where it is memory that takes the time: there the maximum and the sum
-    come from one pass, s e^m = Σ e^z, and z[t] is picked out.
+    XLA reads the logits three times for them on GPUs, where it is memory that takes the time: there the maximum and the
+    sum come from one pass, s e^m = Σ e^z, and z[t] is picked out.
     """
     if platform() != "gpu":
         return jax.nn.logsumexp(logits_nV, axis=-1), jnp.sum(
