@@ -4,7 +4,7 @@
 
 over the positions n whose target t_n is not padding. The logits of N positions and V tokens are the
 largest arrays of a small model, 4 N V bytes each. On one device they are made, and their gradient
-with them, for a part of the positions at a time.
+with them, for a part of the positions at a time; on several GPUs for all of them.
 """
 
 import functools
@@ -45,8 +45,10 @@ def nats(x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array) -> tuple[jax.
       w_DV: matrix of the head.
       targets_BT: integers below V; what is negative is padding.
     """
-    count = parts(targets_BT.size, w_DV.shape[1])
-    if count == 1 or jax.sharding.get_abstract_mesh().size > 1:  # a sum over devices in each part
+    # Over devices every part would have a sum of its own.
+    split = jax.sharding.get_abstract_mesh().size > 1
+    count = 1 if split else parts(targets_BT.size, w_DV.shape[1])
+    if count == 1 and platform() != "gpu":
         return cross_entropy(logits(x_BTD, w_DV), targets_BT)
     x_ND, targets_N = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1)
     return _in_parts(count, x_ND, w_DV, targets_N), jnp.sum(targets_N >= 0, dtype=jnp.float32)
@@ -63,13 +65,19 @@ def read(
 ) -> tuple[jax.Array, jax.Array]:
     """logsumexp(z) and z[t] of every row.
 
-    XLA reads the logits three times for them on GPUs, where it is memory that takes the time: there the maximum and the
-    sum come from one pass, s e^m = Σ e^z, and z[t] is picked out.
+    XLA reads the logits three times for them on GPUs, where memory takes the time: there it is one pass
+    for logsumexp, and z[t] is picked out.
     """
     if platform() != "gpu":
-        return jax.nn.logsumexp(logits_nV, axis=-1), jnp.sum(
-            jnp.where(hit_nV, logits_nV, 0), axis=-1
-        )
+        chosen_nV = jnp.where(hit_nV, logits_nV, 0)
+        return jax.nn.logsumexp(logits_nV, axis=-1), jnp.sum(chosen_nV, axis=-1)
+    chosen_n1 = jnp.take_along_axis(logits_nV, targets_n[:, None], axis=1)
+    return _logsumexp(logits_nV), chosen_n1[:, 0]
+
+
+@jax.custom_jvp
+def _logsumexp(logits_nV: jax.Array) -> jax.Array:
+    """m + ln s, with the maximum m and s = Σ exp(z − m) from one pass."""
 
     def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> Any:
         m = jnp.maximum(a[0], b[0])
@@ -77,7 +85,14 @@ def read(
 
     nothing = jnp.finfo(jnp.float32).min, jnp.float32(0)
     m_n, s_n = jax.lax.reduce((logits_nV, jnp.ones_like(logits_nV)), nothing, join, (1,))
-    return m_n + jnp.log(s_n), jnp.take_along_axis(logits_nV, targets_n[:, None], axis=1)[:, 0]
+    return m_n + jnp.log(s_n)
+
+
+@_logsumexp.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (logits_nV,), (change_nV,) = primals, tangents
+    top_n = _logsumexp(logits_nV)
+    return top_n, jnp.sum(jnp.exp(logits_nV - top_n[:, None]) * change_nV, axis=-1)
 
 
 def _split(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:

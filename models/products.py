@@ -2,10 +2,13 @@
 
     y = a b,    ∂a = ∂y bᵀ,    ∂b = aᵀ ∂y      each summed in float32, then rounded to its own type
 
-On accelerators this is what `jnp.matmul` and its derivative are. XLA for CPUs uses the processor's
-bfloat16 units only for a product that sums along the rows of both of its arguments as they lie in
-memory, [n, k] and [k, m], and that leaves float32: written so, and with the transposed matrices of
-the backward pass laid out anew, products are one and a half to three times as fast as float32 ones.
+On accelerators this is what `jnp.matmul` and its derivative are: ∂b is rounded to the type of `a` on
+its way to its own, and so summed over devices.
+
+XLA for CPUs uses the processor's bfloat16 units only for a product that sums along the rows of both of
+its arguments as they lie in memory, [n, k] and [k, m], and that leaves float32: written so, and with
+the transposed matrices of the backward pass laid out anew, products are one and a half to three times
+as fast as float32 ones.
 """
 
 import functools

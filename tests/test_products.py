@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -122,6 +123,29 @@ def test_loss_in_parts_on_gpus(monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), *found)
 
 
+def test_loss_of_split_logits_on_gpus(monkeypatch):
+    """Rows over four devices, the vocabulary over two: one part, and nothing of the size of the logits travels."""
+    x, w = draws((8, 16, 16), (16, 62))
+    targets = np.random.default_rng(1).integers(0, 62, (8, 16))
+    targets[1, 2:] = -1
+    right = jax.value_and_grad(parts_of(targets), argnums=(0, 1))(x, w)
+    as_on("gpu", monkeypatch)
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    placed = [
+        jax.device_put(array, jax.NamedSharding(mesh, spec))
+        for array, spec in ((x, jax.P("fsdp")), (w, jax.P(None, "tensor")))
+    ]
+    with jax.set_mesh(mesh):
+        graded = jax.jit(jax.value_and_grad(parts_of(targets), argnums=(0, 1)))
+        text = graded.lower(*placed).compile().as_text()
+        found = graded(*placed)
+    sent = re.findall(r"f32\[([\d,]*)\]\S* (?:all-|collective|reduce-scatter)[\w-]*\(", text)
+    sizes = [math.prod(int(side) for side in shape.split(",") if side) for shape in sent]
+    # The two gradients, 32 x 16 and 16 x 31 on a device; its logits are 32 x 31.
+    assert max(sizes) == 32 * 16
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), found, right)
+
+
 def parts_of(targets):
     return lambda x, w: loss.nats(x, w, targets)[0]
 
@@ -189,8 +213,10 @@ def test_models_in_bfloat16_are_near_those_in_float32(monkeypatch, family, confi
         assert np.linalg.norm(wrong) <= 10 * BF16 * np.linalg.norm(right) + 1e-4 * whole
 
 
-def test_hessian_products_pass_through():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_hessian_products_pass_through(monkeypatch, platform):
     """Sophia-H's estimate: a derivative of the gradient along a direction."""
+    as_on(platform, monkeypatch)
     config = llama.Config(
         vocab_size=61, width=24, mlp_width=40, layers=2, heads=2, dtype="bfloat16"
     )
@@ -200,4 +226,12 @@ def test_hessian_products_pass_through():
     tangent = jax.tree.map(jnp.ones_like, params)
     gradient = jax.grad(lambda p: forward.nats(p, tokens[:, :-1], tokens[:, 1:])[0])
     product = jax.jit(lambda p: jax.jvp(gradient, (p,), (tangent,))[1])(params)
+    if platform == "gpu":  # against the gradient of a loss that JAX differentiates twice
+        whole = lambda x, w: loss.cross_entropy(loss.logits(x, w), tokens[:, 1:])[0]
+        x, w, dx, dw = draws((2, 8, 24), (24, 61), (2, 8, 24), (24, 61))
+        found = [
+            jax.jvp(jax.grad(f, argnums=(0, 1)), (x, w), (dx, dw))[1]
+            for f in (parts_of(tokens[:, 1:]), whole)
+        ]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(product))
