@@ -2,26 +2,41 @@
 
 Every program that XLA compiles for the CPU holds a few memory mappings for as long as JAX's caches hold the
 program, and Linux allows 65530 of them per process: thousands of tests in one process end in failures to
-compile and then in an abort. So the caches are emptied when they have grown to half of that.
+compile and then in an abort. And of 8192 calls that a cache of JAX holds, a full one counts those of a new function
+as none. So the caches are emptied long before, by the number of mappings.
+
+Compiling is most of what the tests cost, and their programs are small and run a few times: so here, and in processes
+that the tests start, XLA optimizes little. A test of what XLA makes of a program for users asks for `as_for_users`.
 
 With `-n 2` tests that share compiled programs run in one process: those of a file, and of one row of the
-contract.
+contract. The files that take longest are first, so that neither process ends long before the other.
 """
 
+import gc
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")  # threads for eight devices to wait in, train/__init__.py
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
 import pytest
+from jax._src import compiler
+
+# Before XLA reads them; it ends a process that sets what it does not know, as later versions do the first.
+QUICK = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
+if jax.__version_info__ >= (0, 11):
+    del QUICK["xla_cpu_use_fusion_emitters"]
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={v}" for k, v in QUICK.items()))
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 collect_ignore = ["hugging_face_logits.py"]  # run by test_hugging_face.py, where torch is
+_LONGEST = ("test_notebooks.py", "test_processes.py", "test_fields.py", "test_train.py")
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 )
@@ -34,18 +49,37 @@ def pytest_collection_modifyitems(items):
         row = item.callspec.params.get("case") if hasattr(item, "callspec") else None
         group = f"{item.path.name} {row.name}" if hasattr(row, "name") else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
+    # Rows of the contract are many and short.
+    items.sort(
+        key=lambda item: (item.path.name not in _LONGEST, item.path.name == "test_contract.py")
+    )
+
+
+def pytest_collection_finish():
+    """What tracing makes are many small objects: looking for cycles among all of them is a twelfth of the time."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
 def _bounded_mappings():
     yield
-    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > 30_000:
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > 8_000:
         jax.clear_caches()
 
 
 @pytest.fixture
-def quickly_compiled():
-    """Programs that run a few times only: a quarter to half of their time is the compiler's care for their speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def as_for_users(monkeypatch):
+    """Programs of this test are compiled with XLA's own settings."""
+    plain = compiler.get_compile_options
+    own = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+    own = {name: value for name, value in own.items() if name in QUICK}
+
+    def unasked(*arguments, env_options_overrides, **more):
+        return plain(*arguments, env_options_overrides=own | env_options_overrides, **more)
+
+    monkeypatch.setattr(compiler, "get_compile_options", unasked)
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -85,7 +85,7 @@ def test_the_loader_is_measured(tmp_path):
     assert re.search(r"% of a step.*; \d of 2 steps ended", step.note)
 
 
-def test_a_device_is_measured(monkeypatch, quickly_compiled):
+def test_a_device_is_measured(monkeypatch):
     monkeypatch.setattr(bench_device, "SIZES", {"cpu": (64, 1000)})
     bench_device.ceilings.cache_clear()
     name = "xla attention, remat dots"

@@ -61,7 +61,7 @@ def test_unknown_groups_are_refused(groups):
         collectives(f"%a = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add")
 
 
-def test_reads_a_compiled_program():
+def test_reads_a_compiled_program(as_for_users):
     mesh = workers.mesh_of(2, 4, names=("a", "b"))
 
     def body(x):
@@ -83,7 +83,7 @@ def test_reads_a_compiled_program():
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_report_agrees_with_the_formulas(fsdp):
+def test_report_agrees_with_the_formulas(fsdp, as_for_users):
     options = bytes_report.Options("toy", workers=4, fsdp=fsdp, run_steps=100, warmup_steps=10)
     programs = bytes_report.Programs(options)
     found = bytes_report.phases(programs)

@@ -18,9 +18,6 @@ from tests.cases import CASES
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 def abstract(tree):
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 

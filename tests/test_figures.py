@@ -69,7 +69,7 @@ def records(steps: int) -> list[dict]:
 @pytest.mark.parametrize("steps", [1, 60])
 def test_pictures_have_labels_with_units(tmp_path, monkeypatch, steps):
     kept = []
-    monkeypatch.setattr(figures.plt, "close", kept.append)
+    monkeypatch.setattr(pyplot, "close", kept.append)
     paths = figures.draw(records(steps), 4.2, "a run", tmp_path / "figures")
     assert [p.name for p in paths] == ["loss.png", "decay.png"]
     assert all(pyplot.imread(p).shape[0] > 500 for p in paths)

@@ -26,7 +26,7 @@ def run(ready):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_eight_devices_are_one(name, tmp_path, capfd, quickly_compiled):
+def test_eight_devices_are_one(name, tmp_path, capfd):
     flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
     alone, spread = program(tmp_path, *flags), program(tmp_path, *flags, *MESH)
     assert alone.mesh.size == 1 and spread.mesh.size == 8
@@ -41,7 +41,7 @@ def test_eight_devices_are_one(name, tmp_path, capfd, quickly_compiled):
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, spread.shardings)))
 
 
-def test_alphadecay_gathers_no_weight(tmp_path):
+def test_alphadecay_gathers_no_weight(tmp_path, as_for_users):
     """What measuring adds to a step's collectives: matrices cross once, to the device that decomposes them."""
 
     def kinds(name):

@@ -65,7 +65,7 @@ def test_sharded_weights_change_nothing(model, dtype, placed):
         assert unseen(path) or rms(a - b) < rms(a - c) < 0.5 * rms(a), path
 
 
-def test_placed_activations_stay_with_their_sequences():
+def test_placed_activations_stay_with_their_sequences(as_for_users):
     """With fsdp, what travels between devices is weights: that is what `place` is for."""
     config = dataclasses.replace(ODD, width=32, heads=8, vocab_size=64)
     mesh, weight_shardings, rows = mesh_shardings(config, (1, 8, 1))

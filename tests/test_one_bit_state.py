@@ -166,7 +166,7 @@ def hierarchical_reference(params, grads, layout):
 
 @pytest.mark.parametrize("manual", ["slice axis only", "all axes"])
 @pytest.mark.parametrize("layout", ["joined", "per_leaf", "flat"])
-def test_fsdp_inside_a_slice(layout, manual):
+def test_fsdp_inside_a_slice(layout, manual, as_for_users):
     params, grads = hierarchical_case()
     mesh = workers.mesh_of(2, 4, names=("slice", "fsdp"))
     tx = one_bit_adam(

@@ -43,7 +43,7 @@ def test_product_and_gradients_against_float64(batch, narrow):
     )
 
 
-def test_attention_in_blocks_is_attention(monkeypatch):
+def test_attention_in_blocks_is_attention(monkeypatch, as_for_users):
     query, key, value = draws((2, 8, 4, 6), (2, 8, 2, 6), (2, 8, 2, 6))
 
     def both(query, key, value):

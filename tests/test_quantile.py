@@ -111,7 +111,7 @@ def test_size_that_float32_cannot_index():
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_sharded_counts_travel_not_data(kind):
+def test_sharded_counts_travel_not_data(kind, as_for_users):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType[kind],) * 2)
     x = np.random.default_rng(7).normal(size=(3, 64, 32)).astype(np.float32)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "a", "b")))

@@ -109,7 +109,7 @@ def sizes(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
-def test_only_signs_scales_and_what_is_not_compressed_cross_replicas(whole):
+def test_only_signs_scales_and_what_is_not_compressed_cross_replicas(whole, as_for_users):
     ready = program(whole, *ONE_BIT, *GRID)
     text = ready.update.lower(ready.placed_shapes(), ready.batch(0)).compile().as_text()
     lines = crossing(text, 2)

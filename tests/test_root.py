@@ -269,7 +269,7 @@ def test_state_holds_one_buffer_per_matrix():
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
 
 
-def test_one_iteration_is_compiled_per_shape():
+def test_one_iteration_is_compiled_per_shape(as_for_users):
     """Twelve matrices of two shapes, in either orientation, cost no more program than two."""
 
     def loops(params):
@@ -400,7 +400,7 @@ def test_sharded_equals_single(kind, stack_axes):
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_collectives_do_not_grow_with_steps_or_matrices(kind):
+def test_collectives_do_not_grow_with_steps_or_matrices(kind, as_for_users):
     """Data moves once in and once out: no collective inside the iteration, however long it is."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType[kind],) * 2)
     spec = jax.P(None, "fsdp", "tensor")

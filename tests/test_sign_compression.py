@@ -165,7 +165,7 @@ MEAN = ("all-reduce", "f32")
 
 
 @pytest.mark.parametrize("count", [4, 8])
-def test_compiled_program_holds_exactly_the_promised_collectives(count):
+def test_compiled_program_holds_exactly_the_promised_collectives(count, as_for_users):
     for layout, exchanges in (("joined", 1), ("flat", 1), ("per_leaf", 3)):
         text, size = program("compressed", layout, count)
         found = collectives(text)
@@ -184,7 +184,7 @@ def test_compiled_program_holds_exactly_the_promised_collectives(count):
         assert sent(found) == signs + scales
 
 
-def test_warmup_holds_one_mean_and_both_phases_hold_both():
+def test_warmup_holds_one_mean_and_both_phases_hold_both(as_for_users):
     warm = collectives(program("warmup", "joined")[0])
     assert {(c.kind, c.arrays[0][0]) for c in warm} == {MEAN}
     assert sum(n for c in warm for _, n in c.arrays) == 300 * 70 + 90 + 4 * 50 * 60
@@ -193,7 +193,7 @@ def test_warmup_holds_one_mean_and_both_phases_hold_both():
     assert " conditional(" in program(None, "joined")[0]
 
 
-def test_leaves_left_out_are_averaged_in_float32():
+def test_leaves_left_out_are_averaged_in_float32(as_for_users):
     rules = (("b", False), ("a|c", True))
     found = collectives(program("compressed", "joined", compress=rules)[0])
     assert kinds(found) == sorted([*ONE_EXCHANGE, MEAN])

@@ -151,7 +151,7 @@ def test_shards_without_a_partition_are_refused():
 
 
 @pytest.mark.parametrize("mode", ["Explicit", "Auto"])
-def test_all_to_all_and_no_gather(mode):
+def test_all_to_all_and_no_gather(mode, as_for_users):
     """Per stack of matrices one all-to-all for each mesh axis that splits it, one sum of numbers, nothing else."""
     mesh = mesh_of(mode)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())
@@ -165,7 +165,7 @@ def test_all_to_all_and_no_gather(mode):
     assert found == {"all-to-all": 5 * 2, "all-gather": 0, "all-reduce": 1, "collective-permute": 0}
 
 
-def test_the_other_way_gathers():
+def test_the_other_way_gathers(as_for_users):
     """What this avoids: not told how weights are split, the compiler gathers each matrix on every device."""
     mesh = mesh_of("Auto")
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())

@@ -35,14 +35,15 @@ def test_a_killed_run_loses_no_more_than_is_promised(place):
 
 
 def test_damages_are_counted_and_none_is_missed(place, monkeypatch):
-    asked = types.SimpleNamespace(damages=9, seed=1)
+    # What is drawn follows from the sizes of the files too: among 27 no kind is missing but once in 19000 times.
+    asked = types.SimpleNamespace(damages=27, seed=1)
     found, (row,) = torture.damages(place, STEPS, asked, print)
-    assert row[-1] and sum(found["kinds"].values()) == 9 and min(found["kinds"].values()) > 0
+    assert row[-1] and sum(found["kinds"].values()) == 27 and min(found["kinds"].values()) > 0
     # A program that compares nothing is told apart.
     monkeypatch.setattr(integrity, "check_seal", lambda folder: None)
     monkeypatch.setattr(integrity, "compare_digests", lambda *digests: None)
     monkeypatch.setattr(checks.damage, "one", flip_a_digest)
-    said = []
+    said, asked.damages = [], 9
     blind, (row,) = torture.damages(place, STEPS, asked, said.append)
     assert not row[-1] and blind["silent"] == 9 and "not found: flip" in said[0]
 
@@ -65,7 +66,7 @@ def test_edits_and_broken_batches(place, tmp_path):
     assert row[-1] and set(results.values()) == {"kept by name"} and len(results) == 9
 
 
-def test_layouts_are_told_apart(place, monkeypatch, quickly_compiled):
+def test_layouts_are_told_apart(place, monkeypatch):
     monkeypatch.setattr(torture_layouts, "GRIDS", {1: ((1, 1, 1), (2, 2, 1))})
     monkeypatch.setattr(torture_layouts, "SETTINGS", {"l2": torture_layouts.DECAYS["l2"]})
     torture_layouts.work(place.folder, torture_layouts.SETTINGS | {"none": torture_layouts.NOTHING})

@@ -40,7 +40,7 @@ def test_split_axes():
 
 @pytest.mark.parametrize("count", [1, 3, 8, 11])
 @pytest.mark.parametrize("mode", ["Explicit", "Auto"])
-def test_jit(mode, count):
+def test_jit(mode, count, as_for_users):
     x = stack(count)
     expected = np.linalg.svd(x.astype(np.float64), compute_uv=False)[:, 0]
     scaled = x * 2.0
@@ -64,7 +64,7 @@ def test_jit(mode, count):
     assert found["all-gather"] == 0 and found["all-to-all"] >= 2
 
 
-def test_the_other_way_gathers():
+def test_the_other_way_gathers(as_for_users):
     """What the exchange avoids: the compiler, left alone, gathers the weights."""
     mesh = mesh_of("Auto")
     placed = jax.device_put(stack(8), jax.NamedSharding(mesh, SPEC))

@@ -91,7 +91,6 @@ def start(folder: pathlib.Path) -> list[dict[str, tuple[int, str]]]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     # Only the first process writes the compilation cache, and the second's keys are its own: it compiles everything.
     variables = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
         "COLUMNS": "120",

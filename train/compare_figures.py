@@ -12,7 +12,7 @@ from train import figures
 from train.compare_arms import ARMS, CONTROLS
 from train.compare_verdicts import MUON, Cost, Row, ladder_losses
 
-plt = figures.plt
+plt = figures.pyplot()
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
 MARKS = {"control": "s", "baseline": "^", "decay": "o", "optimizer": "D"}
 COLUMNS = 4  # of small panels

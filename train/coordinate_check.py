@@ -151,7 +151,7 @@ def slopes(records: Sequence[dict[str, Any]], at: int) -> dict[str, float]:
 
 def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) -> pathlib.Path:
     """Sizes against width: a column per parametrisation; above after `at` updates, below the change."""
-    plt = figures.plt
+    plt = figures.pyplot()
     colors = dict(zip(NAMES, ("#a0a0a0", "#10305a", "#b4521e", "#3c8c84", "#7a3b8f")))
     marks = dict(zip(NAMES, "os^Dv"))
     with plt.rc_context(figures.LOOK):

@@ -6,12 +6,7 @@ Every line has its own grey and its own dashes, so that a print in grey can be r
 import pathlib
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 STYLES: dict[str, dict[str, Any]] = {
     "hidden": {"color": "#10305a", "linestyle": "-"},
@@ -27,6 +22,16 @@ class Words(NamedTuple):
     loss: str = "nats per token"
     held_out: str = "held-out text"
     baseline: str = "token frequencies alone"
+
+
+def pyplot() -> Any:
+    """Imported by what draws only: it would be a third of the time that a run takes to start."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 LOOK = {
@@ -64,7 +69,7 @@ def draw(
     folder.mkdir(exist_ok=True)
     parts = {kind: [r for r in records if r["kind"] == kind] for kind in KINDS}
     written = []
-    with plt.rc_context(LOOK):
+    with pyplot().rc_context(LOOK):
         if parts["train"]:
             written.append(_save(_loss(parts, baseline, title, words), folder / "loss.png"))
         if scored := [r for r in parts["held_out"] if "top1" in r]:
@@ -83,7 +88,7 @@ KINDS = ("train", "held_out", "weights", "spectrum")
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png")
-    plt.close(figure)
+    pyplot().close(figure)
     part.replace(path)
     return path
 
@@ -101,7 +106,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _loss(parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, words: Words) -> Any:
-    figure, (top, bottom) = plt.subplots(
+    figure, (top, bottom) = pyplot().subplots(
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     figure.suptitle(title, fontsize=9)
@@ -138,7 +143,7 @@ def _loss(parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, w
 
 
 def _top1(held: list[dict[str, Any]], title: str) -> Any:
-    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(7, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
     lines: dict[str, dict[str, Any]] = {
         "top1": {"label": "the weights", "color": "black"},
@@ -154,7 +159,7 @@ def _top1(held: list[dict[str, Any]], title: str) -> Any:
 
 
 def _decay(records: list[dict[str, Any]], title: str) -> Any:
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
     figure.suptitle(title, fontsize=9)
     roles = [role for role in STYLES if role in records[-1]]
     decaying = [role for role in roles if records[-1][role]["decaying"]]
@@ -181,7 +186,7 @@ def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
     """Two heat maps, matrices by steps: what was measured, and the multiplier of the decay."""
     matrices = sorted(records[-1]["metric"], key=_by_layer)
     rows = max(3.2, 0.16 * len(matrices) + 1.2)
-    figure, axes = plt.subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
     figure.suptitle(title, fontsize=9)
     words = {"metric": f"{metric} of the spectrum", "multiplier": "multiplier of the decay"}
     steps = _column(records, "step")
@@ -249,6 +254,8 @@ def _label(axis: Any, step: float, ends: list[tuple[Any, str, str]]) -> None:
 
 def _plain(axis: Any) -> None:
     """Numbers such as 0.02 on a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

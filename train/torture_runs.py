@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -69,7 +70,10 @@ class Life:
         module: str = "train",
         patience: float = PATIENCE,
     ):
-        variables = {k: v for k, v in os.environ.items() if k not in ("CI", "XLA_FLAGS")}
+        variables = {k: v for k, v in os.environ.items() if k != "CI"}
+        variables["XLA_FLAGS"] = re.sub(
+            r"--xla_force_host_platform_device_count=\S*", "", variables.get("XLA_FLAGS", "")
+        ).strip()  # what starts with a space is the name of a file
         cache = str(log.parent / "compiled")
         variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}

@@ -20,7 +20,7 @@ def draw(results: Sequence[Mapping[str, Any]], base_width: int, path: pathlib.Pa
     above one another. Bands are one deviation over seeds, crosses the fitted minima with their
     errors.
     """
-    plt = figures.plt
+    plt = figures.pyplot()
     with plt.rc_context(figures.LOOK):
         picture, panels = plt.subplots(
             len(RULES), 2, sharex="col", sharey=True, squeeze=False, figsize=(7.5, 2.3 * len(RULES))
