@@ -2,11 +2,15 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tests.runs import program
-from train import checkpoint
-from train.config import Config
+from train import checkpoint, optimizer
+from train.arguments import parse
+from train.config import Config, resolved
+
+BETAS = ("--optimizer.b1", "0.9", "--optimizer.b2", "0.999")
 
 # The stop lies between two refreshes of whatever an optimizer renews now and then, and further ones follow.
 STOP, STEPS = 3, 6
@@ -16,6 +20,7 @@ OPTIMIZERS = {
     "AlphaDecay": [
         *("--decay.spectral", "alpha", "--decay.spectral_every", "2", "--decay.spectral_size", "2")
     ],
+    "nadam": ["--optimizer.name", "nadam"],
     "lion": ["--optimizer.name", "lion"],
     "exadam": ["--optimizer.name", "exadam"],
     "conda": ["--optimizer.name", "conda", "--optimizer.refresh_every", "2"],
@@ -58,3 +63,19 @@ def test_resume_is_bitwise(name, tmp_path):
             for a, b in zip(jax.tree.leaves(before[part]), jax.tree.leaves(continued[part]))
         ]
         assert np.mean(moved) > 0.5
+
+
+def test_nadam_is_adam_with_nesterovs_momentum():
+    w = {"w": np.array([0.3, -2.0, 1e-3], np.float32)}
+    found = {}
+    for name, reference in (("nadam", optax.nadam(-1.0)), ("adam", optax.adam(-1.0))):
+        ours = optimizer.direction(
+            resolved(parse(["--optimizer.name", name, *BETAS])).optimizer, None
+        )
+        state, right = ours.init(w), reference.init(w)
+        for scale in (1.0, -3.0, 0.5):
+            gradient = {"w": scale * w["w"]}
+            found[name], state = ours.update(gradient, state, w)
+            expected, right = reference.update(gradient, right, w)
+            np.testing.assert_array_equal(found[name]["w"], expected["w"])
+    assert np.abs(found["adam"]["w"] - found["nadam"]["w"]).min() > 0.1

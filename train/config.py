@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from train import families
 from train.errors import UserError
 from train.ranges import Count, Momentum, NotNegative, Positive, Range, Share, Whole, Window
-from train.rules import BOUNDED, OPTIMIZERS, SPECTRAL
+from train.rules import BOUNDED, OPTIMIZERS, SPECTRAL, Direction
 
 Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
@@ -118,8 +118,8 @@ class Images:
 class Optimizer:
     """Turns gradients into updates; its link of the chain before the decay."""
 
-    name: Literal["adam", "lion", "exadam", "conda", "root", "sophia", "one_bit_adam"] = "adam"
-    """With the default decay, adam is AdamHD; with --decay.pull l2 it is AdamW. sophia is Sophia-G."""
+    name: Direction = "adam"
+    """With the default decay adam is AdamHD, with --decay.pull l2 AdamW; nadam is Nesterov's, sophia Sophia-G."""
     learning_rate: Positive = 3e-3
     """Peak learning rate [per step]."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -59,6 +59,8 @@ def direction(config: Optimizer, axes: Any, params: Any = None) -> optax.Gradien
     match config.name:
         case "adam":
             return optax.scale_by_adam(b1, b2, eps)
+        case "nadam":
+            return optax.scale_by_adam(b1, b2, eps, nesterov=True)
         case "lion":
             return optax.scale_by_lion(b1, b2)
         case "exadam":

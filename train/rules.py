@@ -1,6 +1,8 @@
 """Tables about the fields of a config: what belongs to what, and what may change when a run goes on."""
 
-from typing import Any
+from typing import Any, Literal
+
+Direction = Literal["adam", "nadam", "lion", "exadam", "conda", "root", "sophia", "one_bit_adam"]
 
 # Pulls with a threshold, and pulls with a proximal map.
 BOUNDED = ("huber", "pseudo_huber", "log_cosh", "fair")
@@ -9,6 +11,7 @@ PROXIMAL = ("l2", "l1", "huber", "fair")
 # What only some optimizers have, and its default.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"eps": 1e-8},
+    "nadam": {"eps": 1e-8},
     "lion": {},
     "exadam": {"eps": 1e-8},
     "conda": {"eps": 1e-8, "refresh_every": 2000, "scale": 0.25},
