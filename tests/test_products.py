@@ -123,7 +123,7 @@ def test_loss_in_parts_on_gpus(monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), *found)
 
 
-def test_loss_of_split_logits_on_gpus(monkeypatch):
+def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users):
     """Rows over four devices, the vocabulary over two: one part, and nothing of the size of the logits travels."""
     x, w = draws((8, 16, 16), (16, 62))
     targets = np.random.default_rng(1).integers(0, 62, (8, 16))
@@ -151,7 +151,7 @@ def parts_of(targets):
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_layers_written_out_are_the_loop(monkeypatch, remat):
+def test_layers_written_out_are_the_loop(monkeypatch, as_for_users, remat):
     """As on GPUs; what is recomputed stays recomputed though nothing but a barrier tells it from the first time."""
     config = dataclasses.replace(llama.PRESETS["toy"], remat=remat)
     params = llama.init(config, jax.random.key(0))
