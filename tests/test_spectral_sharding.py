@@ -1,5 +1,6 @@
 """AlphaDecay on eight devices: the numbers of one, shared work, and no weight gathered."""
 
+import functools
 import re
 
 import jax
@@ -66,6 +67,7 @@ def run(tx, step, place=lambda tree: tree):
     return weights, state
 
 
+@functools.cache
 def alone(**options):
     tx = optimizer(**options)
     return jax.device_get(run(tx, jax.jit(step_of(tx))))
