@@ -112,7 +112,7 @@ def unrolled(config: Any) -> int:
 
     A loop copies what every layer keeps for its backward pass, into arrays of all layers that begin as zeros, and keeps
     some of it several times. On CPUs with fast products that is a fourth of a step; compiled for an H200 it is a third
-    to a fifth of the least time and more than half of the memory, and 24 layers take 12 s to compile instead of 9.
+    or more of the least time and about half of the temporary memory, and 24 layers take 12 s to compile instead of 9.
     """
     if platform() == "gpu":
         return config.layers if config.layers <= GPU_LAYERS else 1

@@ -95,6 +95,11 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return top_n, jnp.sum(jnp.exp(logits_nV - top_n[:, None]) * change_nV, axis=-1)
 
 
+def _zeros(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """Where a sum begins; inside `jax.shard_map` it is each device's own where `x` is."""
+    return jnp.zeros_like(x, jnp.float32, shape=shape)
+
+
 def _split(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(x.reshape(count, -1, *x.shape[1:]) for x in arrays)
 
@@ -105,7 +110,7 @@ def _in_parts(count: int, x_ND: jax.Array, w_DV: jax.Array, targets_N: jax.Array
         x_nD, targets_n = part
         return total + cross_entropy(product(x_nD, w_DV, jnp.float32), targets_n)[0], None
 
-    return jax.lax.scan(add, jnp.zeros([]), _split(count, x_ND, targets_N))[0]
+    return jax.lax.scan(add, _zeros((), x_ND), _split(count, x_ND, targets_N))[0]
 
 
 def _forward(
@@ -125,7 +130,7 @@ def _forward(
         total += jnp.sum(jnp.where(real_n, top_n - target_n, 0))
         return (total, dw_DV + more_DV), dx_nD.astype(x_ND.dtype)
 
-    zero = (jnp.zeros([]), jnp.zeros(w_DV.shape))
+    zero = (_zeros((), x_ND), _zeros(w_DV.shape, x_ND))
     (total, dw_DV), dx_cnD = jax.lax.scan(add, zero, _split(count, x_ND, targets_N))
     return total, (dx_cnD.reshape(x_ND.shape), dw_DV.astype(w_DV.dtype))
 

@@ -146,6 +146,37 @@ def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), found, right)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_loss_in_parts_of_workers(monkeypatch, platform):
+    """Inside of a shard_map, where each device has a sum of its own: in one part over two, in four on one."""
+    x, w = draws((4, 6, 16), (16, 29))
+    targets = np.random.default_rng(1).integers(0, 29, (4, 6))
+    targets[1, 2:] = -1
+    whole = lambda x, w: loss.cross_entropy(loss.logits(x, w), targets)[0]
+    right = jax.value_and_grad(whole, argnums=(0, 1))(x, w)
+    as_on(platform, monkeypatch)
+    for name in ("BYTES", "CPU_BYTES"):
+        monkeypatch.setattr(loss, name, 4 * 29 * 6)
+    assert loss.parts(24, 29) == 4
+    for devices in (1, 2):
+
+        def worker(x, w, targets):
+            w = jax.lax.pcast(w, "replica", to="varying")
+            total, gradients = jax.value_and_grad(parts_of(targets), argnums=(0, 1))(x, w)
+            return jax.lax.psum((total, gradients[1]), "replica"), gradients[0]
+
+        mesh = jax.make_mesh((devices,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
+        rows, all_of_it = jax.P("replica"), jax.P()
+        specs = {"in_specs": (rows, all_of_it, rows), "out_specs": (all_of_it, rows)}
+        run = jax.jit(jax.shard_map(worker, mesh=mesh, **specs))
+        (total, dw), dx = run(x, w, targets)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6),
+            (total, (dx, dw)),
+            right,
+        )
+
+
 def parts_of(targets):
     return lambda x, w: loss.nats(x, w, targets)[0]
 

@@ -2,9 +2,10 @@
 
     time of a kernel = max(operations / rate of products, bytes / rate of memory)
 
-Bytes are those of the arguments a kernel reads and the results it writes, slices counted as what they are. Nothing is
-found in a cache, nothing overlaps, products reach the peak, starting a kernel takes no time. It is a model of the
-program and not of the device: it shows what a program makes any device do besides its products.
+Bytes are those of the arguments a kernel reads and the results it writes, slices counted as what they are; of two
+branches the one that moves more counts, in every step. Nothing is found in a cache, nothing overlaps, products reach
+the peak, starting a kernel takes no time. The first three make it longer than it has to be, the others shorter. It is a
+model of the program and not of the device: it shows what a program makes any device do besides its products.
 
 Reads the text of XLA's program for a GPU after all its passes, `ahead_of_time.Report.text`.
 """

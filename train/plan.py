@@ -186,9 +186,7 @@ def report(plan: Outline, device: Device, network: float) -> str:
     weights, state = plan.size("params"), plan.size("optimizer")
     kept, sent, work = activations(plan), traffic(plan), products(plan) / plan.mesh.size
     total = 2 * weights + state + kept
-    peak = (
-        device.flops if plan.model.dtype == "bfloat16" or "TPU" in device.name else device.flops / 2
-    )
+    peak = rate_of_products(plan.model, device)
     outer = sum(n for name, n in sent.items() if name.startswith("replica"))
     seconds = {
         "matrix products at peak": work / peak,
@@ -235,6 +233,11 @@ def report(plan: Outline, device: Device, network: float) -> str:
     )
 
 
+def rate_of_products(model: Any, device: Device) -> float:
+    """Operations per second at the peak, in the type of the model's activations."""
+    return device.flops if model.dtype == "bfloat16" or "TPU" in device.name else device.flops / 2
+
+
 def short(number: float) -> str:
     return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
@@ -278,12 +281,13 @@ def compiled(config: Config, target: str) -> str:
 def least(plan: Outline, text: str, device: Device) -> str:
     """Table of the least time that the kernels of a GPU's program can take."""
     tokens = plan.config.data.batch_size * plan.config.data.length
-    seconds = kernel_model.least(text, device.flops, device.bandwidth)
+    peak = rate_of_products(plan.model, device)
+    seconds = kernel_model.least(text, peak, device.bandwidth)
     total = sum(seconds.values())
     needed = bench_training.operations(
         plan.model, plan.config.data.batch_size, plan.config.data.length
     )
-    share = needed / plan.mesh.size / device.flops / total
+    share = needed / plan.mesh.size / peak / total
     rows = [[kind, short(1e3 * t)] for kind, t in seconds.items()]
     return "\n\n" + "\n".join(
         [
@@ -292,7 +296,7 @@ def least(plan: Outline, text: str, device: Device) -> str:
             ),
             f"At most {short(tokens / total)} tokens/s, {share:.0%} of the peak in products of the model (causal"
             " attention as half of the square, nothing recomputed); without what devices send each other."
-            f" {device.source}: {device.flops:.3g} operations/s, {count(device.bandwidth)}/s. A model"
+            f" {device.source}: {peak:.3g} operations/s, {count(device.bandwidth)}/s. A model"
             " (kernel_model.py), not a measurement.",
         ]
     )
