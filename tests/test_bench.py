@@ -109,9 +109,8 @@ def test_a_device_is_measured(monkeypatch):
 
     monkeypatch.setattr(bench_device.bench_training, "ours", refuse)
     table = bench_device.training_table(options)
-    assert table.rows[0]["tokens/s"] is None and f"{name}: RESOURCE_EXHAUSTED: no room." in str(
-        table
-    )
+    assert table.rows[0]["tokens/s"] is None
+    assert f"{name}: RESOURCE_EXHAUSTED: no room." in " ".join(str(table).split())
     bench_device.ceilings.cache_clear()
 
 
