@@ -170,6 +170,10 @@ def test_other_numbers_of_workers(whole, tmp_path, grid, rows, said):
     [
         ("--mesh.fsdp 2", "nearest: mesh.replica 2, or"),
         ("--mesh.tensor 2", "nearest: mesh.replica 2, or"),
+        (
+            "--mesh.replica 2 --model.attention cudnn --model.dtype bfloat16",
+            "nearest: model.attention xla",
+        ),
         ("--mesh.replica 2 --mesh.fsdp 3 --mesh.tensor 2", "nearest: mesh.fsdp 6 mesh.tensor 1"),
     ],
 )

@@ -197,6 +197,11 @@ def _check_workers(config: Config) -> None:
             " one_bit_adam exchanges nothing with one replica, which may then only be split over mesh.data; nearest:"
             " mesh.replica 2, or optimizer.name adam."
         )
+    if mesh.replica > 1 and config.model.attention == "cudnn":
+        raise UserError(
+            f"model.attention = cudnn with mesh.replica = {mesh.replica}: JAX cannot split the kernel where each replica"
+            " of optimizer.name = one_bit_adam works for itself; nearest: model.attention xla."
+        )
     if mesh.fsdp > 1 and mesh.tensor > 1:
         raise UserError(
             f"mesh.fsdp = {mesh.fsdp} with mesh.tensor = {mesh.tensor}: a replica of optimizer.name = one_bit_adam can"
