@@ -199,8 +199,8 @@ def _check_workers(config: Config) -> None:
         )
     if mesh.replica > 1 and config.model.attention == "cudnn":
         raise UserError(
-            f"model.attention = cudnn with mesh.replica = {mesh.replica}: JAX cannot split the kernel where each replica"
-            " of optimizer.name = one_bit_adam works for itself; nearest: model.attention xla."
+            f"model.attention = cudnn with mesh.replica = {mesh.replica}: JAX cannot split the kernel where each"
+            " replica of optimizer.name = one_bit_adam works for itself; nearest: model.attention xla."
         )
     if mesh.fsdp > 1 and mesh.tensor > 1:
         raise UserError(
