@@ -294,7 +294,7 @@ def least(plan: Outline, text: str, device: Device) -> str:
             table(
                 [["least time of its kernels, a step", "ms"], *rows, ["sum", short(1e3 * total)]]
             ),
-            f"At most {short(tokens / total)} tokens/s, {share:.0%} of the peak in products of the model (causal"
+            f"That is {short(tokens / total)} tokens/s, {share:.0%} of the peak in products of the model (causal"
             " attention as half of the square, nothing recomputed); without what devices send each other."
             f" {device.source}: {peak:.3g} operations/s, {count(device.bandwidth)}/s. A model"
             " (kernel_model.py), not a measurement.",
