@@ -20,6 +20,7 @@ from models import llama
 from train import ahead_of_time, families, kernel_model
 from train import step as step_lib
 
+pytestmark = pytest.mark.usefixtures("as_for_users")
 SHAPES = {"up": (4, 512, 1024), "down": (4, 1024, 512), "norm": (4, 512), "head": (512, 2048)}
 AXES = (("up", "L | D -> F"), ("down", "L | F -> D"), ("norm", "L | D"), ("head", "D -> V"))
 
