@@ -99,12 +99,14 @@ def dots(primitive: Any, *shapes: Any, **parameters: Any) -> Any:
     Attention's result has a name for that. The kernel of NVIDIA GPUs has a second result that its backward pass
     needs: without it the kernel would run again.
     """
-    policies = jax.checkpoint_policies
-    kept = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
-    )
     kernel = "dot_product_attention_fwd" in primitive.name
-    return kernel or kept(primitive, *shapes, **parameters)
+    return kernel or _NAMED_AND_DOTS(primitive, *shapes, **parameters)
+
+
+_NAMED_AND_DOTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attention"),
+)
 
 
 def unrolled(config: Any) -> int:

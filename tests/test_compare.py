@@ -370,7 +370,9 @@ def test_lines_that_are_not_as_they_were_written_are_told_and_kept(tmp_path, cap
     assert not capsys.readouterr().out
     # Lines of earlier versions end in no check.
     path.write_text(json.dumps(written[0]) + "\n")
+    before = path.read_text()
     assert results.read(path) == written[:1]
+    assert path.read_text() == before and "check" not in before  # reading does not vouch for them
 
 
 def test_results_of_two_texts_are_not_mixed(without_training, without_pictures, text, tmp_path):

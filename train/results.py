@@ -85,11 +85,12 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines()
-    results, bad = [], []
+    results, kept, bad = [], [], []
     for number, line in enumerate(lines, 1):
         result = _result(line)
         if result is not None and result not in results:
             results.append(result)
+            kept.append(line + b"\n")
         elif number < len(lines) or content.endswith(b"\n"):
             bad.append(number)
     if bad:
@@ -99,7 +100,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
             f"{path}: {len(bad)} of {len(lines)} lines cannot be read, were changed or are there twice, line {bad[0]}"
             f" the first; they are left out, and the file as it was is kept as {copy.name}."
         )
-    write(path, "".join(map(_line, results)))
+    if content and b"".join(kept) != content:  # what was not checked when it was written stays so
+        write(path, b"".join(kept).decode())
     return results
 
 
