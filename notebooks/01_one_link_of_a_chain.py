@@ -47,7 +47,7 @@ import numpy as np
 import optax
 
 import optax_decay
-from optax_decay import diagnostics
+from optax_decay.product import diagnostics
 
 # %% [markdown]
 # A two-layer network. `AXES` says once what every axis is: inputs `->` outputs, with letters of your own.

@@ -43,7 +43,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from optax_decay import chebyshev, spectra, tail_exponents
+from optax_decay.spectral import chebyshev, spectra
+from optax_decay.spectral import tails as tail_exponents
 
 # %% [markdown]
 # ## What alpha is

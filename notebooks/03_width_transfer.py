@@ -53,8 +53,8 @@ import optax
 
 import optax_decay
 from models import llama
-from train import data as text
-from train import step
+from train.data import batches as text
+from train.step import update as step
 
 base, wide = widths
 data = text.load("stdlib", "bytes", length=64, batch_size=8, seed=0, cache=root / ".cache/data")

@@ -50,10 +50,10 @@ import optax
 
 import optax_decay
 from models import llama
-from optax_decay import spectra
-from optax_decay.axes import as_matrix, signatures
-from train import data as data_lib
-from train.step import loss
+from optax_decay.parameters.axes import as_matrix, signatures
+from optax_decay.spectral import spectra
+from train.data import batches as data_lib
+from train.step.update import loss
 
 data = data_lib.load(
     "stdlib", "bytes", length=length, batch_size=batch_size, seed=0, cache=root / ".cache/data"

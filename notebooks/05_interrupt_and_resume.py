@@ -12,8 +12,8 @@
 # %% [markdown]
 # # Pre-train a named experiment, interrupt it, go on
 #
-# The command line from a notebook: a named experiment of `train/experiments.py` is started, stopped on the way as a
-# preempted machine would stop it, and continued. Its losses are those of a run that was never interrupted, bit for
+# The command line from a notebook: a named experiment of `train/config/experiments.py` is started, stopped on the way
+# as a preempted machine would stop it, and continued. Its losses are those of a run that was never interrupted, bit for
 # bit.
 
 # %% tags=["setup"]

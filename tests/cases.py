@@ -12,7 +12,7 @@ import jax
 import optax
 
 import optax_decay
-from tests import toy
+from tests.support import toy
 
 RATE = 0.03
 

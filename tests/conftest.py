@@ -31,8 +31,8 @@ if jax.__version_info__ >= (0, 11):
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={v}" for k, v in QUICK.items()))
 
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
-collect_ignore = ["hugging_face_logits.py"]  # run by test_hugging_face.py, where torch is
-_LONGEST = ("test_notebooks.py", "test_processes.py", "test_fields.py", "test_train.py")
+collect_ignore = ["support/hugging_face_logits.py"]  # run by test_hugging_face.py, where torch is
+_LONGEST = ("test_notebooks.py", "test_processes.py", "test_fields.py", "test_main.py")
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -68,6 +68,44 @@ def test_imports_point_one_way(folder):
         assert not extra, f"{path.name} imports {sorted(extra)}"
 
 
+# From the top of the library down: a shelf may import from those below it, never from those above.
+SHELVES = (
+    *(
+        "optimizers",
+        "one_bit",
+        "norms",
+        "decays",
+        "spectral",
+        "width",
+        "stepping",
+        "matrices",
+        "product",
+    ),
+    "parameters",
+)
+
+
+def test_shelves_of_the_library_import_downwards():
+    for path in python_files("optax_decay"):
+        shelf = path.relative_to(ROOT / "optax_decay").parts[0]
+        if shelf not in SHELVES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax_decay"):
+                parts = node.module.split(".")
+                assert len(parts) > 1, f"{path.name} imports names of the package itself"
+                assert SHELVES.index(parts[1]) >= SHELVES.index(shelf), (
+                    f"{path.name} on {shelf} imports {node.module}"
+                )
+
+
+def test_every_folder_says_what_it_holds():
+    for top in ("optax_decay", "train"):
+        for folder in {path.parent for path in python_files(top)}:
+            sentence = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8")))
+            assert sentence and sentence.splitlines()[0].endswith("."), folder
+
+
 def test_library_imports_without_flax_or_the_trainer():
     code = "import sys, optax_decay; assert not {'flax', 'orbax', 'train', 'models'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -134,7 +172,9 @@ def test_only_the_library_is_in_the_wheel(tmp_path):
         metadata = wheel.read(next(f for f in files if f.endswith("/METADATA"))).decode()
     code = {f for f in files if ".dist-info/" not in f}
     assert code == {
-        str(p.relative_to(ROOT)) for p in (ROOT / "optax_decay").iterdir() if p.is_file()
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "optax_decay").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
     }
     needs = [
         l for l in metadata.splitlines() if l.startswith("Requires-Dist") and "extra ==" not in l

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_decay
-from tests import toy
+from tests.support import toy
 
 README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)

@@ -9,17 +9,17 @@ from train.errors import UserError
 # Command to the module whose `main(arguments) -> exit code` it calls.
 COMMANDS = {
     "run": "train.main",
-    "tokenise": "train.tokenise",
-    "plan": "train.plan",
-    "width": "train.width",
-    "compare": "train.compare",
-    "coordinate_check": "train.coordinate_check",
-    "gains": "train.gains",
-    "params": "train.params",
-    "torture": "train.torture",
-    "export": "train.export",
-    "sample": "train.sample",
-    "bench": "train.bench",
+    "tokenise": "train.data.tokenise",
+    "plan": "train.plan.main",
+    "width": "train.study.width.main",
+    "compare": "train.study.compare.main",
+    "coordinate_check": "train.study.coordinate_check",
+    "gains": "train.study.gains",
+    "params": "train.weights.params",
+    "torture": "train.torture.main",
+    "export": "train.weights.export",
+    "sample": "train.weights.sample",
+    "bench": "train.bench.main",
     "reference": "train.reference",
 }
 

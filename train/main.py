@@ -13,28 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_decay.axes import signatures
-from train import (
-    checkpoint,
-    families,
-    figures,
-    hugging_face,
-    log,
-    observe,
-    optimizer,
-    processes,
-    replicas,
-    sharding,
-    step,
-    tasks,
-    watchdog,
-)
-from train.arguments import parse
-from train.config import Config, UserError, model_config, resolved
+from optax_decay.parameters.axes import signatures
+from train import processes
+from train.cli import parse
+from train.config.fields import Config, UserError, model_config, resolved
+from train.data.loading import load as load
 from train.display import say
-from train.folder import ROOT, Folder, environment, write
-from train.loading import load as load
-from train.signals import signals
+from train.run import checkpoints as checkpoint
+from train.run import figures, log, watchdog
+from train.run.folder import ROOT, Folder, environment, write
+from train.run.signals import signals
+from train.step import families, observe, optimizer, replicas, sharding, tasks
+from train.step import update as step
+from train.weights import hugging_face
 
 
 def main(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from train import display
-from train.config import UserError
+from train.config.fields import UserError
 
 FLAGS = ("--coordinator", "--processes", "--process")
 

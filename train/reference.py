@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 import optax_decay
-from train.config import UserError
+from train.config.fields import UserError
 from train.display import say
 
 TOPICS: dict[str, tuple[str, ...]] = {

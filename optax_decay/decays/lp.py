@@ -1,0 +1,118 @@
+"""p-norm weight decay: the penalty ``λ Σ|w|^p`` for any 0 < p <= 2, as an explicit pull or as pAdam's implicit step.
+
+With u the incoming update, w the weight before the step, λ the rate (weight^(2-p)) and τ = η_t λ_t::
+
+    explicit   u ← u + λ p |w|^(p-1) sign(w),  1 <= p <= 2                          `lp_decay`
+    proximal   θ = w + u,   w ← θ X/(X + pτ)                                         `lp_proximal_decay`
+               X = |w|^(2-p)  (linearize_at="old", pAdam)  or  |θ|^(2-p)  ("new", its late form)
+
+The proximal form replaces ``|w|^p`` by the quadratic that touches it at the old (or new) weight, ``|w|^(p-2) θ² p/2``,
+and takes the exact proximal step of that. It never diverges; weights far below (pτ)^(1/(2-p)) collapse to 0 faster than
+geometrically, for p < 2.
+
+Reference: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv 2404.10824; their code
+(Nadav-out/PAdam, classes PAdam, Adam_L1, AdamP).
+
+**Differs from the paper.**
+
+* The factor p is the code's (penalty ``λ Σ|w|^p``); the paper's formula ``w/(1 + ηλ|w|^(p-2))`` has none. At p = 2 the
+  code's step is θ/(1 + 2ηλ): implicit decay at twice λ, not AdamW.
+* The explicit form is decoupled; the code's explicit class adds the pull to the gradient. Put `lp_decay` before
+  ``scale_by_adam`` for that. p < 1 is refused there: the pull is infinite at 0.
+* 0/0 at w = 0 and τ = 0 is 1 here (no decay).
+
+**What to know.** With ``linearize_at="old"`` a weight that is exactly 0 stays 0 whatever its gradient: a matrix that is
+initialised to 0 never learns. Use ``"new"`` there, or a mask. The authors find the sparsest networks for p < 1 and
+the best accuracy for 1 < p < 2; their script uses p = 0.8, λ = 1e-3.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decay.parameters.arguments import check
+from optax_decay.product.couplings import ScalarOrSchedule
+from optax_decay.product.decay import decay, proximal_decay
+from optax_decay.product.pulls import Pull
+
+LINEARIZE_AT = ("old", "new")
+
+
+def lp(p: float = 1.0, linearize_at: str = "old") -> Pull:
+    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, and pAdam's proximal step.
+
+    Args:
+        p: a Python number in (0, 2]; below 1 only the proximal step exists.
+        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes ``|w|^(p-2)``.
+
+    Raises:
+        ValueError: p out of range, an unknown `linearize_at`; when applied, an explicit pull with p < 1.
+    """
+    check("p", p, 0.0, 2.0, open_low=True)
+    if linearize_at not in LINEARIZE_AT:
+        near = "new" if str(linearize_at)[:1] in "nl" else "old"
+        raise ValueError(
+            f"linearize_at={linearize_at!r} is not known; allowed: 'old', 'new' (did you mean {near!r}?)."
+        )
+
+    def apply(w: jax.Array, delta: Any) -> jax.Array:
+        if p < 1:
+            raise ValueError(
+                f"p={p!r}: the explicit pull is infinite at 0 for p < 1; use lp_proximal_decay, or p >= 1."
+            )
+        return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
+
+    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
+        x = jnp.power(jnp.abs(w if linearize_at == "old" else theta), 2 - p)
+        total = x + p * tau
+        return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
+
+    return Pull(f"l{p:g}", apply, prox)
+
+
+def lp_decay(
+    weight_decay: ScalarOrSchedule = 1e-3, p: float = 1.0, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Adds ``λ p |w|^(p-1) sign(w)`` to the update.
+
+    Args:
+        weight_decay: λ >= 0, in weight^(2-p); a number or schedule.
+        p: in [1, 2].
+        options: as in `decay`: multiplier, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics.
+
+    Raises:
+        ValueError: as in `decay`; p outside [1, 2].
+
+    >>> import optax_decay
+    >>> tx = optax_decay.lp_decay(1e-3, p=1.5, mask="hidden")
+    """
+    check("p", p, 1.0, 2.0)
+    return decay(weight_decay, pull=lp(p), **options)
+
+
+def lp_proximal_decay(
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule = 1e-3,
+    p: float = 0.8,
+    *,
+    linearize_at: str = "old",
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """pAdam's step: multiplies the new weight by ``X/(X + pηλ)``; stands last in the chain.
+
+    Args:
+        learning_rate: η, the same number or schedule as in the chain.
+        weight_decay: λ >= 0; 0 leaves every weight alone.
+        p: in (0, 2].
+        linearize_at: ``"old"`` (pAdam; exact zeros never leave) or ``"new"`` (its late form).
+        options: as in `proximal_decay`: multiplier, mask, axes, coupling, peak_learning_rate, metrics.
+
+    Raises:
+        ValueError: as in `proximal_decay`; p out of range, an unknown `linearize_at`.
+
+    >>> import optax, optax_decay
+    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.lp_proximal_decay(1e-3, weight_decay=1e-3, p=0.8))
+    """
+    return proximal_decay(learning_rate, weight_decay, pull=lp(p, linearize_at), **options)

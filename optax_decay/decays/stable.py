@@ -1,0 +1,128 @@
+"""Stable weight decay (SWD): decay divided by the size of the gradients, as in AdamS.
+
+With g the gradients, v̄_t the mean of Adam's bias-corrected second moment over all N parameters, λ the rate::
+
+    v̄_t = (1/N) Σ_i v̂_t,i = EMA_β₂(mean g²)/(1-β₂ᵗ)                u ← u + λ w/sqrt(v̄_t)
+
+λ has the units of a gradient. Shrink per step: η λ/sqrt(v̄), so that decay is as strong, relative to the average
+effective learning rate η/sqrt(v̄), as in SGD. v̂ is linear in g², so one number of state replaces a look at Adam's own.
+
+Reference: Xie, Sato and Sugiyama, "Stable Weight Decay Regularization", arXiv 2011.11152; their code
+(zeke-xie/stable-weight-decay-regularization, class AdamS).
+
+**Differs from the paper.**
+
+* AMSGrad, which the authors' example switches on, is not offered: the mean of a maximum is not a maximum of means.
+* Their mean runs over parameters that have a gradient; here over the tree of gradients that is given, None left out.
+* λ is on another scale than AdamW's: theirs is 5e-4, and λ/sqrt(v̄) is what to compare with 0.1.
+* All gradients 0 (v̄ = 0) means no decay instead of a division by 0.
+* Decay follows the mask; theirs reaches every parameter (``mask=None``).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import check
+from optax_decay.product import masks
+from optax_decay.product.couplings import ScalarOrSchedule
+from optax_decay.product.decay import as_quantities, decay, one_mask
+from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.product.tree_norms import square_sum
+
+
+def inverse_gradient_rms(b2: float = 0.999) -> Quantity:
+    """1/sqrt(v̄_t), in 1/gradient, the same for every parameter; 0 while every gradient has been 0.
+
+    Needs the extra argument ``gradients`` (the whole tree). State: v̄ before bias correction, one float32 scalar.
+
+    Raises:
+        ValueError: β₂ outside [0, 1); when updated, no ``gradients``.
+    """
+    check("b2", b2, 0.0, 1.0, open_high=True)
+
+    def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
+        return jnp.zeros([], float)
+
+    def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
+        if context.extra.get("gradients") is None:
+            raise ValueError(
+                "stable decay divides by the size of the gradients, which a link after scale_by_adam cannot see: "
+                "call tx.update(grads, state, params, gradients=grads), or use adam_stable_decay."
+            )
+        total, number = square_sum(jax.tree.leaves(context.extra["gradients"]))
+        average = b2 * state + (1 - b2) * (total / number).astype(state.dtype)
+        steps = context.count.astype(state.dtype) + 1
+        # 1 - b2**t without cancellation.
+        debias = -jnp.expm1(steps * jnp.log1p(-jnp.asarray(1 - b2, state.dtype)))
+        mean = average / debias
+        value = jnp.where(mean > 0, 1 / jnp.sqrt(jnp.where(mean > 0, mean, 1)), 0)
+        return dict.fromkeys(context.params, value), average
+
+    return Quantity(init, update)
+
+
+def stable_decay(
+    weight_decay: ScalarOrSchedule = 5e-4,
+    b2: float = 0.999,
+    *,
+    multiplier: Quantity | Sequence[Quantity] | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds ``λ w/sqrt(v̄)`` to the update; call ``tx.update(grads, state, params, gradients=grads)``.
+
+    Args:
+        weight_decay: λ >= 0, in units of the gradients; a number or schedule.
+        b2: β₂ in [0, 1); Adam's.
+        multiplier: further factors, as in `decay`.
+        options: pull, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+
+    Raises:
+        ValueError: as in `decay`; β₂ out of range; when updated, no ``gradients``.
+    """
+    rms = inverse_gradient_rms(b2)
+    return decay(weight_decay, multiplier=(rms, *as_quantities(multiplier)), **options)
+
+
+def adam_stable_decay(
+    learning_rate: ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: ScalarOrSchedule = 5e-4,
+    mask: masks.Mask = masks.MATRICES,
+    *,
+    weight_decay_mask: masks.Mask = None,
+    axes: axes_lib.Axes = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamS: Adam with stable weight decay; hands its gradients to the decay by itself.
+
+    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
+    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+
+    Args:
+        learning_rate: η, a number or schedule.
+        b1, b2, eps: as in ``optax.adam``; b2 also averages the decay's v̄.
+        weight_decay, options: as in `stable_decay`.
+        mask: as in `decay`; `weight_decay_mask` is another name for it.
+        axes: what the parameters' axes mean (`axes.signatures`).
+
+    >>> import optax_decay
+    >>> tx = optax_decay.adam_stable_decay(1e-3, weight_decay=5e-4)
+    """
+    mask = one_mask(mask, weight_decay_mask)
+    chain = optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        stable_decay(weight_decay, b2, mask=mask, axes=axes, **options),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return chain.update(updates, state, params, **{"gradients": updates, **extra})
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)

@@ -1,0 +1,95 @@
+"""Weight norm control: decay towards a norm other than zero.
+
+With θ one matrix (one slice of a stacked leaf), ‖θ‖ = sqrt(mean θ²) its size before the step, r_t the target::
+
+    u ← u + λ_t (1 - r_t/‖θ‖) θ
+
+Matrices larger than the target shrink, smaller ones grow, by η λ r in norm at most per step for growth. r = 0 is AdamW.
+
+Reference: Loshchilov, "Weight Norm Control", arXiv 2311.11446 (AdamWN).
+
+**Differs from the paper.** Only its abstract could be read; the form above is derived from it, with κ_t = η_t λ_t.
+Norms are measured as RMS per weight instead of Frobenius norms, so that one target serves matrices of every shape:
+‖θ‖_F = RMS · sqrt(number of weights); the rule itself does not change. ``target="initial"`` is an addition: every
+matrix keeps the size it was given.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import check
+from optax_decay.product.couplings import ScalarOrSchedule, now
+from optax_decay.product.decay import as_quantities, decay
+from optax_decay.product.per_matrix import Context, Quantity, Value, accumulator_dtype, slice_mean
+
+
+def norm_excess(target: Any, *, axis_name: Any = None) -> Quantity:
+    """1 - r/‖θ‖ per slice, dimensionless, negative below the target; 0 for a slice of zeros.
+
+    Args:
+        target: r, RMS per weight, in units of the weights: a number, a schedule, or ``"initial"``.
+        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
+
+    Returns:
+        Quantity. State: nothing, or one float32 per slice for ``"initial"``, set in the first update.
+    """
+    if isinstance(target, str) and target != "initial":
+        raise ValueError(
+            f"target={target!r} is not known; allowed: a number >= 0, a schedule, 'initial' (did you mean 'initial'?)."
+        )
+    initial = isinstance(target, str)
+    if not initial:
+        check("target", target, 0.0)
+
+    def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
+        if not initial:
+            return ()
+        return {
+            path: jnp.zeros(signatures[path].batch_shape, accumulator_dtype(w.dtype))
+            for path, w in params.items()
+        }
+
+    def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
+        values, kept = {}, {}
+        for path, w in context.params.items():
+            square = jnp.square(jnp.abs(w).astype(accumulator_dtype(w.dtype)))
+            size = jnp.sqrt(slice_mean(square, context.signatures[path], axis_name, "the norm"))
+            if initial:
+                kept[path] = jnp.where(context.count == 0, size, state[path])
+            goal = kept[path] if initial else now(target, context.count)
+            values[path] = jnp.where(size > 0, 1 - goal / jnp.where(size > 0, size, 1), 0)
+        return values, kept if initial else state
+
+    return Quantity(init, update)
+
+
+def target_norm_decay(
+    weight_decay: ScalarOrSchedule = 0.1,
+    target: Any = "initial",
+    *,
+    axis_name: Any = None,
+    multiplier: Quantity | Sequence[Quantity] | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds ``λ (1 - r/‖θ‖) θ`` to the update.
+
+    Args:
+        weight_decay: λ, dimensionless, >= 0; a number or schedule.
+        target: r, RMS per weight: a number >= 0, a schedule, or ``"initial"`` for each matrix's size at the first step.
+        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
+        multiplier: further factors, as in `decay`.
+        options: cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+
+    Raises:
+        ValueError: as in `decay`; an unknown target.
+
+    >>> import optax, optax_decay
+    >>> link = optax_decay.target_norm_decay(0.1, target=0.02)
+    >>> tx = optax.chain(optax.scale_by_adam(), link, optax.scale_by_learning_rate(3e-4))
+    """
+    excess = norm_excess(target, axis_name=axis_name)
+    return decay(weight_decay, multiplier=(excess, *as_quantities(multiplier)), **options)

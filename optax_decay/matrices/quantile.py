@@ -1,0 +1,133 @@
+"""Exact quantiles without sorting, so that they shard.
+
+The k-th smallest of n numbers is found bit by bit. Read as an integer, the bits of a float are ordered like the float
+(once the sign is folded in), so the answer's bits can be fixed from the highest down: with p the bits fixed so far and
+b the next one::
+
+    p ← p + 2^b   if   #{i : bits(x_i) < p + 2^b} <= k
+
+After 32 counts p is the k-th smallest, exactly, whatever ties, zeros or denormals the data hold. One more pass gives
+its successor, and the quantile is interpolated between the two as NumPy's default does. Counting reads the data once
+per bit, allocates nothing of their size, and across devices only the counts travel; sorting, which
+``jnp.quantile`` does, costs 20 to 40 times as much on a CPU and gathers sharded arrays.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_decay.parameters.arguments import check
+
+
+def _order_keys(x: jax.Array) -> jax.Array:
+    """Signed integers of the same width that sort like the floats."""
+    bits = jnp.finfo(x.dtype).bits
+    raw = jax.lax.bitcast_convert_type(x, jnp.dtype(f"int{bits}"))
+    return _fold_sign(raw)
+
+
+def _fold_sign(raw: jax.Array) -> jax.Array:
+    info = jnp.iinfo(raw.dtype)
+    return raw ^ ((raw >> (info.bits - 1)) & info.max)  # its own inverse
+
+
+def _position(q: Any, n: int, dtype: Any) -> tuple[Any, Any]:
+    """Rank of the lower neighbour and the weight of the upper one."""
+    if isinstance(q, jax.core.Tracer):
+        place = jnp.asarray(q, dtype) * (n - 1)
+        rank = jnp.clip(jnp.floor(place), 0, n - 1)
+        return rank.astype(jnp.int32), jnp.clip(place - rank, 0, 1)
+    place = float(q) * (n - 1)
+    rank = min(math.floor(place), n - 1)
+    return rank, place - rank
+
+
+def quantile(
+    x: jax.Array,
+    q: Any,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    axis_name: Any = None,
+) -> jax.Array:
+    """The linearly interpolated q-quantile, equal to ``jnp.quantile(x, q, axis)``.
+
+    Args:
+        x: real floating array, at most 2^31 - 1 numbers per quantile.
+        q: in [0, 1]. A traced q is placed in float32, which above some 4 million numbers may be off by one rank.
+        axis: axes to reduce; all of them by default. They may be sharded: under ``jit`` each of the counts (one per
+            bit of the dtype, and two) then costs one all-reduce of one integer per slice.
+        keepdims: keep the reduced axes with size 1.
+        axis_name: inside ``shard_map``, the mesh axes over which the reduced axes are split evenly.
+
+    Returns:
+        Float32 for 16-bit input, else the dtype of x. NaN where a slice holds NaN. Order statistics are exact;
+        the interpolation rounds once, and backends that flush denormals flush it too.
+
+    Raises:
+        ValueError: q outside [0, 1], an integer or complex array, an empty slice.
+
+    >>> import jax.numpy as jnp
+    >>> float(quantile(jnp.array([3.0, 0.0, 1.0, 1.0]), 0.75))
+    1.5
+    """
+    check("q", q, 0.0, 1.0)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"quantile of {x.dtype}: pass a real floating array.")
+    axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(a % x.ndim for a in axes)
+    n = math.prod(x.shape[a] for a in axes)
+    if axis_name:
+        n *= jax.lax.psum(1, axis_name)
+    if n == 0:
+        raise ValueError(f"quantile of no numbers: shape {x.shape}, axis {axis}.")
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    rank, weight = _position(q, n, dtype)
+    keys = _order_keys(x)
+
+    def total(mask: jax.Array) -> jax.Array:
+        count = jnp.sum(mask, axis=axes, keepdims=True, dtype=jnp.int32)
+        return jax.lax.psum(count, axis_name) if axis_name else count
+
+    lower = _select(keys, rank, total)
+    enough = jnp.minimum(rank + 2, n)  # so many numbers <= lower make the upper neighbour a tie
+    top = jnp.iinfo(keys.dtype).max
+    following = jnp.min(jnp.where(keys > lower, keys, top), axis=axes, keepdims=True)
+    if axis_name:
+        following = jax.lax.pmin(following, axis_name)
+    upper = jnp.where(total(keys <= lower) >= enough, lower, following)
+    result = _interpolate(lower, upper, weight, x.dtype, dtype)
+    result = jnp.where(total(jnp.isnan(x)) > 0, jnp.asarray(jnp.nan, dtype), result)
+    return result if keepdims else jnp.squeeze(result, axes)
+
+
+def _select(keys: jax.Array, rank: Any, total: Any) -> jax.Array:
+    """The key of the given rank, bit by bit from the sign down."""
+    info = jnp.iinfo(keys.dtype)
+
+    def fix_bit(i: Any, prefix: Any) -> jax.Array:
+        # For the sign bit the exclusive or turns the lowest integer into 0; for the others it adds 2^b.
+        trial = prefix ^ (jnp.ones([], keys.dtype) << (info.bits - 1 - i))
+        return jnp.where(total(keys < trial) <= rank, trial, prefix)
+
+    # The first pass stands outside the loop, so that the loop's carry starts with the sharding it ends with.
+    prefix = fix_bit(0, jnp.asarray(info.min, keys.dtype))
+    return jax.lax.fori_loop(1, info.bits, fix_bit, prefix)
+
+
+def _interpolate(lower: Any, upper: Any, weight: Any, source: Any, dtype: Any) -> jax.Array:
+    def value(key: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(_fold_sign(key), source).astype(dtype)
+
+    low, high = value(lower), value(upper)
+    weight = jnp.asarray(weight, dtype)
+    # Anchored at the nearer end, as NumPy does: monotone in the weight, exact at both ends.
+    near_low = low + (high - low) * weight
+    near_high = high - (high - low) * (1 - weight)
+    between = jnp.where(weight < 0.5, near_low, near_high)
+    # An infinite end would give inf - inf above.
+    infinite = jnp.isinf(low) | jnp.isinf(high)
+    between = jnp.where(infinite, low * (1 - weight) + high * weight, between)
+    return jnp.where((lower == upper) | (weight == 0), low, between)

@@ -1,0 +1,1 @@
+"""1-bit Adam: workers that exchange momenta as signs, and the state that this takes."""

@@ -1,0 +1,1 @@
+"""Optimizers around the decays, one paper a file, and the numerics that only they use."""

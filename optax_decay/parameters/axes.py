@@ -1,0 +1,317 @@
+"""What a parameter is: its axes, written once by the model and read by everything else.
+
+A signature is a line such as ``"L | D -> H E"``: batch axes ``|`` input axes ``->`` output axes, one name per array
+dimension in array order. ``L`` stacks layers, ``D`` is contracted with the activations, ``H E`` is what comes out.
+Parameters without an arrow (``"L | D"``: norm scales, biases) are vectors. An integer stands for an axis of exactly
+that size. If the array stores its axes in another order, that order goes first:
+``"D S F : S | D -> F"`` is a fused gate-and-up kernel ``[D, 2, F]`` that holds ``S`` separate matrices.
+
+From a signature follow the matrix view ``[batch, inputs, outputs]``, fan-in and fan-out, the role, masks and
+shardings:
+
+========== ========================================================= =========================
+role       rule                                                      example
+========== ========================================================= =========================
+hidden     both sides hold a name that grows with width              ``L | D -> H E``
+embedding  only the output side does                                 ``V -> D``
+head       only the input side does                                  ``D -> V``
+vector     everything else                                           ``L | D``, ``C``
+========== ========================================================= =========================
+
+Names in `FIXED` (vocabulary, positions, patch inputs, classes) and integers do not grow with width.
+
+A model's description is an ordered list of rules, ``AXES = ((path pattern, signature), ...)``. A pattern is a regular
+expression for the end of the ``/``-joined path, starting at a path component; the first match wins. A parameter that
+no rule matches raises, and so does a rule that matches no parameter: a silent miss is how exclusions get lost.
+"""
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decay.parameters.paths import match_rules, path_string, shapes
+
+# Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
+FIXED = frozenset("VTPC")
+
+ROLES = ("hidden", "embedding", "head", "vector")
+
+Rules = Sequence[tuple[str, str]]
+Axes = Any  # what `signatures` accepts
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The axes of one parameter.
+
+    Attributes:
+        path: ``/``-joined path in the parameter tree.
+        shape: the array's shape.
+        names: one name per dimension, in array order (empty when only axis numbers are known).
+        batch: dimensions that index independent matrices (or vectors).
+        inputs: dimensions contracted with the activations; empty for vectors.
+        outputs: the remaining dimensions.
+        role: one of `ROLES`.
+        source: where the description came from: ``"rules"``, ``"tree"``, ``"muon"`` or ``"fallback"``.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    batch: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    role: str
+    source: str
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.inputs) and bool(self.outputs)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[i] for i in self.batch)
+
+    @property
+    def fan_in(self) -> int:
+        return math.prod(self.shape[i] for i in self.inputs)
+
+    @property
+    def fan_out(self) -> int:
+        return math.prod(self.shape[i] for i in self.outputs)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """``(batch, fan_in, fan_out)``, the shape of the matrix view."""
+        return math.prod(self.batch_shape), self.fan_in, self.fan_out
+
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The dimensions of one slice: all but the batch axes."""
+        return tuple(i for i in range(len(self.shape)) if i not in self.batch)
+
+    def spread(self, value: jax.Array) -> jax.Array:
+        """Reshapes a per-slice `value` of shape `batch_shape` so that it broadcasts against the parameter."""
+        return jnp.expand_dims(value, self.reduced) if self.batch else value
+
+
+def as_matrix(x: jax.Array, signature: Signature) -> jax.Array:
+    """The parameter (or anything of its shape) as ``[batch, inputs, outputs]``.
+
+    Raises:
+        ValueError: the signature describes a vector.
+    """
+    if not signature.is_matrix:
+        raise ValueError(
+            f"{signature.path} of shape {signature.shape} is not a matrix: its signature "
+            f"{' '.join(signature.names)!r} has no '->'."
+        )
+    order = signature.batch + signature.inputs + signature.outputs
+    return jnp.transpose(x, order).reshape(signature.matrix_shape)
+
+
+def from_matrix(m: jax.Array, signature: Signature) -> jax.Array:
+    """Inverse of `as_matrix`: ``[batch, inputs, outputs]`` back to the parameter's shape."""
+    order = signature.batch + signature.inputs + signature.outputs
+    inverse = sorted(range(len(order)), key=lambda i: order[i])
+    return jnp.transpose(m.reshape([signature.shape[i] for i in order]), inverse)
+
+
+def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules") -> Signature:
+    """Reads one signature for a parameter of the given path and shape.
+
+    Raises:
+        ValueError: the text is malformed, or does not have one name per dimension.
+    """
+
+    def fail(why: str) -> ValueError:
+        return ValueError(f"signature {text!r} of {path!r} with shape {shape}: {why}.")
+
+    order_text, colon, body = text.rpartition(":")
+    batch_text, bar, rest = body.rpartition("|")
+    inputs_text, arrow, outputs_text = rest.partition("->")
+    if not arrow:
+        inputs_text, outputs_text = "", rest
+    groups = [batch_text.split(), inputs_text.split(), outputs_text.split()]
+    if "->" in outputs_text or "|" in batch_text or (bar and not batch_text.strip()):
+        raise fail("expected 'batch | inputs -> outputs' with at most one '|' and one '->'")
+    if arrow and not (groups[1] and groups[2]):
+        raise fail("both sides of '->' need a name")
+    flat = [name for group in groups for name in group]
+    names = order_text.split() if colon else flat
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z]\w*|[0-9]+", name):
+            raise fail(f"{name!r} is neither a name nor a size")
+    repeated = sorted({n for n in names if names.count(n) > 1 and not n.isdigit()})
+    if repeated:
+        raise fail(f"the name {repeated[0]!r} occurs twice")
+    if sorted(names) != sorted(flat):
+        raise fail("the order before ':' must hold the same names as the signature after it")
+    if len(names) != len(shape):
+        raise fail(f"{len(names)} names for {len(shape)} dimensions")
+    for name, size in zip(names, shape):
+        if name.isdigit() and int(name) != size:
+            raise fail(f"an axis of size {size} is described as {name}")
+
+    free = list(range(len(names)))
+
+    def take(group: list[str]) -> tuple[int, ...]:
+        found = []
+        for name in group:
+            found.append(next(i for i in free if names[i] == name))
+            free.remove(found[-1])
+        return tuple(found)
+
+    batch, inputs, outputs = (take(group) for group in groups)
+    batch = tuple(
+        sorted(batch)
+    )  # so that reducing a slice leaves values in the order of batch_shape
+
+    def grows(axes: tuple[int, ...]) -> bool:
+        return any(not names[i].isdigit() and names[i] not in FIXED for i in axes)
+
+    role = "vector"
+    if inputs:
+        role = {(True, True): "hidden", (False, True): "embedding", (True, False): "head"}.get(
+            (grows(inputs), grows(outputs)), "vector"
+        )
+    return Signature(path, shape, tuple(names), batch, inputs, outputs, role, source)
+
+
+def _fallback(path: str, shape: tuple[int, ...]) -> Signature:
+    if len(shape) == 2:
+        return Signature(path, shape, (), (), (0,), (1,), "hidden", "fallback")
+    return Signature(path, shape, (), (), (), tuple(range(len(shape))), "vector", "fallback")
+
+
+def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
+    def numbers(axes: Any) -> tuple[int, ...]:
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        for axis in axes:
+            if not -len(shape) <= axis < len(shape):
+                raise ValueError(
+                    f"axis {axis} of {spec} is out of range for {path!r} of shape {shape}."
+                )
+        return tuple(axis % len(shape) for axis in axes)
+
+    inputs, outputs = numbers(spec.reduction_axis), numbers(spec.output_axis)
+    if set(inputs) & set(outputs):
+        raise ValueError(f"{spec} of {path!r} uses an axis as input and as output.")
+    batch = tuple(i for i in range(len(shape)) if i not in inputs + outputs)
+    return Signature(path, shape, (), batch, inputs, outputs, "hidden", "muon")
+
+
+def _is_rules(axes: Any) -> bool:
+    return (
+        isinstance(axes, tuple | list)
+        and len(axes) > 0
+        and all(
+            isinstance(r, tuple | list) and len(r) == 2 and all(isinstance(x, str) for x in r)
+            for r in axes
+        )
+    )
+
+
+def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
+    if isinstance(spec, Signature):
+        return spec
+    if isinstance(spec, str):
+        return parse(spec, path, shape, source="tree")
+    if isinstance(spec, optax.contrib.MuonDimensionNumbers):
+        return _from_muon(spec, path, shape)
+    if spec is None:
+        return Signature(path, shape, (), (), (), tuple(range(len(shape))), "vector", "tree")
+    raise ValueError(
+        f"axes of {path!r}: expected a signature string, MuonDimensionNumbers or None, got {spec!r}."
+    )
+
+
+def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
+    """The `Signature` of every leaf of `params`, by path, in flattening order.
+
+    Args:
+        axes: rules ``((pattern, signature), ...)``; or a tree like `params` of signature strings,
+            ``optax.contrib.MuonDimensionNumbers`` or None (not a matrix), of which any prefix will do; or a
+            function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None, the fallback: exactly two
+            dimensions is a hidden matrix whose axis 0 is the input, everything else is a vector.
+        params: a tree of arrays or ``jax.ShapeDtypeStruct``. Empty trees give an empty dictionary.
+
+    Raises:
+        ValueError: a leaf without a rule, a rule without a leaf, a malformed signature, or two leaves on one path.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    items = [(path_string(key), tuple(leaf.shape)) for key, leaf in leaves]
+    if len({path for path, _ in items}) != len(items):
+        raise ValueError(
+            "two parameters have the same path; name the axes of a tree with unique paths."
+        )
+    if not items:  # such as the placeholder that optax.tree.map_params calls init with
+        return {}
+    if isinstance(axes, types.FunctionType):
+        axes = axes(shapes(params))
+    if axes is None:
+        return {path: _fallback(path, shape) for path, shape in items}
+    if _is_rules(axes):
+        texts = match_rules(axes, params, "axes")
+        return {path: parse(texts[path], path, shape) for path, shape in items}
+    specs: list[Any] = []
+    jax.tree.map(
+        lambda spec, part: specs.extend([spec] * len(jax.tree.leaves(part))),
+        axes,
+        params,
+        is_leaf=lambda x: (
+            x is None or isinstance(x, str | Signature | optax.contrib.MuonDimensionNumbers)
+        ),
+    )
+    return {
+        path: _describe(spec, path, shape) for spec, (path, shape) in zip(specs, items, strict=True)
+    }
+
+
+def resolve(axes: Axes, params: Any) -> Any:
+    """Like `signatures`, as a tree of the structure of `params`."""
+    found = signatures(axes, params)
+    return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)], params)
+
+
+def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> Any:
+    """Shardings from names: a tree of ``jax.P`` that puts every named axis on its mesh axis.
+
+    Args:
+        axes: as in `signatures`; names are needed, so rules or signature strings.
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        mesh_axes: name of an array axis to mesh axis, tuple of mesh axes or None. Names left out are replicated.
+
+    Raises:
+        ValueError: one parameter would use a mesh axis twice, or `mesh_axes` holds a name that no parameter has.
+    """
+    found = signatures(axes, params)
+    known = sorted({name for signature in found.values() for name in signature.names})
+    for name in mesh_axes:
+        if found and name not in known:
+            raise ValueError(
+                f"mesh_axes names {name!r}, which no parameter has; names are {known}."
+            )
+
+    def spec(key: tuple[Any, ...], _: Any) -> jax.sharding.PartitionSpec:
+        signature = found[path_string(key)]
+        entries = [mesh_axes.get(name) for name in signature.names] or [None] * len(signature.shape)
+        used: dict[str, str] = {}
+        for name, entry in zip(signature.names, entries):
+            for axis in () if entry is None else (entry,) if isinstance(entry, str) else entry:
+                if axis in used:
+                    raise ValueError(
+                        f"{signature.path!r} ({' '.join(signature.names)}) would put both {used[axis]!r} and "
+                        f"{name!r} on the mesh axis {axis!r}; map one of them to another axis or to None."
+                    )
+                used[axis] = name
+        return jax.P(*entries)
+
+    return jax.tree_util.tree_map_with_path(spec, params)

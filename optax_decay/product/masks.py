@@ -1,0 +1,108 @@
+"""Which parameters decay, and how strongly: masks by role, rule, tree, prefix or function.
+
+Every form ends as one number per parameter: 0 leaves it alone, 1 decays it, 0.5 decays it half as strongly.
+"""
+
+import difflib
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters import paths
+
+Mask = Any  # what `resolve` accepts
+
+# What a ready-made optimizer decays: embeddings, norms and biases are left alone.
+MATRICES = ("hidden", "head")
+
+
+def _is_roles(mask: Any) -> bool:
+    return isinstance(mask, str) or (
+        isinstance(mask, tuple | list) and len(mask) > 0 and all(isinstance(m, str) for m in mask)
+    )
+
+
+def _is_rules(mask: Any) -> bool:
+    return (
+        isinstance(mask, tuple | list)
+        and len(mask) > 0
+        and all(
+            isinstance(r, tuple | list)
+            and len(r) == 2
+            and isinstance(r[0], str)
+            and not isinstance(r[1], str)
+            for r in mask
+        )
+    )
+
+
+def check_mask(mask: Mask) -> None:
+    """Raises ValueError for role names that do not exist; other forms can only be checked against parameters."""
+    for role in (mask,) if isinstance(mask, str) else mask if _is_roles(mask) else ():
+        if role not in axes_lib.ROLES:
+            near = difflib.get_close_matches(role, axes_lib.ROLES, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"mask={role!r} is not a role; roles are {', '.join(axes_lib.ROLES)} (did you mean {near!r}?)."
+            )
+
+
+def _number(value: Any, path: str) -> float:
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"the mask at {path!r} is traced; masks are decided when a step is compiled."
+        )
+    number = float(value) if np.ndim(value) == 0 else -1.0
+    if not 0.0 <= number < float("inf"):
+        raise ValueError(
+            f"the mask at {path!r} is {value!r}; allowed: True, False or a number >= 0."
+        )
+    return number
+
+
+def resolve(mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]) -> dict[str, float]:
+    """The number of every parameter, by path.
+
+    Args:
+        mask: None (every leaf); a role or tuple of roles (`axes.ROLES`); rules ``((path pattern, value), ...)``
+            where the first match wins and every parameter and every rule must match; a tree of values, or any
+            prefix of one; or a function from a tree of ``jax.ShapeDtypeStruct`` to such a tree, so that a rule
+            on values, which would change between gradients and weights, cannot be written. Values are True,
+            False or non-negative numbers.
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        signatures: `axes.signatures` of the same tree.
+
+    Raises:
+        ValueError: an unknown role, a pattern without a parameter or the reverse, a bad value.
+    """
+    if not signatures:
+        return {}
+    if mask is None:
+        return dict.fromkeys(signatures, 1.0)
+    if _is_roles(mask):
+        check_mask(mask)
+        roles = (mask,) if isinstance(mask, str) else tuple(mask)
+        return {path: float(s.role in roles) for path, s in signatures.items()}
+    if _is_rules(mask):
+        values = paths.match_rules(mask, params, "mask")
+        return {path: _number(values[path], path) for path in signatures}
+    if isinstance(mask, types.FunctionType | types.MethodType) or (
+        callable(mask) and jax.tree.leaves(mask) == [mask]
+    ):
+        mask = mask(paths.shapes(params))
+    flat: list[Any] = []
+    try:
+        jax.tree.map(
+            lambda value, part: flat.extend([value] * len(jax.tree.leaves(part))),
+            mask,
+            params,
+            is_leaf=lambda x: x is None or isinstance(x, optax.MaskedNode),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the mask is neither a prefix of the parameter tree nor a role, rules or a function: {error}"
+        ) from error
+    return {path: _number(value, path) for path, value in zip(signatures, flat, strict=True)}

@@ -1,0 +1,61 @@
+"""What a decay did in its last step, kept in its state when asked for."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.product.per_matrix import accumulator_dtype
+
+
+class Metrics(NamedTuple):
+    """What a decay did in the last step to one parameter; float32 of shape ``signature.batch_shape``.
+
+    Attributes:
+        rate: λ(t)·m, dimensionless, before the learning rate.
+        decay_rms: RMS of λ·m·ψ(w), after the cautious gate.
+        update_rms: RMS of the incoming update.
+        weight_rms: RMS of the weights before the step.
+        beyond: fraction of weights with ``|w| > δ``; 0 for pulls without a threshold.
+    """
+
+    rate: jax.Array
+    decay_rms: jax.Array
+    update_rms: jax.Array
+    weight_rms: jax.Array
+    beyond: jax.Array
+
+
+def measure(
+    signature: axes_lib.Signature, coefficient: Any, term: Any, update: Any, w: Any, delta: Any
+) -> Metrics:
+    """`Metrics` of one leaf; inside ``shard_map`` they describe the local shard.
+
+    Args:
+        signature: of the leaf.
+        coefficient: λ·m, a number or an array that broadcasts against the leaf.
+        term: λ·m·ψ(w) after the gate, like w.
+        update: the incoming update.
+        w: weights before the step.
+        delta: threshold that broadcasts against w, or None.
+    """
+    dtype = accumulator_dtype(w.dtype)
+
+    def rms(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x).astype(dtype)), axis=signature.reduced))
+
+    rate = jnp.asarray(coefficient, dtype)
+    if rate.ndim:
+        rate = jnp.squeeze(rate, signature.reduced)
+    beyond = jnp.zeros([], dtype)
+    if delta is not None:
+        beyond = jnp.mean((jnp.abs(w) > delta).astype(dtype), axis=signature.reduced)
+    shape = signature.batch_shape
+    return Metrics(
+        jnp.broadcast_to(rate, shape),
+        rms(term),
+        rms(update),
+        rms(w),
+        jnp.broadcast_to(beyond, shape),
+    )

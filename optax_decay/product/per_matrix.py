@@ -1,0 +1,181 @@
+"""One number per matrix: what thresholds and multipliers have in common.
+
+A `Quantity` gives every decayed parameter one float32 number, or one per slice if the leaf stacks several matrices,
+and may keep memory between steps. The threshold of the Huber pull is one (``1.5 · mean|w|``), the spectral
+multiplier of AlphaDecay is one, and so is the constant. `decay` multiplies and applies them; this file holds the
+protocol and the quantities that need nothing but the weights.
+
+To write a new one, return ``Quantity(init, update)``. Both see dictionaries by path, holding only the parameters that
+decay; values have the shape ``signature.batch_shape`` (or are plain numbers). State must be arrays only, with dtypes
+and shapes that stay the same from step to step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters import paths
+from optax_decay.parameters.meshes import varying_axes
+
+Value = Any  # float or float32 array of shape () or `signature.batch_shape`
+
+
+class Context(NamedTuple):
+    """What a quantity may look at in one step.
+
+    Attributes:
+        updates: incoming updates by path; a path is absent where the update is None.
+        params: weights before the step, by path.
+        signatures: `axes.Signature` by path.
+        count: int32 scalar, number of completed updates.
+        extra: the extra arguments given to ``update``, unchanged.
+    """
+
+    updates: Mapping[str, jax.Array]
+    params: Mapping[str, jax.Array]
+    signatures: Mapping[str, axes_lib.Signature]
+    count: jax.Array
+    extra: Mapping[str, Any]
+
+    def gradients(self) -> dict[str, jax.Array]:
+        """Raw gradients by path: the extra argument ``gradients`` if the caller gives it, else the updates.
+
+        A link that stands after ``scale_by_adam`` no longer sees gradients; pass ``tx.update(grads, state, params,
+        gradients=grads)``.
+        """
+        tree = self.extra.get("gradients")
+        if tree is None:
+            return dict(self.updates)
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        found = {paths.path_string(key): leaf for key, leaf in leaves}
+        missing = [path for path in self.params if path not in found]
+        if missing:
+            raise ValueError(
+                f"the extra argument 'gradients' has no leaf at {missing[0]!r}; give the whole tree."
+            )
+        return {path: found[path] for path in self.params}
+
+
+class Quantity(NamedTuple):
+    """One number per matrix, with memory.
+
+    Attributes:
+        init: ``(params by path, signatures by path) -> state``; params may be ``jax.ShapeDtypeStruct``.
+        update: ``(Context, state) -> (values by path, state)``.
+    """
+
+    init: Callable[[Mapping[str, Any], Mapping[str, axes_lib.Signature]], Any]
+    update: Callable[[Context, Any], tuple[dict[str, Value], Any]]
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """float32 for low precision and float32, float64 for float64; the real counterpart for complex."""
+    return jnp.promote_types(jnp.finfo(dtype).dtype, jnp.float32)
+
+
+def constant(value: Value | Callable[[jax.Array], Value]) -> Quantity:
+    """The same number for every matrix; a number, or an optax schedule of the step."""
+
+    def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
+        now = value(context.count) if callable(value) else value
+        return dict.fromkeys(context.params, now), state
+
+    return Quantity(lambda params, signatures: (), update)
+
+
+def slice_mean(
+    x: jax.Array, signature: axes_lib.Signature, axis_name: Any = None, what: str = "a mean"
+) -> jax.Array:
+    """Mean of `x` over each slice of a parameter, in accumulator precision.
+
+    Args:
+        x: real array of the parameter's shape.
+        signature: which axes count as one slice.
+        axis_name: inside ``shard_map``, the mesh axes over which slices are split.
+        what: names the caller in the error.
+
+    Returns:
+        Array of shape ``signature.batch_shape``.
+
+    Raises:
+        ValueError: the array varies over mesh axes of a ``shard_map`` and no `axis_name` says what to sum over.
+    """
+    x = x.astype(accumulator_dtype(x.dtype))
+    varying = varying_axes(x)
+    if varying and axis_name is None:
+        raise ValueError(
+            f"{what} of {signature.path!r} is taken inside shard_map on a shard that varies over {sorted(varying)}: "
+            f"pass axis_name=... with the mesh axes that split one matrix (() if none does)."
+        )
+    total = jnp.sum(x, axis=signature.reduced)
+    size = jnp.asarray(x.size // max(1, total.size), x.dtype)
+    if axis_name:
+        names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        # Summing the sizes too keeps the mean right for leaves that are replicated over some of the axes.
+        total, size = jax.lax.psum(total, names), jax.lax.psum(size, names)
+    return total / size
+
+
+def magnitude(
+    kind: str = "mean",
+    factor: float = 1.0,
+    *,
+    decay: float = 0.99,
+    axis_name: Any = None,
+) -> Quantity:
+    """A multiple of the typical size of a matrix's weights.
+
+    With θ the weights before the step and per slice of a stacked leaf::
+
+        "mean":  c · mean|θ|
+        "rms":   c · sqrt(mean θ²)
+        "ema":   c · μ_t,   μ_t = β μ_{t-1} + (1-β) mean|θ_t|,   μ_0 = mean|θ_0|
+
+    Args:
+        kind: one of the above.
+        factor: c, dimensionless, positive; a number or an optax schedule.
+        decay: β in [0, 1), used by ``"ema"`` only.
+        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
+
+    Returns:
+        Quantity in the units of the weights. State: nothing, or for ``"ema"`` one float32 per slice.
+    """
+
+    def current(context: Context) -> dict[str, jax.Array]:
+        values = {}
+        for path, w in context.params.items():
+            x = jnp.abs(w)
+            x = x.astype(accumulator_dtype(x.dtype))
+            mean = slice_mean(
+                x * x if kind == "rms" else x,
+                context.signatures[path],
+                axis_name,
+                f"the {kind!r} threshold",
+            )
+            values[path] = jnp.sqrt(mean) if kind == "rms" else mean
+        return values
+
+    def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
+        if kind != "ema":
+            return ()
+        return {
+            path: jnp.zeros(signatures[path].batch_shape, accumulator_dtype(w.dtype))
+            for path, w in params.items()
+        }
+
+    def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
+        values = current(context)
+        if kind == "ema":
+            state = values = {
+                path: jnp.where(
+                    context.count == 0, value, decay * state[path] + (1 - decay) * value
+                )
+                for path, value in values.items()
+            }
+        c = factor(context.count) if callable(factor) else factor
+        return {path: c * value for path, value in values.items()}, state
+
+    return Quantity(init, update)

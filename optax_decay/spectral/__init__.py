@@ -1,0 +1,1 @@
+"""AlphaDecay: decay multipliers from the spectrum of each weight matrix."""

@@ -1,0 +1,1 @@
+"""How learning rate and decay follow the width of a model."""

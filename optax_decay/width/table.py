@@ -1,0 +1,144 @@
+"""What a width law means in numbers: learning rate, decay, shrink and time scale of every parameter."""
+
+import dataclasses
+import math
+from typing import Any
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import check
+from optax_decay.product import masks
+from optax_decay.product.couplings import check_coupling
+from optax_decay.product.diagnostics import quantity_text
+from optax_decay.width.factors import width_plan
+from optax_decay.width.laws import Growth, WidthLaw
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthRow:
+    """One parameter of a `WidthTable`.
+
+    Attributes:
+        path, shape, role: from its `Signature`.
+        factor: m, its width over the proxy's; None for vector-like parameters.
+        learning_rate: η_i, at the peak.
+        weight_decay: λ_i, such that AdamW with η_i and λ_i shrinks weights at the same speed; 0: no decay.
+        shrink: fraction by which a step at the peak shrinks a weight.
+        steps: 1/shrink, infinite without decay.
+        top_singular_value: predicted largest singular value over the proxy's; None without decay or for vectors.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    role: str
+    factor: float | None
+    learning_rate: float
+    weight_decay: float
+    shrink: float
+    steps: float
+    top_singular_value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthTable:
+    """The resolved width law of every parameter. ``str(table)`` is what to print before a run."""
+
+    rows: tuple[WidthRow, ...]
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "role", "width", "rate", "decay", "per step", "steps", "σ")
+        lines = [header]
+        for row in self.rows:
+            σ = row.top_singular_value
+            lines.append(
+                (
+                    row.path,
+                    "×".join(map(str, row.shape)) or "scalar",
+                    row.role,
+                    "-" if row.factor is None else f"×{row.factor:g}",
+                    f"{row.learning_rate:.3g}",
+                    f"{row.weight_decay:.3g}" if row.shrink else "-",
+                    f"{row.shrink:.2e}" if row.shrink else "-",
+                    quantity_text(row.steps) if row.shrink else "-",
+                    "-" if σ is None else f"×{σ:.2f}",
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        text = [
+            "  ".join(
+                cell.ljust(width) if i < 3 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths))
+            )
+            for line in lines
+        ]
+        rule = "-" * max(map(len, text))
+        return "\n".join([text[0], rule, *text[1:]])
+
+
+def width_table(
+    params: Any,
+    learning_rate: float,
+    weight_decay: float,
+    base_width: Any,
+    *,
+    rule: str | WidthLaw = "fan2025",
+    exponent: float | None = None,
+    optimizer: str | Growth = "adam",
+    head: str = "vector",
+    mask: masks.Mask = None,
+    coupling: str = "lr",
+    axes: axes_lib.Axes = None,
+) -> WidthTable:
+    """Learning rate, decay and time scale of every parameter, for the arguments of `width_scaling` or `mup_adamw`.
+
+    Args:
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        learning_rate: η of the proxy, at its peak.
+        weight_decay: λ of the proxy, under `coupling`.
+        base_width, rule, exponent, optimizer, head, axes: as in `width_scaled_decay`.
+        mask, coupling: as given to the decay; `mup_adamw` takes hidden matrices and the head if nothing is said.
+
+    Raises:
+        ValueError: as `width_scaled_decay`; a number out of its range.
+
+    >>> import jax.numpy as jnp
+    >>> axes = (("up", "D -> F"), ("norm", "D"))
+    >>> params = {"norm": jnp.zeros(2048), "up": jnp.zeros((2048, 8192))}
+    >>> print(width_table(params, 3e-3, 0.1, 256, axes=axes))
+    parameter  shape      role    width      rate  decay  per step  steps      σ
+    ----------------------------------------------------------------------------
+    norm       2048       vector      -     0.003      -         -      -      -
+    up         2048×8192  hidden     ×8  0.000375  0.283  1.06e-04  9.43k  ×1.00
+    """
+    check("learning_rate", learning_rate, 0.0, open_low=True)
+    check("weight_decay", weight_decay, 0.0)
+    check_coupling(coupling, learning_rate, learning_rate)
+    plan = width_plan(
+        base_width, rule=rule, exponent=exponent, optimizer=optimizer, head=head, axes=axes
+    )
+    signatures = axes_lib.signatures(axes, params)
+    strength = masks.resolve(mask, params, signatures)
+    rates, decays = plan.rates(signatures), plan.decays(signatures, False)
+    # "schedule" and "none" state the shrink itself; η/η_max is 1 at the peak.
+    coupled = weight_decay if coupling in ("lr", "corrected") else weight_decay / learning_rate
+    rows = []
+    for path, (m, law) in plan.laws(signatures).items():
+        signature, eta = signatures[path], learning_rate * rates[path]
+        lam = coupled * decays[path] * strength[path]
+        shrink = eta * lam
+        σ = None
+        if m is not None and lam:
+            σ = math.sqrt(rates[path] / decays[path]) * m**law.spectral
+        rows.append(
+            WidthRow(
+                path,
+                signature.shape,
+                signature.role,
+                m,
+                eta,
+                lam,
+                shrink,
+                1 / shrink if shrink else math.inf,
+                σ,
+            )
+        )
+    return WidthTable(tuple(rows))

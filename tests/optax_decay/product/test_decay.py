@@ -1,0 +1,330 @@
+"""The product: pulls, multipliers, couplings, masks, the cautious gate, metrics, tables and low precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decay
+from optax_decay.product import diagnostics
+from optax_decay.product.pulls import PULLS
+from tests.references import decays as references
+from tests.support import toy
+
+RATE = 0.05
+
+
+def shrink(tx, weights, steps=1):
+    """Weights after steps with zero gradients."""
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    return toy.train(tx, weights, [zero] * steps)[0]
+
+
+PENALTIES = {
+    "l2": lambda x, d: x * x / 2,
+    "l1": lambda x, d: abs(x),
+    "huber": lambda x, d: x * x / 2 if abs(x) <= d else d * abs(x) - d * d / 2,
+    "pseudo_huber": lambda x, d: d * d * (np.sqrt(1 + (x / d) ** 2) - 1),
+    "log_cosh": lambda x, d: d * d * np.log(np.cosh(x / d)),
+    "fair": lambda x, d: d * d * (abs(x) / d - np.log1p(abs(x) / d)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PULLS))
+def test_pull_is_the_gradient_of_its_penalty(name):
+    delta = 0.7
+    pull = PULLS[name]() if name in ("l1", "l2") else PULLS[name](delta)
+    assert set(PENALTIES) == set(PULLS)
+    with jax.enable_x64(True):
+        for w in (-3.1, -0.71, -0.2, 0.05, 0.69, 2.4):
+            h = 1e-6
+            slope = (PENALTIES[name](w + h, delta) - PENALTIES[name](w - h, delta)) / (2 * h)
+            got = float(pull.apply(jnp.asarray(w, jnp.float64), delta))
+            # Central differences: h² times the third derivative, plus rounding 2^-52/h.
+            assert got == pytest.approx(slope, abs=1e-8)
+            if pull.prox:
+                expected = references.prox_by_search(lambda x: PENALTIES[name](x, delta), w, 0.9)
+                got = float(pull.prox(jnp.asarray(w, jnp.float64), 0.9, delta, None))
+                assert got == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["huber", "pseudo_huber", "log_cosh", "fair"])
+def test_bounded_pulls(name):
+    pull = PULLS[name](0.5)
+    w = jnp.array([-1e4, -2.0, 1e-4, 3.0, 1e4])
+    got = pull.apply(w, 0.5)
+    assert jnp.all(jnp.abs(got) <= 0.5)
+    assert got[2] == pytest.approx(1e-4, rel=1e-3)
+    wide = PULLS[name](1e12)
+    np.testing.assert_allclose(wide.apply(w, 1e12), w, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(PULLS))
+def test_complex_weights_are_pulled_along_their_phase(name):
+    pull = PULLS[name]() if name in ("l1", "l2") else PULLS[name](0.7)
+    size = jnp.array([0.2, 0.69, 3.0])
+    phase = jnp.exp(1j * jnp.array([0.3, 2.0, -1.0]))
+    got = pull.apply((size * phase).astype(jnp.complex64), 0.7)
+    np.testing.assert_allclose(got, pull.apply(size, 0.7) * phase, rtol=2e-6)
+
+
+def test_couplings_shrink_as_the_table_says():
+    """With zero gradients and l2, one step multiplies a weight by 1 - shrink (needs.md's F1)."""
+    weights = {"w": jnp.array([[1.0, -2.0, 3.0]])}
+    schedule = lambda t: jnp.asarray([0.01, 0.04, 0.02])[t]
+    eta, peak, lam = np.array([0.01, 0.04, 0.02]), 0.04, 0.3
+    expected = {
+        "lr": eta * lam,
+        "schedule": eta / peak * lam,
+        "corrected": eta**2 / peak * lam,
+        "none": np.full(3, lam),
+    }
+    for coupling, shrinks in expected.items():
+        tx = optax_decay.adam_huber_decay(
+            schedule,
+            weight_decay=lam,
+            threshold=1e6,
+            coupling=coupling,
+            peak_learning_rate=peak,
+        )
+        got = shrink(tx, weights, 3)["w"]
+        np.testing.assert_allclose(got, weights["w"] * np.prod(1 - shrinks), rtol=3e-6)
+        table = optax_decay.decay_table(
+            weights, lam, coupling=coupling, learning_rate=schedule, peak_learning_rate=peak, step=2
+        )
+        assert table.rows[0].shrink == pytest.approx(shrinks[2], rel=1e-6)
+
+
+def test_schedule_coupling_is_safe_at_rate_zero():
+    weights = {"w": jnp.array([[1.0, -2.0]])}
+    for coupling in ("schedule", "corrected"):
+        tx = optax_decay.adam_huber_decay(
+            lambda t: 0.1 * t, weight_decay=0.5, coupling=coupling, peak_learning_rate=0.1
+        )
+        np.testing.assert_array_equal(shrink(tx, weights)["w"], weights["w"])
+
+
+def test_convert_weight_decay():
+    assert optax_decay.convert_weight_decay(0.1, "lr", "schedule", peak_learning_rate=3e-4) == 3e-5
+    there = optax_decay.convert_weight_decay(0.25, "none", "corrected", peak_learning_rate=2e-3)
+    assert there == 125
+    back = optax_decay.convert_weight_decay(there, "corrected", "none", peak_learning_rate=2e-3)
+    assert back == 0.25
+    with pytest.raises(ValueError, match="did you mean 'schedule'"):
+        optax_decay.convert_weight_decay(0.1, "lr", "schedul", peak_learning_rate=1e-3)
+
+
+def test_multipliers_multiply_and_schedules_compose():
+    weights = {"a": jnp.array([[2.0, -1.0]]), "b": jnp.array([[4.0, 0.5]])}
+    halve = optax_decay.constant(0.5)
+    grow = optax_decay.constant(lambda t: 1.0 + t)
+    tx = optax.chain(
+        optax_decay.decay(
+            lambda t: 0.1 * (t + 1), multiplier=(halve, grow), mask=(("a", 1.0), ("b", 0.25))
+        ),
+        optax.scale(-1.0),
+    )
+    got = shrink(tx, weights, 3)
+    per_step = np.array([0.1 * (t + 1) * 0.5 * (1 + t) for t in range(3)])
+    np.testing.assert_allclose(got["a"], weights["a"] * np.prod(1 - per_step), rtol=1e-6)
+    np.testing.assert_allclose(got["b"], weights["b"] * np.prod(1 - per_step / 4), rtol=1e-6)
+
+
+def test_cautious_gate_before_and_after_the_rate():
+    w = {"w": jnp.array([[1.0, -1.0, 2.0, -2.0, 3.0]])}
+    u = {"w": jnp.array([[0.5, 0.5, -0.5, -0.5, 0.0]])}
+    agree = np.array([[1, 0, 0, 1, 1]])
+    before = optax_decay.decay(0.1, cautious=True)
+    got = before.update(u, before.init(w), w)[0]["w"]
+    np.testing.assert_allclose(got, u["w"] + 0.1 * agree * w["w"], rtol=1e-6)
+    after = optax_decay.decay(0.1, cautious=True, coupling="none")
+    downhill = jax.tree.map(lambda x: -0.01 * x, u)
+    got = after.update(downhill, after.init(w), w)[0]["w"]
+    np.testing.assert_allclose(got, downhill["w"] - 0.1 * agree * w["w"], rtol=1e-6)
+
+
+def test_updates_of_none_are_left_out():
+    tx = optax_decay.huber_decay(0.1, "ema")
+    weights = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+    updates, state = tx.update({"a": None, "b": jnp.zeros((3, 2))}, tx.init(weights), weights)
+    assert updates["a"] is None
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(weights))
+
+
+def test_a_mask_function_sees_shapes_only():
+    """A rule on values would change between gradients and weights (F16); ours cannot be written."""
+    with pytest.raises((TypeError, AttributeError)):
+        tx = optax_decay.decay(0.1, mask=lambda tree: jax.tree.map(lambda x: x.mean() > 0, tree))
+        tx.init(toy.params())
+
+
+def test_a_callable_parameter_tree_as_mask_is_a_tree():
+    """Whether a mask is a function is decided by structure, not by ``callable`` (F15)."""
+
+    @jax.tree_util.register_pytree_node_class
+    class Module:
+        def __init__(self, a, b):
+            self.a, self.b = a, b
+
+        def __call__(self):
+            raise AssertionError("a module given as a mask must not be called")
+
+        def tree_flatten(self):
+            return (self.a, self.b), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    weights = Module(jnp.ones((2, 2)), jnp.ones((2, 3)))
+    tx = optax_decay.decay(0.5, mask=Module(True, False))
+    got = tx.update(jax.tree.map(jnp.zeros_like, weights), tx.init(weights), weights)[0]
+    assert float(got.a[0, 0]) == 0.5
+    assert float(got.b[0, 0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        ("hiden", r"did you mean 'hidden'"),
+        (((r"norm", True), (r".*", True)), r"mask rule 'norm' matches no parameter"),
+        (((r"head/kernel", True),), r"no mask rule matches"),
+        (((r".*", -1.0),), r"a number >= 0"),
+        ({"embed": True}, r"neither a prefix"),
+    ],
+)
+def test_bad_masks_say_what_is_wrong(mask, message):
+    with pytest.raises(ValueError, match=message):
+        optax_decay.decay(0.1, mask=mask, axes=toy.AXES).init(toy.params())
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: optax_decay.decay(float("nan")), "weight_decay=nan"),
+        (lambda: optax_decay.decay("0.1"), "'0.1' is not a number"),
+        (lambda: optax_decay.decay(0.1, pull="l3"), "did you mean 'l2'"),
+        (lambda: optax_decay.decay(0.1, multiplier=2.0), r"is not a Quantity|not iterable"),
+        (
+            lambda: optax_decay.decay(0.1, coupling="corrected", peak_learning_rate=1.0),
+            "needs learning_rate",
+        ),
+        (
+            lambda: optax_decay.proximal_decay(0.1, pull="pseudo_huber"),
+            "no closed-form proximal map",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_metrics_are_what_happened():
+    weights, grad = toy.params(), toy.gradients(1)[0]
+    tx = optax_decay.huber_decay(
+        lambda t: 0.2, 0.3, metrics=True, axes=toy.AXES, mask="hidden", cautious=True
+    )
+    updates, state = tx.update(grad, tx.init(weights), weights)
+    added = jax.tree.map(lambda u, g: np.asarray(u - g), updates, grad)["blocks"]["up"]["kernel"]
+    w = np.asarray(weights["blocks"]["up"]["kernel"])
+    numbers = diagnostics.metrics({"any": (state, ())})
+    for i in range(2):
+        name = f"blocks/up/kernel/{i}"
+        # u + term - u loses the last bits of term: 2^-24 of numbers up to 1 against terms of 0.06.
+        assert numbers[f"decay_rms/{name}"] == pytest.approx(
+            np.sqrt((added[i] ** 2).mean()), rel=1e-5
+        )
+        assert numbers[f"weight_rms/{name}"] == pytest.approx(np.sqrt((w[i] ** 2).mean()), rel=1e-6)
+        assert numbers[f"beyond/{name}"] == pytest.approx((np.abs(w[i]) > 0.3).mean(), abs=1e-6)
+        assert numbers[f"rate/{name}"] == pytest.approx(0.2)
+    assert not any(name.endswith("head/kernel") for name in numbers)
+
+
+def test_ema_threshold_is_found_by_diagnostics():
+    tx = optax_decay.adam_huber_decay(0.1, threshold="ema", axes=toy.AXES)
+    _, state = toy.train(tx, toy.params(), toy.gradients(1))
+    numbers = diagnostics.metrics(state)
+    w = toy.flat_params()["mix/kernel"]
+    assert numbers["threshold/mix/kernel"] == pytest.approx(np.abs(w).mean(), rel=1e-5)
+
+
+def test_table_agrees_with_what_the_optimizer_does():
+    """The table is computed from arguments, the shrink from a step with zero gradients."""
+    masks = ["hidden", ("hidden", "head"), None, ((r".*kernel", 0.5), (r".*", False))]
+    for mask in masks:
+        tx = optax.chain(
+            optax.scale_by_adam(),
+            optax_decay.decay(0.4, mask=mask, axes=toy.AXES),
+            optax.scale_by_learning_rate(RATE),
+        )
+        before, after = toy.params(), shrink(tx, toy.params())
+        table = optax_decay.decay_table(
+            before, 0.4, mask=mask, axes=toy.AXES, learning_rate=RATE, tokens_per_step=512
+        )
+        old, new = toy.unnest(before), toy.unnest(after)
+        for row in table.rows:
+            measured = 1 - np.linalg.norm(new[row.path]) / np.linalg.norm(old[row.path])
+            # 1 - ratio of norms: rounding of weights near 1 in 2^-24 steps, averaged over the leaf.
+            assert row.shrink == pytest.approx(measured, abs=2.0**-22)
+            assert row.tokens == (row.steps * 512)
+
+
+def test_table_as_text():
+    table = optax_decay.decay_table(
+        toy.params(),
+        0.1,
+        mask=("hidden", "head"),
+        axes=toy.AXES,
+        learning_rate=3e-4,
+        tokens_per_step=4096,
+    )
+    text = str(table)
+    assert "blocks/up/kernel" in text and "2×8×12" in text and "3.00e-05" in text
+    assert "33.3k" in text and "137M" in text
+    guessed = str(optax_decay.decay_table({"w": jnp.zeros((2, 3))}, 0.1))
+    assert "roles guessed" in guessed
+
+
+def test_decay_disappears_in_bfloat16_and_says_so():
+    """The measurement of needs.md F21: below 2^-9 per step no bfloat16 weight moves."""
+    rng = np.random.default_rng(0)
+    w32 = {"w": jnp.asarray(rng.standard_normal((100, 1000)), jnp.float32)}
+    w16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), w32)
+    tx = optax.chain(optax_decay.decay(0.1), optax.scale_by_learning_rate(1e-3))
+    with pytest.warns(optax_decay.LowPrecisionDecayWarning, match="stored in 16 bits"):
+        tx.init(w16)
+    moved32 = shrink(tx, w32)["w"] != w32["w"]
+    assert float(moved32.mean()) > 0.99
+    with pytest.warns(optax_decay.LowPrecisionDecayWarning):
+        moved16 = shrink(tx, w16)["w"] != w16["w"]
+    assert float(moved16.mean()) == 0.0
+
+
+def test_hyperparameters_stay_in_float32_for_bfloat16_weights():
+    """λ = 0.1 is not rounded to bfloat16's 0.10009765625 (F17)."""
+    w = {"w": jnp.full((1, 4), 256.0, jnp.bfloat16)}
+    u = {"w": jnp.zeros((1, 4), jnp.float32)}
+    tx = optax_decay.decay(jnp.float32(0.1))
+    with pytest.warns(optax_decay.LowPrecisionDecayWarning):
+        state = tx.init(w)
+    got = tx.update(u, state, w)[0]["w"]
+    np.testing.assert_allclose(got, 25.6, rtol=1e-6)
+
+
+def test_matches_torch_style_adamw():
+    """λ pasted from a torch run gives its trajectory: p *= 1 - ηλ, then the Adam step (F2)."""
+    flat, grads, lam = toy.flat_params(), toy.flat_gradients(10), 0.3
+    direction = references.adam_directions(0.9, 0.999, 1e-8)
+    w = {path: x.copy() for path, x in flat.items()}
+    for g in grads:
+        for path in w:
+            w[path] = w[path] * (1 - RATE * lam) - RATE * direction(path, g[path])
+    with jax.enable_x64(True):
+        tx = optax.chain(
+            optax.scale_by_adam(), optax_decay.decay(lam), optax.scale_by_learning_rate(RATE)
+        )
+        got, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(10, jnp.float64))
+    for path, x in toy.unnest(got).items():
+        np.testing.assert_allclose(x, w[path], rtol=1e-12, atol=1e-12)

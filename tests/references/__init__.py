@@ -1,0 +1,1 @@
+"""Reference implementations in float64 NumPy, written from the equations."""

@@ -1,0 +1,1 @@
+"""Data, models and processes that several tests share."""

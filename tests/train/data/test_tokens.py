@@ -1,0 +1,204 @@
+"""Text to tokens and back: bytes, learned pairs, and the vocabularies that people have."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tokenizers
+
+from tests.train.data.test_batches import ODD_TEXTS, prose, write
+from tests.train.data.test_tokenise import build
+from train.data import token_store, tokens
+
+# --- our own
+
+
+@pytest.fixture(scope="module", params=["bytes", "bpe-512", "bpe-700"])
+def tokenizer(request):
+    return tokens.learn(request.param, [prose(i) for i in range(40)])
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_any_text_survives(tokenizer, text):
+    encoded = tokenizer.encode([text])
+    assert encoded.dtype == np.uint16
+    assert tokenizer.decode(encoded) == text
+    assert encoded[-1] == tokenizer.separator and (encoded[:-1] != tokenizer.separator).all()
+
+
+def test_texts_follow_each_other_with_a_separator_after_each(tokenizer):
+    encoded = tokenizer.encode(ODD_TEXTS)
+    ends = np.flatnonzero(encoded == tokenizer.separator) + 1
+    parts = np.split(encoded, ends)[:-1]
+    assert [tokenizer.decode(part) for part in parts] == ODD_TEXTS
+    assert encoded.max() == tokenizer.separator == tokenizer.vocab_size - 1
+    assert len(tokenizer.encode([])) == 0
+
+
+def test_vocabulary_sizes(tokenizer):
+    assert tokenizer.vocab_size == {"bytes": 257}.get(tokenizer.name) or (
+        tokenizer.name == f"bpe-{tokenizer.vocab_size}"
+    )
+    text = prose(999)
+    ratio = len(text.encode()) / (len(tokenizer.encode([text])) - 1)
+    assert (ratio == 1) if tokenizer.name == "bytes" else (ratio > 2)
+
+
+def test_restored_tokenizer_is_the_same(tokenizer):
+    again = tokens.restore(tokenizer.name, tokenizer.to_json())
+    np.testing.assert_array_equal(again.encode(ODD_TEXTS), tokenizer.encode(ODD_TEXTS))
+
+
+def test_learning_twice_gives_the_same_vocabulary():
+    texts = [prose(i) for i in range(20)]
+    assert tokens.learn("bpe-600", texts).to_json() == tokens.learn("bpe-600", texts).to_json()
+
+
+def test_of_much_text_an_even_sample_is_learned_from(monkeypatch):
+    texts = [prose(i) for i in range(10)]
+    all_of_it, sample = tokens.learn("bpe-600", texts), tokens.learn("bpe-600", texts[::3])
+    assert all_of_it.to_json() != sample.to_json()
+    monkeypatch.setattr(tokens, "LEARN_FROM", sum(map(len, texts)) // 2)
+    assert tokens.learn("bpe-600", texts).to_json() == sample.to_json()
+
+
+def test_little_text_has_a_smaller_vocabulary():
+    learned = tokens.learn("bpe-4096", ["abc abc"])
+    assert 257 < learned.vocab_size < 270
+    assert learned.decode(learned.encode(["abc Ω"])) == "abc Ω"
+
+
+def test_long_texts_are_cut_and_survive(monkeypatch):
+    text = "".join(prose(i) + "\n" for i in range(5)) + "no newline at the end " * 40
+    learned = tokens.learn("bpe-512", [text])
+    whole = learned.encode([text, "next"])
+    monkeypatch.setattr(tokens, "PIECE", 500)
+    pieces = list(tokens._pieces(text))
+    assert len(pieces) > 5 and "".join(piece for piece, _ in pieces) == text
+    assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
+    cut = learned.encode([text, "next"])
+    assert learned.decode(cut) == learned.decode(whole) == text + "next"
+    assert (cut == learned.separator).sum() == 2
+
+
+# --- given
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    files = {f"{i:02d}.txt": prose(i) for i in range(40)}
+    return write(tmp_path_factory.mktemp("texts"), files)
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """As people have them: T5's kind with an end token of its own, and GPT-2's pair of files."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    texts = [prose(i) for i in range(20)]
+    five = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    five.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    five.decoder = tokenizers.decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    five.train_from_iterator(texts, trainer)
+    five.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    five.enable_padding(length=50)
+    five.enable_truncation(max_length=50)
+    (root / "t5").mkdir()
+    five.save(str(root / "t5/tokenizer.json"))
+    pairs = tokenizers.ByteLevelBPETokenizer()
+    pairs.train_from_iterator(
+        texts, vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    (root / "gpt2").mkdir()
+    pairs.save_model(str(root / "gpt2"))
+    return root
+
+
+def test_a_tokenizer_json(vocabularies, folder, tmp_path):
+    path = vocabularies / "t5/tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    theirs.no_truncation()
+    theirs.no_padding()
+    made = build(tmp_path / "out", folder, tokenizer=path)
+    assert made.tokenizer.separator == 1
+    start = 0
+    for end in made.train.ends[0].tolist():
+        document = made.train.arrays[0][start:end]
+        text = theirs.decode(document.tolist())
+        assert theirs.encode(text).ids == document.tolist()  # T5's rule: its end token, once
+        start = end
+    again = token_store.open_store(tmp_path / "out").tokenizer
+    assert again.decode(document) == made.tokenizer.decode(document) == text
+
+
+def test_gpt2s_pair_of_files(vocabularies):
+    given = tokens.given(vocabularies / "gpt2")
+    theirs = tokenizers.ByteLevelBPETokenizer(
+        str(vocabularies / "gpt2/vocab.json"), str(vocabularies / "gpt2/merges.txt")
+    )
+    for text in ODD_TEXTS[:4] + ODD_TEXTS[6:]:
+        assert given.encode([text])[:-1].tolist() == theirs.encode(text).ids
+        assert given.decode(given.encode([text])) == text
+    spelled = given.encode(["a<|endoftext|>b"])
+    assert (spelled == given.separator).sum() == 1 and spelled[-1] == given.separator
+    assert tokens.given(vocabularies / "gpt2/vocab.json").to_json() == given.to_json()
+
+
+def test_which_token_ends_a_text(vocabularies, tmp_path):
+    shutil.copytree(vocabularies / "t5", tmp_path / "t5")
+    path = tmp_path / "t5"
+    assert tokens.given(path).separator == 1
+    assert tokens.given(path, "<pad>").separator == 0
+    (path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<unk>"}}')
+    assert tokens.given(path).separator == 2
+    with pytest.raises(ValueError, match=r"<nothing> is not in .*--end_of_text.*<pad>"):
+        tokens.given(path, "<nothing>")
+
+
+def test_what_begins_a_text_is_told_from_what_ends_it(vocabularies, tmp_path):
+    assert tokens.given(vocabularies / "gpt2").begin == ()
+    library = tokenizers.Tokenizer.from_file(str(vocabularies / "t5/tokenizer.json"))
+    library.no_padding()
+    assert tokens.restore("t5", library.to_str(), 1).begin == ()
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<pad> $A </s>", special_tokens=[("</s>", 1), ("<pad>", 0)]
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    given = tokens.given(tmp_path)
+    assert given.begin == (0,)
+    assert given.encode(["a b"]).tolist() == library.encode("a b").ids[1:]  # not between documents
+
+
+def test_wide_vocabularies_take_four_bytes():
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}, "w0")
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    wide = tokens.restore("wide", library.to_str(), 70_000)
+    encoded = wide.encode(["w3 w69999", "w1"])
+    assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
+
+
+WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).to_str()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "merges.txt"),
+        ({"tokenizer.json": "{"}, "SentencePiece"),
+        ({"vocab.json": "{}"}, "missing: merges"),
+        ({"spiece.model": ""}, "SentencePiece model is not accepted; AutoTokenizer"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "{"}, "tokenizer_config.json cannot"),
+        ({"tokenizer.json": WORDS, "tokenizer_config.json": "[1]"}, "tokenizer_config.json cannot"),
+    ],
+)
+def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=said):
+        tokens.given(tmp_path)

@@ -1,0 +1,82 @@
+"""Every optimizer of the program: stopped, restored by a new program, and continued is never having stopped."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.support.runs import program
+from train.cli import parse
+from train.config.fields import Config, resolved
+from train.run import checkpoints as checkpoint
+from train.step import optimizer
+
+BETAS = ("--optimizer.b1", "0.9", "--optimizer.b2", "0.999")
+
+# The stop lies between two refreshes of whatever an optimizer renews now and then, and further ones follow.
+STOP, STEPS = 3, 6
+OPTIMIZERS = {
+    "adam": [],
+    "adam, threshold in the state": ["--decay.threshold", "ema"],
+    "AlphaDecay": [
+        *("--decay.spectral", "alpha", "--decay.spectral_every", "2", "--decay.spectral_size", "2")
+    ],
+    "nadam": ["--optimizer.name", "nadam"],
+    "lion": ["--optimizer.name", "lion"],
+    "exadam": ["--optimizer.name", "exadam"],
+    "conda": ["--optimizer.name", "conda", "--optimizer.refresh_every", "2"],
+    "root": ["--optimizer.name", "root"],
+    "sophia": ["--optimizer.name", "sophia", "--optimizer.refresh_every", "2"],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resume_is_bitwise(name, tmp_path):
+    flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
+
+    def steps(ready, state, start, stop):
+        for index in range(start, stop):
+            state, _ = ready.update(state, ready.batch(index))
+        return state
+
+    ready = program(tmp_path, *flags)
+    key = jax.random.key(0)
+    whole = jax.device_get(steps(ready, ready.init(key), 0, STEPS))
+    half = steps(ready, ready.init(key), 0, STOP)
+    meta = checkpoint.describe(Config(), "text", ready.shapes)
+    before = jax.device_get(half)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        checkpoints.save(half, meta, STOP)
+        checkpoints.wait()
+
+    other = program(tmp_path, *flags)
+    assert other is not ready
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        found, at = checkpoints.restore(other.placed_shapes(), meta, print) or (None, 0)
+    assert at == STOP
+    continued = jax.device_get(steps(other, found, STOP, STEPS))
+
+    jax.tree.map(np.testing.assert_array_equal, continued, whole)
+    # The steps after the stop did something to the weights and to the optimizer's own arrays.
+    for part in ("params", "optimizer"):
+        moved = [
+            np.any(np.asarray(a) != np.asarray(b))
+            for a, b in zip(jax.tree.leaves(before[part]), jax.tree.leaves(continued[part]))
+        ]
+        assert np.mean(moved) > 0.5
+
+
+def test_nadam_is_adam_with_nesterovs_momentum():
+    w = {"w": np.array([0.3, -2.0, 1e-3], np.float32)}
+    found = {}
+    for name, reference in (("nadam", optax.nadam(-1.0)), ("adam", optax.adam(-1.0))):
+        ours = optimizer.direction(
+            resolved(parse(["--optimizer.name", name, *BETAS])).optimizer, None
+        )
+        state, right = ours.init(w), reference.init(w)
+        for scale in (1.0, -3.0, 0.5):
+            gradient = {"w": scale * w["w"]}
+            found[name], state = ours.update(gradient, state, w)
+            expected, right = reference.update(gradient, right, w)
+            np.testing.assert_array_equal(found[name]["w"], expected["w"])
+    assert np.abs(found["adam"]["w"] - found["nadam"]["w"]).min() > 0.1

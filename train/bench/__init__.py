@@ -1,0 +1,1 @@
+"""What the library costs: times, memory and precision, measured."""

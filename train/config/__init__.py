@@ -1,0 +1,1 @@
+"""What a run is: its fields with units and checks, and named experiments."""

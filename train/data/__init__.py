@@ -1,0 +1,1 @@
+"""Batches that are a pure function of (seed, step), from text, token stores and images."""

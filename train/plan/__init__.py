@@ -1,0 +1,1 @@
+"""What a run would cost, read from compiled programs before any of it runs."""

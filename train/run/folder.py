@@ -1,0 +1,174 @@
+"""The folder of a run: made once, locked while in use, and holding what the run was.
+
+config.json        the fields, as asked for
+environment.json   one entry per start: command, commit, versions, devices, digest of the text
+decay.txt          what decays and how fast
+metrics.jsonl      one JSON object per line (log.py)
+checkpoints/       (checkpoint.py)
+figures/           (figures.py)
+tensorboard/       events, if tensorboardX is installed
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO, Any
+
+import jax
+
+from train import disk, processes
+from train.cli import from_json, to_json
+from train.config.continuation import refuse_changes
+from train.config.fields import Config, UserError, replace
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Folder:
+    """A locked run folder: `path`, and `config` with the folder filled in."""
+
+    def __init__(self, config: Config):
+        """Makes a new folder, or takes an existing one whose config agrees.
+
+        Raises:
+            UserError: not writable, not a run folder, in use, or of a run with another config.
+        """
+        self._lock: IO[str] | None = None
+        path = processes.from_first(lambda: str(self._prepare(config)))
+        self.path = pathlib.Path(path)
+        # Consent to a migration is for one start.
+        self.config = replace(config, {"run.folder": path, "run.migrate": False})
+
+    def _prepare(self, config: Config) -> pathlib.Path:
+        try:
+            path = _new(config.run.name) if config.run.folder is None else _given(config)
+            self._lock = locked(path)
+        except OSError as error:
+            raise UserError(
+                f"The run folder cannot be written: {error.strerror or error} ({error.filename})."
+                " Name another with --run.folder."
+            ) from None
+        now = replace(config, {"run.folder": str(path)})
+        try:
+            saved = path / "config.json"
+            if saved.exists():
+                before = from_json(saved.read_text(), str(saved))
+                refuse_changes(before, now, str(path), config.run.migrate)
+            write(saved, to_json(replace(now, {"run.migrate": False})))
+        except BaseException:
+            self._lock.close()
+            raise
+        return path
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def add_start(self, environment: dict[str, Any]) -> None:
+        """Adds one entry to environment.json."""
+        path, starts = self.path / "environment.json", []
+        try:
+            starts = json.loads(path.read_text()) if path.exists() else []
+        except ValueError:
+            path.replace(disk.aside(path))
+        write(path, json.dumps([*starts, environment], indent=2) + "\n")
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Replaces a file whole: a reader sees the old text or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _new(name: str) -> pathlib.Path:
+    runs = pathlib.Path("runs")
+    runs.mkdir(exist_ok=True)
+    for path in _numbered(runs / name):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
+
+
+def _numbered(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    number = 0
+    while True:
+        number += 1
+        yield path.with_name(f"{path.name}-{number:03d}")
+
+
+def _given(config: Config) -> pathlib.Path:
+    path = pathlib.Path(config.run.folder or "").expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    strange = [p.name for p in path.iterdir() if p.name not in ("lock", "config.json.part")]
+    if strange and not (path / "config.json").exists():
+        raise UserError(
+            f"{path} is not empty and not a run folder (it holds {strange[0]}, but no config.json);"
+            " name another with --run.folder."
+        )
+    return path
+
+
+def locked(path: pathlib.Path, what: str = "run") -> IO[str]:
+    """An open file whose lock ends with the process, however that ends; `what` names who else may hold it."""
+    file = (path / "lock").open("a+")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on Windows
+        return file
+    except OSError:
+        file.seek(0)
+        raise UserError(
+            f"{path} is in use by another {what} (process {file.read().strip() or 'unknown'}); wait for"
+            f" it, or name another folder with --{'run.folder' if what == 'run' else 'out'}."
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """Where a run runs: everything that is not in its config but may change its numbers."""
+    names = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "tokenizers")
+    devices = jax.devices()
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": None if (s := _git("status", "--porcelain")) is None else bool(s),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "devices": {"kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+        "variables": {n: os.environ[n] for n in ("XLA_FLAGS", "JAX_PLATFORMS") if n in os.environ},
+        **more,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

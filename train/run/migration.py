@@ -1,0 +1,175 @@
+"""From the state of one optimizer to that of another: what has the same name goes on, all else is told.
+
+A leaf of an optimizer state has a path ("inner_state/0/mu/head/kernel"), which changes with every
+wrapper and link, and a name ("ScaleByAdamState.mu/head/kernel"): the innermost state type, its
+field, and what is below. A leaf is kept where path and name agree, else where the name alone does
+and points at one leaf. Types must agree because fields of one word are not of one meaning: Adam's
+`mu` is not Conda's. The parameters and the step are always kept, and must be complete.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_decay.parameters.paths import leaf_paths, path_string
+from train.config.fields import UserError
+
+
+def names(state: Any) -> dict[str, str]:
+    """Path to name of every array of a state."""
+    found = {}
+    for keys, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
+        node, start, owner = state, 0, ""
+        for depth, key in enumerate(keys):
+            if isinstance(node, tuple) and hasattr(node, "_fields"):
+                start, owner = depth, type(node).__name__ + "."
+            node = _child(node, key)
+        path = path_string(keys)
+        found[path] = owner + "/".join(path.split("/")[start:])
+    return found
+
+
+def _child(node: Any, key: Any) -> Any:
+    """The part of a tree under one key, or None inside of nodes that cannot be walked by keys."""
+    match key:
+        case jax.tree_util.DictKey():
+            return node[key.key]
+        case jax.tree_util.SequenceKey():
+            return node[key.idx]
+        case jax.tree_util.GetAttrKey():
+            return getattr(node, key.name)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What becomes of each leaf."""
+
+    kept: dict[str, str]  # new path to old path
+    reset: tuple[str, ...]  # new paths that begin anew
+    dropped: tuple[str, ...]  # old paths that nothing takes
+
+    @property
+    def changes(self) -> bool:
+        return bool(self.reset or self.dropped or any(a != b for a, b in self.kept.items()))
+
+    def __str__(self) -> str:
+        moved = {new: old for new, old in self.kept.items() if new != old}
+        groups = (
+            ("kept", [p for p in self.kept if p not in moved]),
+            ("kept, moved", [f"{old} -> {new}" for new, old in moved.items()]),
+            ("reset, as at the start of a run", self.reset),
+            ("dropped", self.dropped),
+        )
+        lines = [
+            f"{len(found)} arrays {what}\n" + _listed(found) for what, found in groups if found
+        ]
+        return "\n".join(lines)
+
+
+def _listed(paths: Any) -> str:
+    return "\n".join(f"    {path}" for path in paths)
+
+
+def plan(old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]) -> Plan:
+    """Which leaf of `old` each leaf of `new` takes; both map paths to (name, "dtype[shape]").
+
+    Raises:
+        UserError: parameters, or the step, are not the same on both sides.
+    """
+    fixed = ("params/", "step")
+    a, b = ({p: v for p, v in side.items() if p.startswith(fixed)} for side in (old, new))
+    if a != b:
+        path = next(p for p in sorted(a.keys() | b.keys()) if a.get(p) != b.get(p))
+        kinds = [side[path][1] if path in side else "absent" for side in (a, b)]
+        raise UserError(
+            f"Only the optimizer of a run can change, not its model: {path} is {kinds[0]} in the"
+            f" checkpoint and {kinds[1]} now. Start a new run for another model."
+        )
+    same = [path for path in new if path in old and fits(old[path], new[path])]
+    kept = {path: path for path in same}
+    free, open_ = (_by_name(side, kept) for side in (old, new))
+    for path, value in new.items():
+        if path not in kept:
+            near = [p for p in free.get(value[0], ()) if fits(old[p], value)]
+            rivals = [p for p in open_[value[0]] if fits(value, new[p])]
+            chosen = _nearest(path, near, rivals)
+            if chosen is not None:
+                kept[path] = chosen
+    used = set(kept.values())
+    return Plan(
+        kept,
+        tuple(path for path in new if path not in kept),
+        tuple(path for path in old if path not in used),
+    )
+
+
+def _by_name(side: dict[str, tuple[str, str]], without: Any) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path, (name, _) in side.items():
+        if path not in without:
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def fits(old: tuple[str, str], new: tuple[str, str]) -> bool:
+    """Same name and shape; another floating type is converted."""
+    if old == new:
+        return True
+    try:
+        a, b = (parse(text) for text in (old[1], new[1]))
+    except ValueError:  # keys of random numbers, which only fit their own kind
+        return False
+    floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (a, b))
+    return old[0] == new[0] and a.shape == b.shape and floats
+
+
+def _nearest(path: str, candidates: list[str], rivals: list[str]) -> str | None:
+    """The candidate whose path ends most like `path`, if it is one, and prefers no rival of `path`."""
+    best = _most_alike(path, candidates)
+    return best if best is not None and _most_alike(best, rivals) == path else None
+
+
+def _most_alike(path: str, others: list[str]) -> str | None:
+    scores = {other: _common_end(path, other) for other in others}
+    best = [other for other in others if scores[other] == max(scores.values())]
+    return best[0] if len(best) == 1 else None
+
+
+def _common_end(a: str, b: str) -> int:
+    count = 0
+    for x, y in zip(reversed(a.split("/")), reversed(b.split("/"))):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+_SHAPE = re.compile(r"([a-z][a-z0-9_]{0,30})\[((?:\d{1,18}(?:, \d{1,18}){0,15})?)\]")
+
+
+def parse(text: str) -> jax.ShapeDtypeStruct:
+    """ "float32[3, 5]" as a shape; raises ValueError for anything else."""
+    found = _SHAPE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text[:60]!r} is not a type and a shape")
+    try:
+        dtype = jnp.dtype(found[1])
+    except TypeError:
+        dtype = None
+    if dtype is None or not (dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)):
+        raise ValueError(f"{found[1]!r} is not a type of numbers")
+    return jax.ShapeDtypeStruct(tuple(int(n) for n in found[2].split(", ") if n), dtype)
+
+
+def join(state: Any, kept: dict[str, Any]) -> Any:
+    """`state` with the leaves at the paths of `kept` put in, in the type that `state` has."""
+    leaves, treedef = jax.tree.flatten(state)
+    new = [
+        kept[path].astype(leaf.dtype) if path in kept else leaf
+        for path, leaf in zip(leaf_paths(state), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, new)

@@ -1,0 +1,1 @@
+"""One training step: optimizer, task, sharding over devices, and what is observed of the weights."""

@@ -1,0 +1,1 @@
+"""Experiments that are made of many runs."""

@@ -1,0 +1,224 @@
+"""The arms of a comparison: every decay and every optimizer as one row of a table.
+
+An arm is a chain that is built from numbers which may be traced: its learning rate and its decay coefficient are
+tuned, everything else is as published or as in the row of AdamW. Before every chain stands the same clipping of the
+gradient, behind it nothing. λ has AdamW's coupling throughout (the shrink per step is ηλ), but for the p-norm, whose
+published step is proximal. Decays act on hidden matrices and the head.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_decay
+from optax_decay.parameters import axes as axes_lib
+
+MASK = ("hidden", "head")
+WORKERS = 4  # of 1-bit Adam; a batch is split over them
+B1, B2 = 0.9, 0.95
+# Where searches begin. A run of T steps shrinks a weight that gets no gradient by exp(-ηλT/2): 0.8 and 3.2 in the
+# exponent at η = 0.008, T = 400. No decay at all is in every grid: it is the only end that λ has.
+DECAYS = (0.0, 0.5, 2.0)
+RATES = (0.004, 0.008, 0.016)
+
+
+class Setting(NamedTuple):
+    """What an arm is built from.
+
+    Attributes:
+        rate: learning rate by step.
+        peak: its largest value.
+        weight_decay: λ.
+        steps: of the whole run, may be traced.
+        axes: of the parameters.
+        width: of the model [features].
+    """
+
+    rate: Callable[[Any], Any]
+    peak: Any
+    weight_decay: Any
+    steps: Any
+    axes: Any
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row.
+
+    Attributes:
+        title: for tables and pictures.
+        build: the chain behind the clipping.
+        kind: what its paper proposes, or what it is there for.
+        learning_rates, weight_decays: the grid at the start of tuning: geometric series, that of λ with 0 before
+            it; a single decay is not tuned.
+        workers: simulated workers with gradients of their own, on a mapped axis called "worker".
+    """
+
+    title: str
+    build: Callable[[Setting], optax.GradientTransformation]
+    kind: str = "decay"
+    learning_rates: tuple[float, ...] = RATES
+    weight_decays: tuple[float, ...] = DECAYS
+    workers: int = 1
+
+
+def uniform(s: Setting) -> optax.GradientTransformation:
+    return optax_decay.decay(s.weight_decay, mask=MASK, axes=s.axes)
+
+
+def after_adam(link: Callable[[Setting], optax.GradientTransformation]) -> Callable[[Setting], Any]:
+    """A decay between Adam and the learning rate."""
+    return directed(lambda s: optax.scale_by_adam(B1, B2), link)
+
+
+def directed(direction: Callable[[Setting], Any], link: Callable[[Setting], Any] = uniform) -> Any:
+    """A direction, a decay and the learning rate."""
+    return lambda s: optax.chain(direction(s), link(s), optax.scale_by_learning_rate(s.rate))
+
+
+def muon(s: Setting) -> optax.GradientTransformation:
+    """optax's Muon on hidden matrices, Adam elsewhere; its steps have Adam's typical RMS of 0.2."""
+
+    def numbers(params: Any) -> Any:
+        return jax.tree.map(
+            lambda signature: (
+                optax.contrib.MuonDimensionNumbers(signature.inputs, signature.outputs)
+                if signature.role == "hidden"
+                else None
+            ),
+            axes_lib.resolve(s.axes, params),
+        )
+
+    # With the learning rate -1 it is the direction alone: the decay is then that of all arms.
+    return optax.contrib.muon(
+        -1.0,
+        adam_b1=B1,
+        adam_b2=B2,
+        muon_weight_dimension_numbers=numbers,
+        consistent_rms=0.2,
+    )
+
+
+def alpha(preserve_mean: bool) -> Any:
+    return after_adam(
+        lambda s: optax_decay.spectral_alpha_decay(
+            s.weight_decay,
+            refresh_every=20,  # a twentieth of 400 steps, as in the authors' runs
+            preserve_mean=preserve_mean,
+            mask=MASK,
+            axes=s.axes,
+        )
+    )
+
+
+def quasi_hyperbolic(s: Setting) -> optax.GradientTransformation:
+    """Half of Adam's momentum and half of its gradient, over the same denominator: QHAdam with ν₁ = ½, ν₂ = 1.
+
+    EXAdam comes down to it once its debiasing terms have faded.
+    """
+    adam = optax.scale_by_adam(B1, B2)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        found: tuple[Any, Any] = adam.update(updates, state, params)
+        averaged, after = found
+        squares = optax.tree.bias_correction(after.nu, B2, after.count)
+        mean = jax.tree.map(
+            lambda a, g, v: (a + g / (jnp.sqrt(v) + 1e-8)) / 2, averaged, updates, squares
+        )
+        return mean, after
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def p_norm(s: Setting) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(B1, B2),
+        optax.scale_by_learning_rate(s.rate),
+        optax_decay.lp_proximal_decay(
+            s.rate, s.weight_decay, p=0.8, linearize_at="new", mask=MASK, axes=s.axes
+        ),
+    )
+
+
+def conda(s: Setting) -> optax.GradientTransformation:
+    every = jnp.maximum(1, s.steps // 5)  # as 2000 of 10,000 steps in the authors' runs
+    return optax_decay.scale_by_conda(B1, 0.99, refresh_every=every, axes=s.axes)
+
+
+def one_bit_adam(s: Setting) -> optax.GradientTransformation:
+    warmup: Any = jnp.maximum(1, s.steps // 5)  # the advice is 15 to 25 % of all steps
+    return optax_decay.one_bit_adam(
+        s.rate,
+        "worker",
+        warmup,
+        B1,
+        0.999,
+        weight_decay=s.weight_decay,
+        axes=s.axes,
+        bias_correction=True,
+    )
+
+
+def exadam(log_growth: bool) -> Any:
+    return directed(lambda s: optax_decay.scale_by_exadam(B1, B2, log_growth=log_growth))
+
+
+def shorter(b1: float) -> Any:
+    """AdamW whose momentum forgets sooner."""
+    return directed(lambda s: optax.scale_by_adam(b1, B2))
+
+
+def given(link: Callable[..., Any], **options: Any) -> Any:
+    """A decay of the library with nothing but its coefficient tuned."""
+    return after_adam(lambda s: link(s.weight_decay, mask=MASK, axes=s.axes, **options))
+
+
+ADAMW = after_adam(uniform)
+ARMS = {
+    "adamw": Arm("AdamW", ADAMW, "control"),
+    "again": Arm("AdamW again (A/A)", ADAMW, "control"),  # at the point of "adamw"
+    "muon": Arm("Muon", directed(muon), "control"),
+    "none": Arm("no decay", ADAMW, weight_decays=(0.0,)),
+    "huber": Arm("Huber (AdamHD)", given(optax_decay.huber_decay)),
+    "alphadecay_matched": Arm("AlphaDecay, same mean", alpha(True)),
+    "alphadecay": Arm("AlphaDecay", alpha(False)),
+    "awd": Arm("AWD", given(optax_decay.awd_decay), weight_decays=(0.0, 8.0, 32.0)),
+    "adadecay": Arm("AdaDecay", given(optax_decay.adadecay)),
+    "p_norm": Arm("p-norm, p = 0.8", p_norm, weight_decays=(0.0, 0.004, 0.016)),
+    "cautious": Arm("cautious", given(optax_decay.cautious_decay)),
+    "width_scaled": Arm(
+        "width-scaled",
+        after_adam(
+            lambda s: optax_decay.width_scaling(
+                s.weight_decay, s.width // 2, mask=MASK, axes=s.axes
+            )
+        ),
+    ),
+    # Published learning rates are ten times AdamW's, and a quarter of that is the step.
+    "conda": Arm("Conda", directed(conda), "optimizer", learning_rates=(0.008, 0.016, 0.032)),
+    "root": Arm("ROOT", directed(lambda s: optax_decay.scale_by_root(axes=s.axes)), "optimizer"),
+    # Most coordinates move by η itself, where Adam's RMS is about 0.2.
+    "sophia": Arm(
+        "Sophia-G",
+        directed(lambda s: optax_decay.scale_by_sophia(0.965, 0.99)),
+        "optimizer",
+        learning_rates=(0.001, 0.002, 0.004),
+    ),
+    # Steps are 2 to 5 times Adam's, and in the first version another 2.6 times at step 100.
+    "exadam": Arm("EXAdam v2", exadam(False), "optimizer", learning_rates=(0.002, 0.004, 0.008)),
+    "exadam_v1": Arm("EXAdam v1", exadam(True), "optimizer", learning_rates=(0.001, 0.002, 0.004)),
+    "one_bit_adam": Arm("1-bit Adam", one_bit_adam, "optimizer", workers=WORKERS),
+    # Adam's own ways of weighing the latest gradient more, which EXAdam has to be told from.
+    "adamw_b1_08": Arm("AdamW, β₁ = 0.8", shorter(0.8), "baseline"),
+    "adamw_b1_05": Arm("AdamW, β₁ = 0.5", shorter(0.5), "baseline"),
+    "nadamw": Arm(
+        "NAdamW", directed(lambda s: optax.scale_by_adam(B1, B2, nesterov=True)), "baseline"
+    ),
+    "qhadamw": Arm("QHAdamW, ν₁ = ½", directed(quasi_hyperbolic), "baseline"),
+}
+CONTROLS = ("adamw", "again", "muon")

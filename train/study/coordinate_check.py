@@ -1,0 +1,237 @@
+"""Do activations keep their size when the model gets wider? A check of initial weights, forward
+multipliers and learning rates together, after a few steps of training.
+
+    python -m train coordinate_check [--widths 32 64 128 256] [--steps 5] ...
+
+Under μP no activation grows or shrinks with the width, neither at the start nor after training;
+with one learning rate for everything, activations grow, and the more steps the more. Sizes are root
+mean squares over tokens and features, on the same text:
+
+    embedding    what the first layer gets
+    attention    what attention adds to the residual stream, mean over layers
+    mlp          what the MLP adds, mean over layers
+    residual     the residual stream after the last layer
+    logits       what the loss gets
+    Δ NAME       change of that since the start of training
+
+Logits are ∝ 1/sqrt(width) at the start (the read-out is multiplied by 1/width); their change is not.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+
+from models import llama
+from train.config.fields import UserError
+from train.data import batches as data_lib
+from train.display import say
+from train.run import figures
+from train.step import update as step
+from train.study.width.runs import Task, model, transformation
+
+NAMES = ("embedding", "attention", "mlp", "residual", "logits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A coordinate check."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Widths of the models [features]; the first is the proxy's."""
+    steps: int = 5
+    """Updates."""
+    learning_rate: float = 0.01
+    """Of the proxy."""
+    seeds: int = 3
+    """Runs per width; sizes are geometric means over them."""
+    folder: str = "runs/coordinate_check"
+    """Where the picture goes."""
+
+
+def activations(config: llama.Config, params: Any, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+    """The activations of `NAMES`, with a leading axis for layers where there are several."""
+    graph = nnx.split(nnx.eval_shape(lambda: llama.Llama(config, nnx.Rngs(0))))[0]
+    network = nnx.merge(graph, params)
+    x_BTD = network.embed.embedding[...][tokens_BT].astype(config.dtype)
+    angles_TE = llama.rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
+    embedding_BTD = x_BTD
+
+    def layer(x_BTD: jax.Array, block: llama.Block) -> tuple[jax.Array, Any]:
+        attention_BTD = block.attention(block.attention_norm(x_BTD), angles_TE)
+        x_BTD += attention_BTD
+        mlp_BTD = block.mlp(block.mlp_norm(x_BTD))
+        return x_BTD + mlp_BTD, (attention_BTD, mlp_BTD)
+
+    x_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, x_BTD, network.blocks)
+    logits_BTV = llama.forward(config, params, tokens_BT)
+    return dict(zip(NAMES, (embedding_BTD, attention_LBTD, mlp_LBTD, x_BTD, logits_BTV)))
+
+
+def coordinate_check(
+    task: Task,
+    parametrisation: str,
+    widths: Sequence[int],
+    batches: Sequence[np.ndarray],
+    vocab_size: int,
+    *,
+    learning_rate: float,
+    seeds: Sequence[int] = (0,),
+) -> list[dict[str, Any]]:
+    """Sizes of activations at several widths, before and after every update.
+
+    Args:
+        task: shape of the models; its base width is the proxy's.
+        parametrisation: "standard" or "mup".
+        widths: of the models.
+        batches: tokens [B, T + 1] of each update; sizes are taken on the first.
+        vocab_size: of the tokens.
+        learning_rate: of the proxy, constant.
+        seeds: of the initial weights; one run each.
+
+    Returns:
+        One record per width, seed, step and name: {"width", "seed", "step", "name", "rms"}.
+    """
+    task = dataclasses.replace(task, steps=10**9, warmup=1e-9)  # a constant learning rate
+    records = []
+    for width in widths:
+        config = model(task, width, vocab_size, parametrisation)
+        axes = llama.axes(config)
+        tx = transformation(task, parametrisation, axes, learning_rate, 0.0)
+        forward = functools.partial(llama.forward, config)
+
+        @jax.jit
+        def update(params: Any, state: Any, tokens: jax.Array, tx=tx, forward=forward) -> Any:
+            gradient = jax.grad(lambda p: step.loss(forward, p, tokens))(params)
+            change, state = tx.update(gradient, state, params)
+            return optax.apply_updates(params, change), state
+
+        look = jax.jit(functools.partial(activations, config))
+        init = jax.jit(functools.partial(llama.init, config))
+        for seed in seeds:
+            params = init(jax.random.key(seed))
+            state = tx.init(params)
+            first = look(params, batches[0][:, :-1])
+            for i in range(len(batches) + 1):
+                if i:
+                    params, state = update(params, state, batches[i - 1])
+                now = look(params, batches[0][:, :-1])
+                at = {"width": width, "seed": seed, "step": i}
+                for name in NAMES:
+                    records.append({**at, "name": name, "rms": _rms(now[name])})
+                    change = _rms(now[name] - first[name])
+                    records.append({**at, "name": f"Δ {name}", "rms": change})
+    return records
+
+
+def _rms(x: jax.Array) -> float:
+    return float(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))))
+
+
+def slopes(records: Sequence[dict[str, Any]], at: int) -> dict[str, float]:
+    """Exponents b of RMS ∝ width^b after `at` updates, by name; nan where nothing has changed yet."""
+    found = {}
+    for name in dict.fromkeys(record["name"] for record in records):
+        chosen = [r for r in records if r["name"] == name and r["step"] == at]
+        sizes = np.array([r["rms"] for r in chosen])
+        widths = np.array([r["width"] for r in chosen])
+        usable = len(set(widths.tolist())) > 1 and bool(np.all(sizes > 0))
+        found[name] = (
+            float(np.polyfit(np.log(widths), np.log(sizes), 1)[0]) if usable else float("nan")
+        )
+    return found
+
+
+def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) -> pathlib.Path:
+    """Sizes against width: a column per parametrisation; above after `at` updates, below the change."""
+    plt = figures.pyplot()
+    colors = dict(zip(NAMES, ("#a0a0a0", "#10305a", "#b4521e", "#3c8c84", "#7a3b8f")))
+    marks = dict(zip(NAMES, "os^Dv"))
+    with plt.rc_context(figures.LOOK):
+        picture, panels = plt.subplots(
+            2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 6.5)
+        )
+        for column, (title, records) in enumerate(found.items()):
+            powers = slopes(records, at)
+            for name in NAMES:
+                for row, label in enumerate((name, f"Δ {name}")):
+                    chosen = [r for r in records if r["name"] == label and r["step"] == at]
+                    widths = sorted({r["width"] for r in chosen})
+                    sizes = [
+                        np.exp(np.mean([np.log(r["rms"]) for r in chosen if r["width"] == w]))
+                        for w in widths
+                    ]
+                    panels[row, column].loglog(
+                        *(widths, sizes),
+                        color=colors[name],
+                        marker=marks[name],
+                        label=f"{label}: width^{powers[label]:.2f}",
+                    )
+            panels[0, column].set_title(f"{title}, after {at} updates")
+            for row in range(2):
+                panels[row, column].legend(
+                    fontsize=6.5,
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.08 - 0.1 * row),
+                    ncols=2,
+                )
+            panels[1, column].set_xlabel("width")
+            widths = sorted({r["width"] for r in records})
+            panels[1, column].set_xticks(widths, labels=map(str, widths), minor=False)
+            panels[1, column].minorticks_off()
+        panels[0, 0].set_ylabel("RMS of activations")
+        panels[1, 0].set_ylabel("RMS of their change")
+        picture.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.savefig(path)
+        plt.close(picture)
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m train coordinate_check`: prints the exponents and draws coordinate_check.png."""
+    options = tyro.cli(
+        Options,
+        args=arguments,
+        prog="python -m train coordinate_check",
+        description=__doc__,
+        use_underscores=True,
+    )
+    task = Task(base_width=options.widths[0])
+    for width in options.widths:
+        if width % task.head_width:
+            raise UserError(
+                f"width {width} is not a multiple of the width of a head, {task.head_width};"
+                f" nearest: {max(1, round(width / task.head_width)) * task.head_width}."
+            )
+    data = data_lib.load(
+        task.text,
+        task.tokenizer,
+        length=task.length,
+        batch_size=task.batch_size,
+        seed=0,
+        cache=pathlib.Path(".cache/data"),
+    )
+    batches = [data.batch(i) for i in range(options.steps)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for parametrisation in ("standard", "mup"):
+        found[parametrisation] = coordinate_check(
+            *(task, parametrisation, options.widths, batches, data.vocab_size),
+            learning_rate=options.learning_rate,
+            seeds=range(options.seeds),
+        )
+        powers = slopes(found[parametrisation], options.steps)
+        say(f"\n{parametrisation}: RMS ∝ width^b after {options.steps} updates")
+        for name, power in powers.items():
+            say(f"  {name:12s} b = {power:+.2f}")
+    path = draw(found, options.steps, pathlib.Path(options.folder) / "coordinate_check.png")
+    say(f"\npicture   {path}")
+    return 0

@@ -1,0 +1,1 @@
+"""Where the best learning rate and decay are at several widths."""

@@ -1,0 +1,1 @@
+"""Trained weights outside of a run: exported, imported, sampled from."""
