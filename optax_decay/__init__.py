@@ -1,105 +1,85 @@
-"""Weight decay for JAX: composable, sharded, observable optax gradient transformations."""
+"""Weight decay for JAX: composable, sharded, observable optax gradient transformations.
 
-from optax_decay.decays.adadecay import adadecay as adadecay
-from optax_decay.decays.adadecay import block_adadecay as block_adadecay
-from optax_decay.decays.adadecay import block_gradient_sigmoid as block_gradient_sigmoid
-from optax_decay.decays.awd import awd_decay as awd_decay
-from optax_decay.decays.awd import gradient_to_weight as gradient_to_weight
-from optax_decay.decays.cautious import cautious_decay as cautious_decay
-from optax_decay.decays.corrected import corrected_decay as corrected_decay
-from optax_decay.decays.cpr import CprState as CprState
-from optax_decay.decays.cpr import cpr_decay as cpr_decay
-from optax_decay.decays.elastic_net import elastic_net as elastic_net
-from optax_decay.decays.elastic_net import elastic_net_proximal_decay as elastic_net_proximal_decay
-from optax_decay.decays.huber import adam_huber_decay as adam_huber_decay
-from optax_decay.decays.huber import huber_decay as huber_decay
-from optax_decay.decays.huber import huber_proximal_decay as huber_proximal_decay
-from optax_decay.decays.lp import lp as lp
-from optax_decay.decays.lp import lp_decay as lp_decay
-from optax_decay.decays.lp import lp_proximal_decay as lp_proximal_decay
-from optax_decay.decays.stable import adam_stable_decay as adam_stable_decay
-from optax_decay.decays.stable import inverse_gradient_rms as inverse_gradient_rms
-from optax_decay.decays.stable import stable_decay as stable_decay
-from optax_decay.decays.target_norm import norm_excess as norm_excess
-from optax_decay.decays.target_norm import target_norm_decay as target_norm_decay
-from optax_decay.matrices.top_singular_values import sublayer_gains as sublayer_gains
-from optax_decay.matrices.top_singular_values import top_singular_values as top_singular_values
-from optax_decay.one_bit.adam import OneBitAdamState as OneBitAdamState
-from optax_decay.one_bit.adam import one_bit_adam as one_bit_adam
-from optax_decay.one_bit.adam import scale_by_one_bit_adam as scale_by_one_bit_adam
-from optax_decay.one_bit.compression import local_params as local_params
-from optax_decay.one_bit.compression import sign_compressed_means as sign_compressed_means
-from optax_decay.one_bit.freeze import VarianceCriterion as VarianceCriterion
-from optax_decay.one_bit.state import change_workers as change_workers
-from optax_decay.one_bit.state import one_bit_phase as one_bit_phase
-from optax_decay.one_bit.state import state_partition_specs as state_partition_specs
-from optax_decay.optimizers.conda import ScaleByCondaState as ScaleByCondaState
-from optax_decay.optimizers.conda import conda as conda
-from optax_decay.optimizers.conda import scale_by_conda as scale_by_conda
-from optax_decay.optimizers.curvature import gnb_from_gradients as gnb_from_gradients
-from optax_decay.optimizers.curvature import gnb_hessian as gnb_hessian
-from optax_decay.optimizers.curvature import hutchinson as hutchinson
-from optax_decay.optimizers.exadam import ScaleByExadamState as ScaleByExadamState
-from optax_decay.optimizers.exadam import exadam as exadam
-from optax_decay.optimizers.exadam import scale_by_exadam as scale_by_exadam
-from optax_decay.optimizers.newton_fit import fit_coefficients as fit_coefficients
-from optax_decay.optimizers.root import ScaleByRootState as ScaleByRootState
-from optax_decay.optimizers.root import momentum_spectra as momentum_spectra
-from optax_decay.optimizers.root import root as root
-from optax_decay.optimizers.root import scale_by_root as scale_by_root
-from optax_decay.optimizers.rotational import RotationalState as RotationalState
-from optax_decay.optimizers.rotational import center_rows as center_rows
-from optax_decay.optimizers.rotational import rotational_adamw as rotational_adamw
-from optax_decay.optimizers.rotational import rotational_update as rotational_update
-from optax_decay.optimizers.sophia import ScaleBySophiaState as ScaleBySophiaState
-from optax_decay.optimizers.sophia import scale_by_sophia as scale_by_sophia
-from optax_decay.optimizers.sophia import sophia_g as sophia_g
-from optax_decay.optimizers.sophia import sophia_h as sophia_h
-from optax_decay.optimizers.sophia import sophia_refresh_is_due as sophia_refresh_is_due
-from optax_decay.parameters.axes import Signature as Signature
-from optax_decay.parameters.axes import partition_specs as partition_specs
-from optax_decay.parameters.axes import signatures as signatures
-from optax_decay.product.couplings import convert_weight_decay as convert_weight_decay
+The names below stand under headings. What is only needed to configure them lives in namespaces:
+
+* `pulls`, `thresholds`, `multipliers`, `couplings`: the parts of a decay.
+* `spectra`: scores, maps, refreshing and selection of AlphaDecay, and the spectra of a model's matrices.
+* `width`: laws, multipliers and reports of decay and learning rate that follow the width.
+* `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
+* `low_precision`: rounding of updates. `states`: the states of the transformations.
+"""
+
+# The product that every decay is.
+from optax_decay.product.couplings import Coupling as Coupling
+from optax_decay.product.decay import DecayOptions as DecayOptions
 from optax_decay.product.decay import LowPrecisionDecayWarning as LowPrecisionDecayWarning
 from optax_decay.product.decay import decay as decay
 from optax_decay.product.decay import proximal_decay as proximal_decay
-from optax_decay.product.diagnostics import DecayTable as DecayTable
-from optax_decay.product.diagnostics import decay_table as decay_table
-from optax_decay.product.metrics import Metrics as Metrics
-from optax_decay.product.per_matrix import Quantity as Quantity
-from optax_decay.product.per_matrix import constant as constant
-from optax_decay.product.product import DecayState as DecayState
+from optax_decay.product.per_matrix import PerMatrix as PerMatrix
 from optax_decay.product.pulls import Pull as Pull
-from optax_decay.product.pulls import fair as fair
-from optax_decay.product.pulls import huber as huber
-from optax_decay.product.pulls import l1 as l1
-from optax_decay.product.pulls import l2 as l2
-from optax_decay.product.pulls import log_cosh as log_cosh
-from optax_decay.product.pulls import pseudo_huber as pseudo_huber
-from optax_decay.spectral.alpha_decay import spectral_alpha as spectral_alpha
+
+# Decays, which stand before the learning rate.
+from optax_decay.decays.adadecay import adadecay as adadecay
+from optax_decay.decays.adadecay import block_adadecay as block_adadecay
+from optax_decay.decays.awd import awd_decay as awd_decay
+from optax_decay.decays.cautious import cautious_decay as cautious_decay
+from optax_decay.decays.corrected import corrected_decay as corrected_decay
+from optax_decay.decays.elastic_net import elastic_net_decay as elastic_net_decay
+from optax_decay.decays.huber import huber_decay as huber_decay
+from optax_decay.decays.lp import lp_decay as lp_decay
+from optax_decay.decays.stable import stable_decay as stable_decay
+from optax_decay.decays.target_norm import target_norm_decay as target_norm_decay
 from optax_decay.spectral.alpha_decay import spectral_alpha_decay as spectral_alpha_decay
-from optax_decay.spectral.host_refresh import SpectralRefresh as SpectralRefresh
-from optax_decay.spectral.host_refresh import spectral_refresh as spectral_refresh
-from optax_decay.spectral.memory import SpectralAlphaState as SpectralAlphaState
-from optax_decay.stepping.low_precision import apply_updates as apply_updates
-from optax_decay.stepping.low_precision import kahan_apply_updates as kahan_apply_updates
-from optax_decay.stepping.low_precision import kahan_init as kahan_init
-from optax_decay.stepping.low_precision import round_stochastically as round_stochastically
-from optax_decay.stepping.skip_on_spike import SkipOnSpikeState as SkipOnSpikeState
-from optax_decay.stepping.skip_on_spike import skip_on_spike as skip_on_spike
-from optax_decay.width.factors import decay_multipliers as decay_multipliers
-from optax_decay.width.factors import learning_rate_multipliers as learning_rate_multipliers
-from optax_decay.width.laws import Growth as Growth
-from optax_decay.width.laws import WidthLaw as WidthLaw
-from optax_decay.width.laws import decay_exponent as decay_exponent
-from optax_decay.width.laws import timescale_weight_decay as timescale_weight_decay
-from optax_decay.width.laws import width_law as width_law
-from optax_decay.width.report import GainReport as GainReport
-from optax_decay.width.report import spectral_gain_report as spectral_gain_report
-from optax_decay.width.scaled import mup_adamw as mup_adamw
-from optax_decay.width.scaled import width_power as width_power
 from optax_decay.width.scaled import width_scaled_decay as width_scaled_decay
 from optax_decay.width.scaled import width_scaled_learning_rate as width_scaled_learning_rate
 from optax_decay.width.scaled import width_scaling as width_scaling
-from optax_decay.width.table import WidthTable as WidthTable
-from optax_decay.width.table import width_table as width_table
+
+# Links that stand last, on the finished step.
+from optax_decay.decays.cpr import cpr_decay as cpr_decay
+from optax_decay.decays.elastic_net import elastic_net_proximal_decay as elastic_net_proximal_decay
+from optax_decay.decays.huber import huber_proximal_decay as huber_proximal_decay
+from optax_decay.decays.lp import lp_proximal_decay as lp_proximal_decay
+from optax_decay.optimizers.rotational import rotational_update as rotational_update
+
+# Optimizers.
+from optax_decay.decays.huber import adam_huber_decay as adam_huber_decay
+from optax_decay.decays.stable import adam_stable_decay as adam_stable_decay
+from optax_decay.one_bit.adam import one_bit_adam as one_bit_adam
+from optax_decay.one_bit.adam import scale_by_one_bit_adam as scale_by_one_bit_adam
+from optax_decay.optimizers.conda import conda as conda
+from optax_decay.optimizers.conda import scale_by_conda as scale_by_conda
+from optax_decay.optimizers.exadam import exadam as exadam
+from optax_decay.optimizers.exadam import scale_by_exadam as scale_by_exadam
+from optax_decay.optimizers.root import root as root
+from optax_decay.optimizers.root import scale_by_root as scale_by_root
+from optax_decay.optimizers.rotational import rotational_adamw as rotational_adamw
+from optax_decay.optimizers.sophia import scale_by_sophia as scale_by_sophia
+from optax_decay.optimizers.sophia import sophia_g as sophia_g
+from optax_decay.optimizers.sophia import sophia_h as sophia_h
+from optax_decay.width.scaled import mup_adamw as mup_adamw
+
+# Low precision.
+from optax_decay.stepping.low_precision import apply_updates as apply_updates
+from optax_decay.stepping.low_precision import kahan_apply_updates as kahan_apply_updates
+from optax_decay.stepping.low_precision import kahan_init as kahan_init
+
+# Looking at a run, and keeping it whole.
+from optax_decay.product.couplings import convert_weight_decay as convert_weight_decay
+from optax_decay.product.diagnostics import DecayTable as DecayTable
+from optax_decay.product.diagnostics import decay_table as decay_table
+from optax_decay.product.diagnostics import metrics as metrics
+from optax_decay.spectral.host_refresh import spectral_refresh as spectral_refresh
+from optax_decay.stepping.skip_on_spike import skip_on_spike as skip_on_spike
+
+# Namespaces.
+from optax_decay import multipliers as multipliers
+from optax_decay import one_bit as one_bit
+from optax_decay import spectra as spectra
+from optax_decay import states as states
+from optax_decay import width as width
+from optax_decay.optimizers import curvature as curvature
+from optax_decay.parameters import axes as axes
+from optax_decay.product import couplings as couplings
+from optax_decay.product import pulls as pulls
+from optax_decay.product import thresholds as thresholds
+from optax_decay.stepping import low_precision as low_precision

@@ -26,21 +26,19 @@ Adam), or after it and call ``tx.update(grads, state, params, gradients=grads)``
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
-from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import as_quantities, decay
-from optax_decay.product.per_matrix import Context, Quantity, Value, accumulator_dtype, slice_mean
+from optax_decay.product.decay import DecayOptions, decay, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulator_dtype, slice_mean
 from optax_decay.product.product import by_path
 
 
@@ -49,14 +47,13 @@ def _sigmoid(z: jax.Array, sharpness: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(factor), factor, 1)
 
 
+@passes_options_to(decay)
 def adadecay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     sharpness: float = 4.0,
     *,
     axis_name: Any = None,
-    mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    **options: Any,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ σ(z) w`` to the update, with one z per weight.
 
@@ -64,9 +61,8 @@ def adadecay(
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
         sharpness: α > 0.
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
-        mask, axes: as in `decay`; each slice of a stacked leaf is standardised by itself.
-        options: pull, cautious, multiplier, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`; they
-            see σ(z) w in place of w.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`; they see σ(z) w in place of
+            w. Each slice of a stacked leaf is standardised by itself.
 
     Raises:
         ValueError: as in `decay`; α out of range.
@@ -75,7 +71,8 @@ def adadecay(
     >>> tx = optax.chain(optax_decay.adadecay(5e-4), optax.sgd(0.1, momentum=0.9))
     """
     check("sharpness", sharpness, 0.0, open_low=True)
-    inner = decay(weight_decay, mask=mask, axes=axes, **options)
+    inner = decay(weight_decay, **options)
+    axes = options.get("axes")
 
     def scaled(w: jax.Array, g: jax.Array, signature: axes_lib.Signature) -> jax.Array:
         size = jnp.abs(g).astype(accumulator_dtype(g.dtype))
@@ -111,7 +108,7 @@ def _block(path: str) -> str:
     return numbered.group() if numbered else path.split("/")[0]
 
 
-def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> Quantity:
+def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> PerMatrix:
     """σ(z) of each hidden matrix's gradient norm among those of its block; 1 for everything else.
 
     Matrices belong to one block when their leaves do (``layers/3/…``, or ``blocks/…`` for stacked leaves) and, for
@@ -122,7 +119,7 @@ def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> 
         sharpness: α > 0.
 
     Returns:
-        Quantity. State: one float32 per matrix.
+        PerMatrix. State: one float32 per matrix.
 
     Raises:
         ValueError: k or α out of range; when updated, gradients split by ``shard_map`` (jit may shard them in any way).
@@ -165,24 +162,22 @@ def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> 
         state = jax.lax.cond(due, lambda: refreshed(gradients, context, state), lambda: dict(state))
         return state, state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
+@passes_options_to(decay)
 def block_adadecay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     refresh_every: int = 500,
     sharpness: float = 4.0,
-    *,
-    multiplier: Quantity | Sequence[Quantity] | None = None,
-    **options: Any,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ σ(z) W`` to the update, with one z per matrix: the baseline of the AlphaDecay program.
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
         refresh_every, sharpness: as in `block_gradient_sigmoid`.
-        multiplier: further factors, as in `decay`.
-        options: pull, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; k or α out of range.
@@ -192,4 +187,4 @@ def block_adadecay(
     >>> tx = optax.chain(link, optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
     """
     sigmoid = block_gradient_sigmoid(refresh_every, sharpness)
-    return decay(weight_decay, multiplier=(sigmoid, *as_quantities(multiplier)), **options)
+    return decay(weight_decay, **times(sigmoid, options))

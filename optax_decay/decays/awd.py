@@ -22,21 +22,20 @@ counts every tensor that has a gradient (``mask=None``, the default here) and lo
 the state.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import as_quantities, decay
-from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.parameters.arguments import check, passes_options_to
+from optax_decay.product.decay import DecayOptions, decay, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.tree_norms import square_sum
 
 
-def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> Quantity:
+def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> PerMatrix:
     """r̄_t, the same for every parameter. State: one float32 scalar.
 
     Args:
@@ -57,24 +56,23 @@ def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> Quantity:
         state = average * state + (1 - average) * ratio.astype(state.dtype)
         return dict.fromkeys(context.params, state), state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
+@passes_options_to(decay)
 def awd_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
     average: float = 0.1,
     eps: float = 1e-8,
-    multiplier: Quantity | Sequence[Quantity] | None = None,
-    **options: Any,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ r̄ w`` to the update; stands before ``scale_by_adam``, or after it with ``gradients=`` given.
 
     Args:
         weight_decay: λ >= 0 (λ_awd in the paper); a number or schedule, which then multiplies the averaged ratio.
         average, eps: as in `gradient_to_weight`.
-        multiplier: further factors, as in `decay`.
-        options: pull, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; `average` or `eps` out of range.
@@ -83,4 +81,4 @@ def awd_decay(
     >>> tx = optax.chain(optax_decay.awd_decay(0.02), optax.sgd(0.1, momentum=0.9))
     """
     ratio = gradient_to_weight(average, eps)
-    return decay(weight_decay, multiplier=(ratio, *as_quantities(multiplier)), **options)
+    return decay(weight_decay, **times(ratio, options))

@@ -10,47 +10,35 @@ Reference: Chen, Li, Liang, Su, Xie, Wang Pierse, Liang, Lao and Liu, "Cautious 
 
 **Differs from the paper.** Nothing in the rule. Where u·w is exactly 0 the paper and most codes decay (>=) and some
 do not (>); this follows the paper. The test is on the update that arrives: put the link directly before
-``scale_by_learning_rate``, after all rescaling, and with ``coupling="none"`` after it (the sign is then turned
-round). Any pull of the library can be gated. ``coupling="corrected"`` makes λ_t = λ η_t/η_max, the scheduled form of
+``scale_by_learning_rate``, after all rescaling, or after it with ``coupling=couplings.independent()``, which turns the
+sign round. Any pull of the library can be gated. ``couplings.corrected`` makes λ_t = λ η_t/η_max, the scheduled form of
 the speed-run repositories, whose decay per step is ∝ η².
 """
 
-from typing import Any
+from typing import Unpack
 
 import optax
 
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import decay
+from optax_decay.parameters.arguments import passes_options_to
+from optax_decay.product import pulls
+from optax_decay.product.decay import ProximalOptions, decay
 from optax_decay.product.pulls import Pull
 
 
+@passes_options_to(decay, "cautious")
 def cautious_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
-    *,
-    pull: str | Pull = "l2",
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
-    **options: Any,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    pull: Pull = pulls.l2(),
+    **options: Unpack[ProximalOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """`decay` with ``cautious=True``.
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
-        pull: what is gated; the paper's is w itself.
-        coupling: ``"lr"``; ``"corrected"`` for the scheduled form, which needs both learning rates; or as in `decay`.
-        learning_rate, peak_learning_rate: η and η_max, as in `decay`.
-        options: multiplier, mask, axes, metrics, as in `decay`.
+        pull: what is gated, one of `pulls`; the paper's is w itself.
+        options: multiplier, mask, axes, coupling, metrics, as in `decay`.
 
     >>> import optax, optax_decay
     >>> tx = optax.chain(optax.scale_by_adam(), optax_decay.cautious_decay(0.1), optax.scale_by_learning_rate(3e-4))
     """
-    return decay(
-        weight_decay,
-        pull=pull,
-        cautious=True,
-        coupling=coupling,
-        learning_rate=learning_rate,
-        peak_learning_rate=peak_learning_rate,
-        **options,
-    )
+    return decay(weight_decay, pull=pull, cautious=True, **options)

@@ -12,74 +12,80 @@ Reference: Defazio, "Why Gradients Rapidly Increase Near the End of Training", a
 from another argument in Chou, "Correction of Decoupled Weight Decay", arXiv 2512.08217.
 
 **Differs from the paper.** Nothing in the rule. The paper counts every linear layer but the output layer as normalised:
-here the role ``"hidden"``, which needs `axes` to be told from embeddings. ``decay(coupling="corrected")`` corrects
-every decayed leaf, as some implementations do.
+here the role ``"hidden"``; it takes `axes` to tell hidden matrices from embeddings. The coupling
+``couplings.corrected`` corrects every decayed leaf, as some implementations do.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, now
-from optax_decay.product.decay import as_quantities, decay
-from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.product.couplings import now, peak_of
+from optax_decay.product.decay import DecayOptions, decay, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value
 
 
 def learning_rate_ratio(
-    learning_rate: ScalarOrSchedule, peak_learning_rate: float, roles: Any = ("hidden",)
-) -> Quantity:
-    """η_t/η_max for parameters of the given roles, 1 for the others. No state."""
+    learning_rate: optax.ScalarOrSchedule,
+    peak_learning_rate: float | None = None,
+    roles: str | Sequence[str] = ("hidden",),
+) -> PerMatrix:
+    """η_t/η_max for parameters of the given roles, 1 for the others. No state.
+
+    Args:
+        learning_rate: η, a number or schedule.
+        peak_learning_rate: η_max > 0; may be left out for a number, which is its own peak.
+        roles: one or several of `axes.ROLES`.
+
+    Raises:
+        ValueError: an unknown role, a number out of its range, a schedule without its peak.
+    """
     roles = (roles,) if isinstance(roles, str) else tuple(roles)
     masks.check_mask(roles)
-    check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
+    check("learning_rate", learning_rate, 0.0)
+    constant = peak_learning_rate is None and not callable(learning_rate)
+    peak = 1.0 if constant else peak_of(learning_rate, peak_learning_rate)
+    learning_rate = 1.0 if constant else learning_rate  # so that a rate of 0 is its own peak too
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
         return ()
 
     def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
-        ratio = now(learning_rate, context.count) / peak_learning_rate
+        ratio = now(learning_rate, context.count) / peak
         return {p: ratio if s.role in roles else 1.0 for p, s in context.signatures.items()}, state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
+@passes_options_to(decay)
 def corrected_decay(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 0.1,
-    peak_learning_rate: float | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
-    normalized: Any = ("hidden",),
-    multiplier: Quantity | Sequence[Quantity] | None = None,
-    **options: Any,
+    learning_rate: optax.ScalarOrSchedule,
+    peak_learning_rate: float | None = None,
+    normalized: str | Sequence[str] = ("hidden",),
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ (η_t/η_max) w`` to the update of normalised layers and ``λ w`` to that of the others.
 
     Args:
-        learning_rate: η, the same number or schedule as in the chain.
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
+        learning_rate: η, the same number or schedule as in the chain.
         peak_learning_rate: η_max; may be left out when `learning_rate` is a number.
         normalized: role or roles of the layers whose output is normalised.
-        multiplier: further factors, as in `decay`.
-        options: pull, cautious, mask, axes, metrics, as in `decay`.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; an unknown role; a schedule without its peak.
 
     >>> import optax, optax_decay
     >>> rate = optax.cosine_decay_schedule(3e-4, 1000)
-    >>> link = optax_decay.corrected_decay(rate, 0.1, peak_learning_rate=3e-4)
+    >>> link = optax_decay.corrected_decay(0.1, learning_rate=rate, peak_learning_rate=3e-4)
     >>> tx = optax.chain(optax.scale_by_adam(), link, optax.scale_by_learning_rate(rate))
     """
-    check("learning_rate", learning_rate, 0.0)
-    if peak_learning_rate is None:
-        if callable(learning_rate):
-            raise ValueError(
-                "corrected_decay divides by the peak of the schedule: pass peak_learning_rate=..."
-            )
-        learning_rate = peak_learning_rate = 1.0  # a constant is its own peak
     ratio = learning_rate_ratio(learning_rate, peak_learning_rate, normalized)
-    return decay(weight_decay, multiplier=(ratio, *as_quantities(multiplier)), **options)
+    return decay(weight_decay, **times(ratio, options))

@@ -52,7 +52,7 @@ from optax_decay.parameters.arguments import check
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, now
+from optax_decay.product.couplings import now
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment
 
@@ -135,8 +135,8 @@ def cpr_decay(
     bound_parameter: Any = None,
     *,
     measure: str = "l2",
-    rate: ScalarOrSchedule = 1.0,
-    learning_rate: ScalarOrSchedule | None = None,
+    rate: optax.ScalarOrSchedule = 1.0,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     sample_every: Any = None,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
@@ -182,7 +182,7 @@ def cpr_decay(
 
     def chosen(params: Any) -> dict[str, axes_lib.Signature]:
         signatures = axes_lib.signatures(axes, params)
-        strength = masks.resolve(mask, params, signatures)
+        strength = masks.strengths(mask, params, signatures)
         return {path: s for path, s in signatures.items() if strength[path]}
 
     def init(params: Any) -> CprState:

@@ -15,54 +15,56 @@ parts alike. The explicit pull, ``decay(pull=elastic_net(...))``, oscillates aro
 form for zeros.
 """
 
-from typing import Any
+from typing import Unpack
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from optax_decay.parameters.arguments import check
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import proximal_decay
-from optax_decay.product.pulls import Pull
+from optax_decay.parameters.arguments import passes_options_to
+from optax_decay.product.decay import FixedPullOptions, ProximalOptions, decay, proximal_decay
+from optax_decay.product.pulls import elastic_net
 
 
-def elastic_net(l1_ratio: float = 0.5) -> Pull:
-    """The pull ρ sign(w) + (1-ρ) w with its proximal map; `l1_ratio` is ρ in [0, 1], and may be traced.
+@passes_options_to(decay, "pull")
+def elastic_net_decay(
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    l1_ratio: float = 0.5,
+    **options: Unpack[FixedPullOptions],
+) -> optax.GradientTransformationExtraArgs:
+    """Adds ``λ (ρ sign(w) + (1-ρ) w)`` to the update.
+
+    Args:
+        weight_decay: λ >= 0; a number or schedule.
+        l1_ratio: ρ in [0, 1], the share of L1.
+        options: multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
-        ValueError: ρ out of range.
+        ValueError: as in `decay`; ρ out of range.
     """
-    check("l1_ratio", l1_ratio, 0.0, 1.0)
-
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
-        return l1_ratio * jnp.sign(w) + (1 - l1_ratio) * w
-
-    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
-        size = jnp.maximum(jnp.abs(theta) - tau * l1_ratio, 0)
-        return jnp.sign(theta) * size / (1 + tau * (1 - l1_ratio))
-
-    return Pull("elastic_net", apply, prox)
+    return decay(weight_decay, pull=elastic_net(l1_ratio), **options)
 
 
+@passes_options_to(proximal_decay, "pull")
 def elastic_net_proximal_decay(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     l1_ratio: float = 0.5,
-    **options: Any,
+    *,
+    learning_rate: optax.ScalarOrSchedule,
+    **options: Unpack[ProximalOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Soft threshold at ηλρ, then division by 1 + ηλ(1-ρ); stands last in the chain.
 
     Args:
-        learning_rate: η, the same number or schedule as in the chain.
         weight_decay: λ >= 0; a number or schedule.
         l1_ratio: ρ in [0, 1]; 1 is the soft threshold alone.
-        options: as in `proximal_decay`: multiplier, mask, axes, coupling, peak_learning_rate, metrics.
+        learning_rate: η, the same number or schedule as in the chain.
+        options: multiplier, mask, axes, coupling, metrics, as in `proximal_decay`.
 
     Raises:
         ValueError: as in `proximal_decay`; ρ out of range.
 
     >>> import optax, optax_decay
-    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.elastic_net_proximal_decay(1e-3, 0.01, l1_ratio=1.0))
+    >>> link = optax_decay.elastic_net_proximal_decay(0.01, l1_ratio=1.0, learning_rate=1e-3)
+    >>> tx = optax.chain(optax.adam(1e-3), link)
     """
-    return proximal_decay(learning_rate, weight_decay, pull=elastic_net(l1_ratio), **options)
+    pull = elastic_net(l1_ratio)
+    return proximal_decay(weight_decay, learning_rate=learning_rate, pull=pull, **options)

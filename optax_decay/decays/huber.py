@@ -9,8 +9,8 @@ threshold (units of the weights)::
 
 The threshold is a number, a schedule, or follows the weights of each matrix (per slice of a stacked leaf)::
 
-    "mean"   δ = c · mean|w|        "rms"   δ = c · sqrt(mean w²)
-    "ema"    δ = c · μ_t,  μ_t = β μ_{t-1} + (1-β) mean|w_t|,  μ_0 = mean|w_0|
+    mean_size(c)              δ = c · mean|w|           rms_size(c)   δ = c · sqrt(mean w²)
+    running_mean_size(c, β)   δ = c · μ_t,  μ_t = β μ_{t-1} + (1-β) mean|w_t|,  μ_0 = mean|w_0|
 
 Reference: Guo and Fan, "AdamHD: Decoupled Huber Decay Regularization for Language Model Pre-training",
 arXiv 2511.14721.
@@ -34,47 +34,41 @@ leaves 42.5 %, 23.1 %, 11.1 %, 1.7 % of them beyond the threshold at c = 1, 1.5,
 once more for its mean (44 instead of 40 bytes per weight on CPU, 32 instead of 28 on accelerators).
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import optax
 
 from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import decay, one_mask, proximal_decay
-from optax_decay.product.per_matrix import Quantity
-from optax_decay.product.pulls import Threshold, huber
+from optax_decay.product.decay import (
+    FixedPullOptions,
+    ProductOptions,
+    ProximalOptions,
+    decay,
+    in_order,
+    proximal_decay,
+)
+from optax_decay.product.pulls import huber
+from optax_decay.product.thresholds import Threshold, mean_size
 
 
+@passes_options_to(decay, "pull")
 def huber_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
-    threshold: Threshold = "mean",
-    *,
-    factor: Any = 1.5,
-    decay_rate: float = 0.99,
-    axis_name: Any = None,
-    multiplier: Quantity | tuple[Quantity, ...] | None = None,
-    cautious: bool = False,
-    mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
-    metrics: bool = False,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    threshold: Threshold = mean_size(1.5),
+    **options: Unpack[FixedPullOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ·clip(w, -δ, δ)`` to the update; stands between ``scale_by_adam`` and ``scale_by_learning_rate``.
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
-        threshold: δ. A positive number or schedule in units of the weights; ``"mean"``, ``"rms"`` or ``"ema"`` to
-            follow each matrix's weights; or a `Quantity`.
-        factor: c of the named thresholds, dimensionless, positive; a number or schedule.
-        decay_rate: β of ``"ema"``, in [0, 1).
-        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
-        multiplier, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics: as in `decay`.
+        threshold: δ > 0 in units of the weights: a number, a schedule, or one of `thresholds`, which follow the
+            weights of each matrix.
+        options: multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Returns:
-        A transformation with a `DecayState`: a counter, and one float32 per slice for ``"ema"``.
+        A transformation with a `DecayState`: a counter, and what the threshold remembers.
 
     Raises:
         ValueError: a number out of its range or an unknown name; the message gives the nearest valid choice.
@@ -82,133 +76,76 @@ def huber_decay(
     >>> import optax, optax_decay
     >>> tx = optax.chain(
     ...     optax.scale_by_adam(b1=0.9, b2=0.95),
-    ...     optax_decay.huber_decay(weight_decay=0.1, threshold="mean", factor=1.5),
+    ...     optax_decay.huber_decay(0.1, threshold=optax_decay.thresholds.mean_size(1.5)),
     ...     optax.scale_by_learning_rate(3e-4),
     ... )
     """
-    return decay(
-        weight_decay,
-        pull=huber(threshold, factor, decay_rate, axis_name),
-        multiplier=multiplier,
-        cautious=cautious,
-        mask=mask,
-        axes=axes,
-        coupling=coupling,
-        learning_rate=learning_rate,
-        peak_learning_rate=peak_learning_rate,
-        metrics=metrics,
-    )
+    return decay(weight_decay, pull=huber(threshold), **options)
 
 
+@passes_options_to(proximal_decay, "pull")
 def huber_proximal_decay(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 0.1,
-    threshold: Threshold = "mean",
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    threshold: Threshold = mean_size(1.5),
     *,
-    factor: Any = 1.5,
-    decay_rate: float = 0.99,
-    axis_name: Any = None,
-    multiplier: Quantity | tuple[Quantity, ...] | None = None,
-    mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    peak_learning_rate: float | None = None,
-    metrics: bool = False,
+    learning_rate: optax.ScalarOrSchedule,
+    **options: Unpack[ProximalOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the new weight by Huber's proximal map; stands last in the chain.
 
     δ is taken from the weights before the step. A step never changes the sign of a weight, whatever τ is.
 
     Args:
+        weight_decay, threshold: as in `huber_decay`.
         learning_rate: η, the same number or schedule as in the chain.
-        weight_decay, threshold, factor, decay_rate, axis_name: as in `huber_decay`.
-        multiplier, mask, axes, coupling, peak_learning_rate, metrics: as in `proximal_decay`.
+        options: multiplier, mask, axes, coupling, metrics, as in `proximal_decay`.
 
     >>> import optax, optax_decay
     >>> schedule = optax.cosine_decay_schedule(3e-4, 1000)
     >>> tx = optax.chain(
     ...     optax.scale_by_adam(),
     ...     optax.scale_by_learning_rate(schedule),
-    ...     optax_decay.huber_proximal_decay(schedule, weight_decay=0.1),
+    ...     optax_decay.huber_proximal_decay(0.1, learning_rate=schedule),
     ... )
     """
     return proximal_decay(
-        learning_rate,
-        weight_decay,
-        pull=huber(threshold, factor, decay_rate, axis_name),
-        multiplier=multiplier,
-        mask=mask,
-        axes=axes,
-        coupling=coupling,
-        peak_learning_rate=peak_learning_rate,
-        metrics=metrics,
+        weight_decay, learning_rate=learning_rate, pull=huber(threshold), **options
     )
 
 
+@passes_options_to(decay, "pull")
 def adam_huber_decay(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
     mu_dtype: Any = None,
-    weight_decay: ScalarOrSchedule = 0.1,
-    threshold: Threshold = "mean",
+    weight_decay: optax.ScalarOrSchedule = 0.1,
+    threshold: Threshold = mean_size(1.5),
     *,
-    factor: Any = 1.5,
-    decay_rate: float = 0.99,
-    axis_name: Any = None,
-    multiplier: Quantity | tuple[Quantity, ...] | None = None,
-    cautious: bool = False,
-    mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    peak_learning_rate: float | None = None,
-    proximal: bool = False,
     nesterov: bool = False,
-    metrics: bool = False,
+    mask: masks.Mask = masks.MATRICES,
+    axes: axes_lib.Axes = None,
+    cautious: bool = False,
+    **options: Unpack[ProductOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamHD: Adam with decoupled Huber decay.
 
     Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
-    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included. For the proximal
+    form, chain ``optax.adam`` and `huber_proximal_decay`.
 
     Args:
         learning_rate: η, a number or schedule.
         b1, b2, eps, eps_root, mu_dtype, nesterov: as in ``optax.adam``.
-        weight_decay, threshold, factor, decay_rate, axis_name, multiplier, cautious, axes, metrics: as in
-            `huber_decay`.
-        mask: as in `decay`; None decays every leaf. `weight_decay_mask` is another name for it.
-        coupling: as in `decay`; the chain is put in the right order for each.
-        peak_learning_rate: η_max; may be left out when `learning_rate` is a number.
-        proximal: the proximal form instead of the explicit one; excludes `cautious`.
+        weight_decay, threshold: as in `huber_decay`.
+        mask, axes, cautious: as in `decay`; ``mask=None`` decays every leaf.
+        options: multiplier, coupling, metrics, as in `decay`; the chain has the right order for each coupling.
 
     >>> import optax_decay
     >>> tx = optax_decay.adam_huber_decay(3e-4, b2=0.95, weight_decay=0.1)
     """
-    mask = one_mask(mask, weight_decay_mask)
-    if coupling in ("schedule", "corrected") and not callable(learning_rate):
-        peak_learning_rate = learning_rate if peak_learning_rate is None else peak_learning_rate
-    shared = {
-        "factor": factor,
-        "decay_rate": decay_rate,
-        "axis_name": axis_name,
-        "multiplier": multiplier,
-        "mask": mask,
-        "axes": axes,
-        "coupling": coupling,
-        "peak_learning_rate": peak_learning_rate,
-        "metrics": metrics,
-    }
+    link = huber_decay(weight_decay, threshold, mask=mask, cautious=cautious, axes=axes, **options)
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype, nesterov=nesterov)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    if proximal:
-        if cautious:
-            raise ValueError("cautious=True gates the explicit decay; use proximal=False with it.")
-        last = huber_proximal_decay(learning_rate, weight_decay, threshold, **shared)
-        return optax.chain(adam, rate, last)
-    link = huber_decay(
-        weight_decay, threshold, cautious=cautious, learning_rate=learning_rate, **shared
-    )
-    return optax.chain(adam, rate, link) if coupling == "none" else optax.chain(adam, link, rate)
+    return in_order(options, adam, link, optax.scale_by_learning_rate(learning_rate))

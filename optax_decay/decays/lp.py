@@ -26,61 +26,27 @@ initialised to 0 never learns. Use ``"new"`` there, or a mask. The authors find 
 the best accuracy for 1 < p < 2; their script uses p = 0.8, λ = 1e-3.
 """
 
-from typing import Any
+from typing import Unpack
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from optax_decay.parameters.arguments import check
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import decay, proximal_decay
-from optax_decay.product.pulls import Pull
-
-LINEARIZE_AT = ("old", "new")
+from optax_decay.parameters.arguments import check, passes_options_to
+from optax_decay.product.decay import FixedPullOptions, ProximalOptions, decay, proximal_decay
+from optax_decay.product.pulls import lp
 
 
-def lp(p: float = 1.0, linearize_at: str = "old") -> Pull:
-    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, and pAdam's proximal step.
-
-    Args:
-        p: a Python number in (0, 2]; below 1 only the proximal step exists.
-        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes ``|w|^(p-2)``.
-
-    Raises:
-        ValueError: p out of range, an unknown `linearize_at`; when applied, an explicit pull with p < 1.
-    """
-    check("p", p, 0.0, 2.0, open_low=True)
-    if linearize_at not in LINEARIZE_AT:
-        near = "new" if str(linearize_at)[:1] in "nl" else "old"
-        raise ValueError(
-            f"linearize_at={linearize_at!r} is not known; allowed: 'old', 'new' (did you mean {near!r}?)."
-        )
-
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
-        if p < 1:
-            raise ValueError(
-                f"p={p!r}: the explicit pull is infinite at 0 for p < 1; use lp_proximal_decay, or p >= 1."
-            )
-        return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
-
-    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
-        x = jnp.power(jnp.abs(w if linearize_at == "old" else theta), 2 - p)
-        total = x + p * tau
-        return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
-
-    return Pull(f"l{p:g}", apply, prox)
-
-
+@passes_options_to(decay, "pull")
 def lp_decay(
-    weight_decay: ScalarOrSchedule = 1e-3, p: float = 1.0, **options: Any
+    weight_decay: optax.ScalarOrSchedule = 1e-3,
+    p: float = 1.0,
+    **options: Unpack[FixedPullOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ p |w|^(p-1) sign(w)`` to the update.
 
     Args:
         weight_decay: λ >= 0, in weight^(2-p); a number or schedule.
         p: in [1, 2].
-        options: as in `decay`: multiplier, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics.
+        options: multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; p outside [1, 2].
@@ -92,27 +58,29 @@ def lp_decay(
     return decay(weight_decay, pull=lp(p), **options)
 
 
+@passes_options_to(proximal_decay, "pull")
 def lp_proximal_decay(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 1e-3,
+    weight_decay: optax.ScalarOrSchedule = 1e-3,
     p: float = 0.8,
     *,
+    learning_rate: optax.ScalarOrSchedule,
     linearize_at: str = "old",
-    **options: Any,
+    **options: Unpack[ProximalOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """pAdam's step: multiplies the new weight by ``X/(X + pηλ)``; stands last in the chain.
 
     Args:
-        learning_rate: η, the same number or schedule as in the chain.
         weight_decay: λ >= 0; 0 leaves every weight alone.
         p: in (0, 2].
+        learning_rate: η, the same number or schedule as in the chain.
         linearize_at: ``"old"`` (pAdam; exact zeros never leave) or ``"new"`` (its late form).
-        options: as in `proximal_decay`: multiplier, mask, axes, coupling, peak_learning_rate, metrics.
+        options: multiplier, mask, axes, coupling, metrics, as in `proximal_decay`.
 
     Raises:
         ValueError: as in `proximal_decay`; p out of range, an unknown `linearize_at`.
 
     >>> import optax, optax_decay
-    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.lp_proximal_decay(1e-3, weight_decay=1e-3, p=0.8))
+    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.lp_proximal_decay(1e-3, p=0.8, learning_rate=1e-3))
     """
-    return proximal_decay(learning_rate, weight_decay, pull=lp(p, linearize_at), **options)
+    pull = lp(p, linearize_at)
+    return proximal_decay(weight_decay, learning_rate=learning_rate, pull=pull, **options)

@@ -19,23 +19,22 @@ Reference: Xie, Sato and Sugiyama, "Stable Weight Decay Regularization", arXiv 2
 * Decay follows the mask; theirs reaches every parameter (``mask=None``).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import as_quantities, decay, one_mask
-from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.tree_norms import square_sum
 
 
-def inverse_gradient_rms(b2: float = 0.999) -> Quantity:
+def inverse_gradient_rms(b2: float = 0.999) -> PerMatrix:
     """1/sqrt(v̄_t), in 1/gradient, the same for every parameter; 0 while every gradient has been 0.
 
     Needs the extra argument ``gradients`` (the whole tree). State: v̄ before bias correction, one float32 scalar.
@@ -63,42 +62,41 @@ def inverse_gradient_rms(b2: float = 0.999) -> Quantity:
         value = jnp.where(mean > 0, 1 / jnp.sqrt(jnp.where(mean > 0, mean, 1)), 0)
         return dict.fromkeys(context.params, value), average
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
+@passes_options_to(decay)
 def stable_decay(
-    weight_decay: ScalarOrSchedule = 5e-4,
+    weight_decay: optax.ScalarOrSchedule = 5e-4,
     b2: float = 0.999,
-    *,
-    multiplier: Quantity | Sequence[Quantity] | None = None,
-    **options: Any,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ w/sqrt(v̄)`` to the update; call ``tx.update(grads, state, params, gradients=grads)``.
 
     Args:
         weight_decay: λ >= 0, in units of the gradients; a number or schedule.
         b2: β₂ in [0, 1); Adam's.
-        multiplier: further factors, as in `decay`.
-        options: pull, cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; β₂ out of range; when updated, no ``gradients``.
     """
     rms = inverse_gradient_rms(b2)
-    return decay(weight_decay, multiplier=(rms, *as_quantities(multiplier)), **options)
+    return decay(weight_decay, **times(rms, options))
 
 
+@passes_options_to(decay, "pull")
 def adam_stable_decay(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: ScalarOrSchedule = 5e-4,
-    mask: masks.Mask = masks.MATRICES,
+    weight_decay: optax.ScalarOrSchedule = 5e-4,
     *,
-    weight_decay_mask: masks.Mask = None,
+    mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    **options: Any,
+    cautious: bool = False,
+    **options: Unpack[ProductOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamS: Adam with stable weight decay; hands its gradients to the decay by itself.
 
@@ -108,19 +106,16 @@ def adam_stable_decay(
     Args:
         learning_rate: η, a number or schedule.
         b1, b2, eps: as in ``optax.adam``; b2 also averages the decay's v̄.
-        weight_decay, options: as in `stable_decay`.
-        mask: as in `decay`; `weight_decay_mask` is another name for it.
-        axes: what the parameters' axes mean (`axes.signatures`).
+        weight_decay: as in `stable_decay`.
+        mask, axes, cautious: as in `decay`; ``mask=None`` decays every leaf.
+        options: multiplier, coupling, metrics, as in `decay`; the chain has the right order for each coupling.
 
     >>> import optax_decay
     >>> tx = optax_decay.adam_stable_decay(1e-3, weight_decay=5e-4)
     """
-    mask = one_mask(mask, weight_decay_mask)
-    chain = optax.chain(
-        optax.scale_by_adam(b1, b2, eps),
-        stable_decay(weight_decay, b2, mask=mask, axes=axes, **options),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    link = stable_decay(weight_decay, b2, mask=mask, axes=axes, cautious=cautious, **options)
+    rate = optax.scale_by_learning_rate(learning_rate)
+    chain = in_order(options, optax.scale_by_adam(b1, b2, eps), link, rate)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         return chain.update(updates, state, params, **{"gradients": updates, **extra})

@@ -14,20 +14,20 @@ Norms are measured as RMS per weight instead of Frobenius norms, so that one tar
 matrix keeps the size it was given.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
-from optax_decay.product.couplings import ScalarOrSchedule, now
-from optax_decay.product.decay import as_quantities, decay
-from optax_decay.product.per_matrix import Context, Quantity, Value, accumulator_dtype, slice_mean
+from optax_decay.parameters.arguments import check, passes_options_to
+from optax_decay.product.couplings import now
+from optax_decay.product.decay import FixedPullOptions, decay, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulator_dtype, slice_mean
 
 
-def norm_excess(target: Any, *, axis_name: Any = None) -> Quantity:
+def norm_excess(target: Any, *, axis_name: Any = None) -> PerMatrix:
     """1 - r/‖θ‖ per slice, dimensionless, negative below the target; 0 for a slice of zeros.
 
     Args:
@@ -35,7 +35,7 @@ def norm_excess(target: Any, *, axis_name: Any = None) -> Quantity:
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
 
     Returns:
-        Quantity. State: nothing, or one float32 per slice for ``"initial"``, set in the first update.
+        PerMatrix. State: nothing, or one float32 per slice for ``"initial"``, set in the first update.
     """
     if isinstance(target, str) and target != "initial":
         raise ValueError(
@@ -64,16 +64,16 @@ def norm_excess(target: Any, *, axis_name: Any = None) -> Quantity:
             values[path] = jnp.where(size > 0, 1 - goal / jnp.where(size > 0, size, 1), 0)
         return values, kept if initial else state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
+@passes_options_to(decay, "pull")
 def target_norm_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     target: Any = "initial",
     *,
     axis_name: Any = None,
-    multiplier: Quantity | Sequence[Quantity] | None = None,
-    **options: Any,
+    **options: Unpack[FixedPullOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ (1 - r/‖θ‖) θ`` to the update.
 
@@ -81,8 +81,7 @@ def target_norm_decay(
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
         target: r, RMS per weight: a number >= 0, a schedule, or ``"initial"`` for each matrix's size at the first step.
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
-        multiplier: further factors, as in `decay`.
-        options: cautious, mask, axes, coupling, learning_rate, peak_learning_rate, metrics, as in `decay`.
+        options: multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
         ValueError: as in `decay`; an unknown target.
@@ -92,4 +91,4 @@ def target_norm_decay(
     >>> tx = optax.chain(optax.scale_by_adam(), link, optax.scale_by_learning_rate(3e-4))
     """
     excess = norm_excess(target, axis_name=axis_name)
-    return decay(weight_decay, multiplier=(excess, *as_quantities(multiplier)), **options)
+    return decay(weight_decay, **times(excess, options))

@@ -65,7 +65,7 @@ from optax_decay.one_bit import compression as sc
 from optax_decay.one_bit.freeze import Look, VarianceCriterion, warmup_ends
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.product import masks
-from optax_decay.product.decay import ScalarOrSchedule, as_decay
+from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.pulls import check
 
@@ -163,7 +163,7 @@ def scale_by_one_bit_adam(
         eps: ε, in gradients, >= 0.
         layout: ``"joined"``, one scale per matrix as in the released code and all in one exchange; ``"per_leaf"``,
             the same numbers and one exchange per parameter; ``"flat"``, one scale for all (`sign_buffers`).
-        compress: which leaves are compressed, in any form of `masks.resolve`. None: every leaf this link is given.
+        compress: which leaves are compressed, in any form of `masks.strengths`. None: every leaf this link is given.
         axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`, and for parameters that
             stack several matrices, each of which gets its own scale.
         param_specs: tree (or prefix) of PartitionSpec if the parameters are sharded over other mesh axes.
@@ -312,7 +312,7 @@ def scale_by_one_bit_adam(
 
 
 def one_bit_adam(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     axis_name: sc.AxisName,
     warmup_steps: int | VarianceCriterion,
     b1: float = 0.9,
@@ -323,7 +323,6 @@ def one_bit_adam(
     layout: str = "joined",
     compress: masks.Mask = masks.MATRICES,
     mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     param_specs: Any = None,
     mesh: Any = None,
@@ -364,6 +363,6 @@ def one_bit_adam(
             bias_correction=bias_correction,
             largest_direction=largest_direction,
         ),
-        as_decay(weight_decay, mask=mask, weight_decay_mask=weight_decay_mask, axes=axes),
+        as_decay(weight_decay, mask, axes),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -35,7 +35,7 @@ def resolve(
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{path!r} holds {x.dtype}; one_bit_adam takes real floating numbers.")
     signatures = axes_lib.signatures(axes, tree)
-    chosen = masks.resolve(compress, tree, signatures)
+    chosen = masks.strengths(compress, tree, signatures)
     specs: list[Any] = []
     try:
         jax.tree.map(

@@ -52,10 +52,10 @@ from optax_decay.optimizers import moments as adam_branch
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, now
-from optax_decay.product.decay import as_decay, one_mask
-from optax_decay.product.product import Terms, by_path, increment
-from optax_decay.product.pulls import as_pull
+from optax_decay.product.couplings import now
+from optax_decay.product.decay import as_decay
+from optax_decay.product.product import Product, by_path, increment
+from optax_decay.product.pulls import l2
 
 _CHOICES = {
     "side": conda_basis.SIDES,
@@ -241,12 +241,12 @@ def _views(
 
 
 def _decay_stepped_weights(
-    learning_rate: ScalarOrSchedule, weight_decay: Any, mask: masks.Mask, axes: axes_lib.Axes
+    learning_rate: optax.ScalarOrSchedule, weight_decay: Any, mask: masks.Mask, axes: axes_lib.Axes
 ) -> optax.GradientTransformationExtraArgs:
     """``u ← u - η_t λ_t (w + u)``: decay of the weights after the step; stands last in the chain."""
     check("weight_decay", weight_decay, 0.0)
     masks.check_mask(mask)
-    terms = Terms(as_pull("l2"), (), mask, axes, False)
+    product = Product(l2(), (), mask, axes, False)
 
     def step(u: jax.Array, w: jax.Array, tau: Any, delta: Any) -> tuple[jax.Array, jax.Array]:
         del delta
@@ -255,13 +255,13 @@ def _decay_stepped_weights(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         rate = now(weight_decay, state.count) * now(learning_rate, state.count)
-        return terms.update(updates, state, params, extra, rate, step)
+        return product.update(updates, state, params, extra, rate, step)
 
-    return optax.GradientTransformationExtraArgs(terms.init, update)
+    return optax.GradientTransformationExtraArgs(product.init, update)
 
 
 def conda(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: Any = 0.9,
     b2: Any = 0.99,
     eps: Any = 1e-8,
@@ -275,7 +275,6 @@ def conda(
     basis: str = "eigh",
     staggered: bool = False,
     mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     stack_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -294,7 +293,7 @@ def conda(
         decay_after_update: decay the weights after the step as the released code does, ``w ← (1 - ηλ)(w - ηu)``,
             instead of before it, ``w ← w - ηu - ηλw`` as AdamW does. They differ by η²λu. Ignored if `weight_decay`
             is a transformation.
-        mask, weight_decay_mask: what decays (`masks.resolve`), two names for one argument.
+        mask: what decays (`masks.strengths`), two names for one argument.
         b1, b2, eps, refresh_every, scale, side, square_side, basis, staggered, axes, stack_axes: as in
             `scale_by_conda`.
 
@@ -316,8 +315,8 @@ def conda(
     )
     rate = optax.scale_by_learning_rate(learning_rate)
     if decay_after_update and not isinstance(weight_decay, optax.GradientTransformation):
-        mask = one_mask(mask, weight_decay_mask)
+        mask = mask
         last = _decay_stepped_weights(learning_rate, weight_decay, mask, axes)
         return optax.chain(direction, rate, last)
-    link = as_decay(weight_decay, mask=mask, weight_decay_mask=weight_decay_mask, axes=axes)
+    link = as_decay(weight_decay, mask, axes)
     return optax.chain(direction, link, rate)

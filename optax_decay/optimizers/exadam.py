@@ -46,7 +46,6 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import increment
@@ -163,7 +162,7 @@ def scale_by_exadam(
 
 
 def exadam(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -171,7 +170,6 @@ def exadam(
     weight_decay: Any = 0.0,
     mask: masks.Mask = masks.MATRICES,
     *,
-    weight_decay_mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     log_growth: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -191,7 +189,7 @@ def exadam(
     >>> import optax_decay
     >>> tx = optax_decay.exadam(3e-4, weight_decay=optax_decay.huber_decay(0.1))
     """
-    link = as_decay(weight_decay, mask=mask, weight_decay_mask=weight_decay_mask, axes=axes)
+    link = as_decay(weight_decay, mask, axes)
     return optax.chain(
         scale_by_exadam(b1, b2, eps, mu_dtype, log_growth=log_growth),
         link,

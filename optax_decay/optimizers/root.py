@@ -53,7 +53,6 @@ from optax_decay.optimizers.newton_coefficients import check_coefficients, resol
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
 from optax_decay.product.decay import as_decay
 from optax_decay.product.product import by_path, increment
 
@@ -282,7 +281,7 @@ def momentum_spectra(
 
 
 def root(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     momentum: Any = 0.95,
     quantile: Any = 0.9,
     ns_steps: int = 5,
@@ -297,7 +296,6 @@ def root(
     eps: Any = 1e-8,
     iteration_dtype: Any = None,
     mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     stack_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -312,7 +310,7 @@ def root(
         learning_rate: η, a number or schedule.
         weight_decay: λ with AdamW's coupling, a number or schedule; or any transformation that belongs before
             ``scale_by_learning_rate``, such as ``huber_decay(0.1)``.
-        mask, weight_decay_mask: what decays (`masks.resolve`), two names for one argument.
+        mask: what decays (`masks.strengths`), two names for one argument.
         momentum, quantile, ns_steps, coefficients, nesterov, threshold, update_rms: as in `scale_by_root`.
         b1, b2, eps, iteration_dtype, axes, stack_axes: as there.
 
@@ -335,11 +333,6 @@ def root(
             axes=axes,
             stack_axes=stack_axes,
         ),
-        as_decay(
-            weight_decay,
-            mask=mask,
-            weight_decay_mask=weight_decay_mask,
-            axes=axes,
-        ),
+        as_decay(weight_decay, mask, axes),
         optax.scale_by_learning_rate(learning_rate),
     )

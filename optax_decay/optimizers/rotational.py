@@ -37,7 +37,7 @@ from optax_decay.parameters.arguments import check
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, now
+from optax_decay.product.couplings import now
 from optax_decay.product.decay import decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment
@@ -62,7 +62,7 @@ def _rows(
 ) -> dict[str, tuple[int, ...]]:
     """The axes of one row, for every leaf that rotates."""
     signatures = axes_lib.signatures(axes, params)
-    strength = masks.resolve(mask, params, signatures)
+    strength = masks.strengths(mask, params, signatures)
     found = {}
     for path, signature in signatures.items():
         if strength[path] and not signature.is_matrix:
@@ -75,8 +75,8 @@ def _rows(
 
 
 def rotational_update(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 0.1,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     b1: float = 0.9,
     *,
     average: float = 0.9,
@@ -231,11 +231,11 @@ def center_rows(
 
 
 def rotational_adamw(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: ScalarOrSchedule = 0.01,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
     *,
     mask: masks.Mask = "hidden",
     head: masks.Mask = "head",

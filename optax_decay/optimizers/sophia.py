@@ -70,7 +70,6 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import increment
@@ -301,7 +300,7 @@ def scale_by_sophia(
 
 
 def sophia_g(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     b1: jax.typing.ArrayLike = 0.965,
     b2: jax.typing.ArrayLike = 0.99,
     eps: jax.typing.ArrayLike = 1e-15,
@@ -312,7 +311,6 @@ def sophia_g(
     update_interval: Any = 10,
     mu_dtype: Any = None,
     *,
-    weight_decay_mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     bias_correction: bool = False,
     refresh: str = "official",
@@ -337,7 +335,7 @@ def sophia_g(
     >>> import optax_decay
     >>> tx = optax_decay.sophia_g(6e-4, weight_decay=0.2)
     """
-    link = as_decay(weight_decay, mask=mask, weight_decay_mask=weight_decay_mask, axes=axes)
+    link = as_decay(weight_decay, mask, axes)
     sophia = scale_by_sophia(
         b1,
         b2,
@@ -354,7 +352,7 @@ def sophia_g(
 
 
 def sophia_h(
-    learning_rate: ScalarOrSchedule, *, gamma: jax.typing.ArrayLike = 0.01, **options: Any
+    learning_rate: optax.ScalarOrSchedule, *, gamma: jax.typing.ArrayLike = 0.01, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Sophia-H: `sophia_g` with γ = 0.01; pass ``hessian_fn=hutchinson(loss_fn, batch)`` to ``update``.
 

@@ -1,8 +1,14 @@
-"""Checks of numbers at construction."""
+"""Checks of arguments at construction: numbers in a range, names from a list, and the nearest valid choice."""
 
-from typing import Any
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import jax
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check(
@@ -33,7 +39,53 @@ def check(
     interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or high == float('inf') else ']'}"
     end = low if not low_ok else high
     strict = open_low if not low_ok else open_high
-    advice = f"a number {'above' if end == low else 'below'} {end:g}" if strict else f"{end:g}"
+    if math.isinf(end):
+        advice = "a finite number"
+    elif strict:
+        advice = f"a number {'above' if end == low else 'below'} {end:g}"
+    else:
+        advice = f"{end:g}"
     raise ValueError(
         f"{name}={value!r} is outside {interval}; the nearest allowed value is {advice}."
     )
+
+
+def nearest(value: Any, allowed: Iterable[str]) -> str:
+    """The allowed name that is most like `value`."""
+    return difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.0)[0]
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is one of the allowed names; the message gives all of them and the nearest."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(
+            f"{name}={value!r} is not known; allowed: {', '.join(map(repr, allowed))} "
+            f"(did you mean {nearest(value, allowed)!r}?)."
+        )
+
+
+def passes_options_to(inner: Callable[..., Any], *without: str) -> Callable[[F], F]:
+    """Completes the signature of a function that passes its ``**options`` on to `inner`.
+
+    The keyword-only arguments of `inner` replace ``**options`` in ``inspect.signature``, with their types and defaults,
+    so that ``help``, editors and ``optax.inject_hyperparams`` see them although they are written once.
+
+    Args:
+        inner: the function that receives the options.
+        without: keyword-only arguments of `inner` that the function sets itself.
+    """
+
+    def complete(function: F) -> F:
+        own = inspect.signature(function)
+        mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {p.name for p in mine} | set(without)
+        passed = [
+            p
+            for p in inspect.signature(inner).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in taken
+        ]
+        function.__signature__ = own.replace(parameters=[*mine, *passed])  # type: ignore[attr-defined]
+        return function
+
+    return complete

@@ -1,84 +1,139 @@
-"""What λ = 0.1 multiplies is the *coupling*. With η_t the learning rate of step t, the weight shrinks per step by
+"""What a decay coefficient λ = 0.1 is multiplied with: its coupling to the learning rate.
 
-============ ====================== ================================================ ==========================
-coupling     shrink per step        place in the chain                               who means this
-============ ====================== ================================================ ==========================
-lr           η_t λ                  before ``scale_by_learning_rate``                torch AdamW, optax.adamw
-schedule     (η_t/η_max) λ          before ``scale_by_learning_rate``                AdamW's paper, big_vision
-corrected    (η_t²/η_max) λ         before ``scale_by_learning_rate``                AdamC (arXiv 2506.02285)
-none         λ                      after ``scale_by_learning_rate``                 "independent" decay
-============ ====================== ================================================ ==========================
+With η_t the learning rate at step t and η_max its peak, a weight shrinks per step by
 
-`convert_weight_decay` turns one into another.
+=============== ====================== ========================================= ==========================
+coupling        shrink per step        place in the chain                        used by
+=============== ====================== ========================================= ==========================
+learning_rate   η_t λ                  before ``scale_by_learning_rate``         torch AdamW, optax.adamw
+schedule        (η_t/η_max) λ          before ``scale_by_learning_rate``         AdamW's paper, big_vision
+corrected       (η_t²/η_max) λ         before ``scale_by_learning_rate``         AdamC (arXiv 2506.02285)
+independent     λ                      after ``scale_by_learning_rate``          "independent" decay
+=============== ====================== ========================================= ==========================
+
+Each coupling is a value that carries the numbers it needs. `convert_weight_decay` turns a coefficient for one coupling
+into the coefficient for another.
 """
 
-import difflib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import optax
 
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, one_of
 
-ScalarOrSchedule = Any
-COUPLINGS = ("lr", "schedule", "corrected", "none")
-
-
-def check_coupling(coupling: str, learning_rate: Any, peak_learning_rate: Any) -> None:
-    if coupling not in COUPLINGS:
-        near = difflib.get_close_matches(str(coupling), COUPLINGS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"coupling={coupling!r} is not known; allowed: {', '.join(COUPLINGS)} (did you mean {near!r}?)."
-        )
-    if coupling in ("schedule", "corrected") and peak_learning_rate is None:
-        raise ValueError(
-            f"coupling={coupling!r} divides by the peak of the learning rate: pass peak_learning_rate=..."
-        )
-    if coupling == "corrected" and learning_rate is None:
-        raise ValueError(
-            "coupling='corrected' needs learning_rate=..., the number or schedule of the chain."
-        )
-    if peak_learning_rate is not None:
-        check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
+NAMES = ("learning_rate", "schedule", "corrected", "independent")
 
 
-def now(value: ScalarOrSchedule, count: jax.Array) -> Any:
+class Coupling(NamedTuple):
+    """How a decay coefficient follows the learning rate. Build one with the functions of this module.
+
+    Attributes:
+        name: one of `NAMES`.
+        scaled: ``(λ_t, count) -> c λ_t``, the number in front of ψ(w) at the decay's place in the chain. None: λ_t.
+        after_rate: the decay stands after ``scale_by_learning_rate``, where updates already point downhill.
+    """
+
+    name: str
+    scaled: Callable[[Any, jax.Array], Any] | None = None
+    after_rate: bool = False
+
+    def rate(self, weight_decay: optax.ScalarOrSchedule, count: jax.Array) -> Any:
+        """The number in front of ψ(w) at the decay's place in the chain, for λ a number or a schedule."""
+        rate = now(weight_decay, count)
+        return rate if self.scaled is None else self.scaled(rate, count)
+
+
+def learning_rate() -> Coupling:
+    """Shrinks a weight by η_t λ per step, as ``optax.adamw`` does. The default of every decay."""
+    return Coupling("learning_rate")
+
+
+def schedule(peak_learning_rate: float) -> Coupling:
+    """Shrinks a weight by λ η_t/η_max per step: λ follows the shape of the schedule but not its height.
+
+    Args:
+        peak_learning_rate: η_max > 0.
+
+    Raises:
+        ValueError: a peak that is not positive.
+    """
+    check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
+    return Coupling("schedule", lambda rate, count: rate / peak_learning_rate)
+
+
+def corrected(
+    learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None = None
+) -> Coupling:
+    """Shrinks a weight by λ η_t²/η_max per step, which keeps |gradient|/|weight| of normalised layers constant.
+
+    Args:
+        learning_rate: η, the chain's number or schedule.
+        peak_learning_rate: η_max > 0; may be left out for a number, which is its own peak.
+
+    Raises:
+        ValueError: a number out of its range; a schedule without its peak.
+    """
+    check("learning_rate", learning_rate, 0.0)
+    peak = peak_of(learning_rate, peak_learning_rate)
+    return Coupling("corrected", lambda rate, count: rate * (now(learning_rate, count) / peak))
+
+
+def independent() -> Coupling:
+    """Shrinks a weight by λ per step, whatever the learning rate; stands after ``scale_by_learning_rate``."""
+    return Coupling("independent", after_rate=True)
+
+
+def check_coupling(coupling: Any) -> None:
+    """Raises ValueError unless `coupling` is a `Coupling`; names the nearest one."""
+    if isinstance(coupling, Coupling):
+        return
+    if isinstance(coupling, str):
+        one_of("coupling", coupling, NAMES)
+    raise ValueError(
+        f"coupling={coupling!r} is not a Coupling; pass optax_decay.couplings.learning_rate(), "
+        "schedule(peak), corrected(learning_rate, peak) or independent()."
+    )
+
+
+def peak_of(learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None) -> Any:
+    """The peak of a learning rate: as given, or the number itself.
+
+    Raises:
+        ValueError: a schedule without its peak; a peak that is not positive.
+    """
+    if peak_learning_rate is None:
+        if callable(learning_rate):
+            raise ValueError(
+                "the learning rate is a schedule, and this coupling divides by its peak: pass peak_learning_rate=..."
+            )
+        peak_learning_rate = learning_rate
+    check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
+    return peak_learning_rate
+
+
+def now(value: optax.ScalarOrSchedule, count: jax.Array) -> Any:
+    """A number, or the value of a schedule at this step."""
     return value(count) if callable(value) else value
-
-
-def coupled_rate(
-    weight_decay: Any, coupling: str, learning_rate: Any, peak: Any, count: jax.Array
-) -> Any:
-    """λ(t) with its coupling, as the factor of ψ at the decay's place in the chain."""
-    rate = now(weight_decay, count)
-    if coupling == "schedule":
-        return rate / peak
-    if coupling == "corrected":
-        return rate * (now(learning_rate, count) / peak)
-    return rate
 
 
 def convert_weight_decay(
     weight_decay: float, source: str, target: str, *, peak_learning_rate: float
 ) -> float:
-    """λ under another coupling, with the same shrink per step at the peak of the learning rate.
+    """The coefficient under another coupling that shrinks weights equally at the peak of the learning rate.
 
     Args:
         weight_decay: λ under `source`.
-        source, target: ``"lr"``, ``"schedule"``, ``"corrected"`` or ``"none"``.
+        source, target: one of `NAMES`.
         peak_learning_rate: η_max.
 
-    >>> convert_weight_decay(0.1, "lr", "schedule", peak_learning_rate=3e-4)
+    >>> convert_weight_decay(0.1, "learning_rate", "schedule", peak_learning_rate=3e-4)
     3e-05
     """
     check("weight_decay", weight_decay, 0.0)
     check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
-    scale = {
-        "lr": peak_learning_rate,
-        "corrected": peak_learning_rate,
-        "schedule": 1.0,
-        "none": 1.0,
-    }
-    for name in (source, target):
-        if name not in scale:
-            check_coupling(name, None, None)
+    one_of("source", source, NAMES)
+    one_of("target", target, NAMES)
+    scale = dict(zip(NAMES, (peak_learning_rate, 1.0, peak_learning_rate, 1.0)))
     return float(f"{weight_decay * scale[source] / scale[target]:.15g}")

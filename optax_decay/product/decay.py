@@ -4,12 +4,11 @@ With u the incoming update, w the weight before the step, and everything compute
 cast once to the dtype of u:
 
 * λ(t), `weight_decay`: dimensionless rate, a number or an optax schedule of the step.
-* m, `multiplier`: one dimensionless number per matrix (`quantity.Quantity`), a product of as many as are given.
-* ψ, `pull`: what one weight feels, in units of the weight (`pulls.Pull`).
+* m, `multiplier`: one dimensionless number per matrix (`PerMatrix`), a product of as many as are given.
+* ψ, `pull`: what one weight feels, in units of the weight (`pulls`).
 * `cautious`: only where the step and the decay agree, u·w >= 0 (arXiv 2510.12402).
 * `mask`: which parameters, and how strongly (`masks`).
-
-What λ = 0.1 multiplies is the coupling: see `couplings`.
+* `coupling`: what λ is multiplied with (`couplings`).
 
 `decay` is explicit: it adds the pull to the update. `proximal_decay` is implicit: it stands last in the chain and
 replaces the new weight θ by the proximal map of η_t λ m times the penalty.
@@ -17,7 +16,7 @@ replaces the new weight θ by the proximal map of η_t λ m times the penalty.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,26 +24,55 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
-from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, check_coupling, coupled_rate, now
-from optax_decay.product.per_matrix import Quantity
-from optax_decay.product.product import DecayState, Terms, by_path
-from optax_decay.product.pulls import Pull, as_pull
+from optax_decay.product import couplings, masks, pulls
+from optax_decay.product.couplings import Coupling, check_coupling, now
+from optax_decay.product.per_matrix import PerMatrix
+from optax_decay.product.product import DecayState, Product, by_path
+from optax_decay.product.pulls import Pull, check_pull
+
+Multiplier = PerMatrix | Sequence[PerMatrix] | None
+
+
+class ProductOptions(TypedDict, total=False):
+    """Keyword arguments that ready-made optimizers pass on to their decay; `decay` describes them."""
+
+    multiplier: Multiplier
+    coupling: Coupling
+    metrics: bool
+
+
+class ProximalOptions(ProductOptions, total=False):
+    """Keyword arguments that every proximal decay passes on to `proximal_decay`, which describes them."""
+
+    mask: masks.Mask
+    axes: axes_lib.Axes
+
+
+class FixedPullOptions(ProximalOptions, total=False):
+    """Keyword arguments of an explicit decay whose pull is its own; `decay` describes them."""
+
+    cautious: bool
+
+
+class DecayOptions(FixedPullOptions, total=False):
+    """Keyword arguments of an explicit decay that works with any pull; `decay` describes them."""
+
+    pull: Pull
 
 
 class LowPrecisionDecayWarning(UserWarning):
     """Decay of weights stored in 16 bits, where ``w(1-ηλ)`` mostly rounds back to w."""
 
 
-def _warn_if_lost(params: Any, terms: Terms, learning_rate: Any, weight_decay: Any) -> None:
-    signatures, _ = terms.decayed(params)
+def _warn_if_lost(params: Any, product: Product, shrink: Any) -> None:
+    """Warns of decayed weights in 16 bits, unless the shrink per step is known and large enough to act."""
+    signatures, _ = product.decayed(params)
     low = [
         path
         for path, w in by_path(params).items()
         if path in signatures and jnp.finfo(w.dtype).bits == 16
     ]
-    numbers = [x for x in (learning_rate, weight_decay) if isinstance(x, int | float)]
-    if low and not (len(numbers) == 2 and numbers[0] * numbers[1] >= 2.0**-9):
+    if low and not (isinstance(shrink, int | float) and shrink >= 2.0**-9):
         warnings.warn(
             f"{low[0]!r} and {len(low) - 1} more decayed parameters are stored in 16 bits, where one step of decay "
             "below 2^-9 rounds to nothing: keep float32 weights, or apply updates with "
@@ -55,84 +83,80 @@ def _warn_if_lost(params: Any, terms: Terms, learning_rate: Any, weight_decay: A
 
 
 def decay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
-    pull: str | Pull = "l2",
-    multiplier: Quantity | Sequence[Quantity] | None = None,
+    pull: Pull = pulls.l2(),
+    multiplier: Multiplier = None,
     cautious: bool = False,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
+    coupling: Coupling = couplings.learning_rate(),
     metrics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ(t) · m · ψ(w)`` to the update, optionally only where that agrees with the step.
 
+    Stands between the direction (such as ``optax.scale_by_adam``) and ``optax.scale_by_learning_rate``, or after the
+    latter with ``coupling=couplings.independent()``.
+
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or an optax schedule of the step (first called with 0).
-        pull: ψ; a `pulls.Pull` or the name of one. Default: w itself.
-        multiplier: m; quantities to multiply, such as `spectral_alpha` or `width_power`.
+        pull: ψ, one of `pulls`. Default: w itself.
+        multiplier: m; one or several of `multipliers`, whose product is taken.
         cautious: decay only weights with u·w >= 0, where u is the incoming update before the learning rate.
-        mask: which parameters decay (`masks.resolve`). None: every leaf this link is given.
+        mask: which parameters decay (`masks.strengths`). None: every leaf this link is given.
         axes: what the parameters' axes mean (`axes.signatures`); roles and slices of stacked leaves come from it.
-        coupling: what λ is multiplied with per step: ``"lr"``, ``"schedule"``, ``"corrected"`` or ``"none"``. The
-            first three stand before ``scale_by_learning_rate``, ``"none"`` stands after it.
-        learning_rate: η, the chain's number or schedule; needed for ``"corrected"`` only.
-        peak_learning_rate: η_max, needed for ``"schedule"`` and ``"corrected"``.
+        coupling: what λ is multiplied with per step, one of `couplings`. Default: the learning rate, as in AdamW.
         metrics: keep `Metrics` of every decayed parameter in the state, at the cost of a few reductions per step.
 
     Returns:
-        A transformation whose ``update`` needs params. Unknown extra arguments are passed to the quantities.
+        A transformation whose ``update`` needs params. Unknown extra arguments are passed to the multipliers.
 
     Raises:
-        ValueError: a number out of its range, an unknown name, a missing learning rate; at ``init``, a mask or axes
-            that do not fit the parameters.
+        ValueError: a number out of its range, or something that is not a pull, multiplier or coupling; at ``init``, a
+            mask or axes that do not fit the parameters.
 
     >>> import jax.numpy as jnp, optax, optax_decay
     >>> params = {"w": jnp.array([[0.3, -2.0]])}
-    >>> tx = optax_decay.decay(0.1, pull=optax_decay.huber(threshold=1.0))
+    >>> tx = optax_decay.decay(0.1, pull=optax_decay.pulls.huber(threshold=1.0))
     >>> tx.update({"w": jnp.zeros((1, 2))}, tx.init(params), params)[0]["w"].round(3)
     Array([[ 0.03, -0.1 ]], dtype=float32)
     """
     check("weight_decay", weight_decay, 0.0)
-    check_coupling(coupling, learning_rate, peak_learning_rate)
+    check_coupling(coupling)
+    check_pull(pull)
     masks.check_mask(mask)
-    chosen = as_pull(pull)
-    terms = Terms(chosen, as_quantities(multiplier), mask, axes, metrics)
-    # After scale_by_learning_rate updates already point downhill.
-    sign = -1 if coupling == "none" else 1
+    product = Product(pull, as_multipliers(multiplier), mask, axes, metrics)
+    sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
     def init(params: Any) -> DecayState:
-        _warn_if_lost(params, terms, learning_rate, weight_decay)
-        return terms.init(params)
+        _warn_if_lost(params, product, weight_decay if coupling.after_rate else None)
+        return product.init(params)
 
     def step(u: jax.Array, w: jax.Array, coefficient: Any, delta: Any) -> Any:
         if isinstance(coefficient, int | float) and coefficient == 0:
             return u, jnp.zeros_like(w)
-        term = coefficient * chosen.apply(w, delta)
+        term = coefficient * pull.apply(w, delta)
         if cautious:
             agree = sign * jnp.real(u * jnp.conj(w)) >= 0
             term = jnp.where(agree, term, jnp.zeros_like(term))
         return (u + term if sign > 0 else u - term), term
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        rate = coupled_rate(weight_decay, coupling, learning_rate, peak_learning_rate, state.count)
-        return terms.update(updates, state, params, extra, rate, step)
+        rate = coupling.rate(weight_decay, state.count)
+        return product.update(updates, state, params, extra, rate, step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def proximal_decay(
-    learning_rate: ScalarOrSchedule,
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
-    pull: str | Pull = "l2",
-    multiplier: Quantity | Sequence[Quantity] | None = None,
+    learning_rate: optax.ScalarOrSchedule,
+    pull: Pull = pulls.l2(),
+    multiplier: Multiplier = None,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    peak_learning_rate: float | None = None,
+    coupling: Coupling = couplings.learning_rate(),
     metrics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces the stepped weight θ = w + u by ``prox(θ, τ)`` with τ = η_t λ(t) m; stands last in the chain.
@@ -142,28 +166,30 @@ def proximal_decay(
     differ from the proximal map in the last bit (exact zeros stay exact).
 
     Args:
-        learning_rate: η, the same number or schedule as the chain's ``scale_by_learning_rate``.
-        pull: must have a proximal map: l2, l1, huber, fair.
-        weight_decay, multiplier, mask, axes, coupling, peak_learning_rate, metrics: as in `decay`.
+        learning_rate: η, the same number or schedule as the chain's ``scale_by_learning_rate``. Not used by
+            ``couplings.independent()``, where τ = λ(t) m.
+        pull: must have a proximal map: l2, l1, huber, fair, lp, elastic_net.
+        weight_decay, multiplier, mask, axes, coupling, metrics: as in `decay`.
 
     Raises:
         ValueError: as in `decay`, and for a pull without a proximal map.
     """
     check("learning_rate", learning_rate, 0.0)
     check("weight_decay", weight_decay, 0.0)
-    check_coupling(coupling, learning_rate, peak_learning_rate)
+    check_coupling(coupling)
+    check_pull(pull)
     masks.check_mask(mask)
-    chosen = as_pull(pull)
-    prox = chosen.prox
+    prox = pull.prox
     if prox is None:
         raise ValueError(
-            f"pull={chosen.name!r} has no closed-form proximal map; use decay(pull=...) or a huber pull."
+            f"the pull {pull.name!r} has no closed-form proximal map; use decay(pull=...), or the pull huber."
         )
-    terms = Terms(chosen, as_quantities(multiplier), mask, axes, metrics)
+    product = Product(pull, as_multipliers(multiplier), mask, axes, metrics)
 
     def init(params: Any) -> DecayState:
-        _warn_if_lost(params, terms, learning_rate, weight_decay)
-        return terms.init(params)
+        numbers = [x for x in (learning_rate, weight_decay) if isinstance(x, int | float)]
+        _warn_if_lost(params, product, numbers[0] * numbers[1] if len(numbers) == 2 else None)
+        return product.init(params)
 
     def step(u: jax.Array, w: jax.Array, tau: Any, delta: Any) -> tuple[jax.Array, jax.Array]:
         theta = w + u
@@ -171,61 +197,68 @@ def proximal_decay(
         return new - w, theta - new
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        rate = coupled_rate(weight_decay, coupling, learning_rate, peak_learning_rate, state.count)
-        if coupling != "none":
+        rate = coupling.rate(weight_decay, state.count)
+        if not coupling.after_rate:
             rate = rate * now(learning_rate, state.count)
-        return terms.update(updates, state, params, extra, rate, step)
+        return product.update(updates, state, params, extra, rate, step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def as_quantities(multiplier: Quantity | Sequence[Quantity] | None) -> tuple[Quantity, ...]:
-    """The factors behind a `multiplier` argument: none, one, or several."""
+def as_multipliers(multiplier: Multiplier) -> tuple[PerMatrix, ...]:
+    """The factors behind a `multiplier` argument: none, one, or several.
+
+    Raises:
+        ValueError: something that is not a `PerMatrix`.
+    """
     if multiplier is None:
         return ()
-    chosen = (multiplier,) if isinstance(multiplier, Quantity) else tuple(multiplier)
+    several = isinstance(multiplier, Sequence) and not isinstance(multiplier, PerMatrix | str)
+    chosen = tuple(multiplier) if several else (multiplier,)
     for item in chosen:
-        if not isinstance(item, Quantity):
+        if not isinstance(item, PerMatrix):
             raise ValueError(
-                f"multiplier={item!r} is not a Quantity, such as spectral_alpha() or constant(2.0)."
+                f"multiplier={item!r} is not one of optax_decay.multipliers, such as spectral_alpha() or constant(2.0)."
             )
     return chosen
 
 
+def times(own: PerMatrix, options: DecayOptions) -> DecayOptions:
+    """The options of `decay` with a decay's own multiplier in front of those that the user gave."""
+    return {**options, "multiplier": (own, *as_multipliers(options.get("multiplier")))}
+
+
 def as_decay(
-    weight_decay: Any,
-    *,
-    mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    **options: Any,
+    weight_decay: optax.ScalarOrSchedule | optax.GradientTransformation,
+    mask: masks.Mask,
+    axes: axes_lib.Axes,
 ) -> optax.GradientTransformationExtraArgs:
     """The decay link of a ready-made optimizer: a number or schedule becomes `decay`, a transformation is kept.
 
     Args:
         weight_decay: λ with AdamW's coupling, or any transformation that belongs before ``scale_by_learning_rate``.
-        mask, weight_decay_mask: two names for one argument (default: roles hidden and head); give one.
-        axes, options: passed to `decay`.
+        mask: what decays; `masks.MATRICES` is the default of ready-made optimizers.
+        axes: as in `decay`.
 
     Raises:
-        ValueError: both names of the mask are given, or a mask beside a transformation (which has its own).
+        ValueError: a mask beside a transformation, which has its own.
     """
-    mask = one_mask(mask, weight_decay_mask)
     if isinstance(weight_decay, optax.GradientTransformation):
         if mask is not masks.MATRICES:
             raise ValueError(
-                "weight_decay is a transformation with a mask of its own; leave out mask=..."
+                f"mask={mask!r} would be ignored: weight_decay is a transformation with a mask of its own; give it to "
+                "the transformation."
             )
         return optax.with_extra_args_support(weight_decay)
-    return decay(weight_decay, mask=mask, axes=axes, **options)
+    return decay(weight_decay, mask=mask, axes=axes)
 
 
-def one_mask(mask: masks.Mask, weight_decay_mask: masks.Mask) -> masks.Mask:
-    """The mask of a ready-made optimizer, which takes optax's two names for it but not both at once."""
-    if weight_decay_mask is None:
-        return mask
-    if mask is not masks.MATRICES:
-        raise ValueError(
-            "mask and weight_decay_mask are two names for one argument; give one of them."
-        )
-    return weight_decay_mask
+def in_order(
+    options: ProductOptions,
+    direction: optax.GradientTransformation,
+    link: optax.GradientTransformation,
+    *rates: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The chain of direction, decay link and learning rate, in the order that the coupling among the options needs."""
+    coupling = options.get("coupling", couplings.learning_rate())
+    return optax.chain(direction, *((*rates, link) if coupling.after_rate else (link, *rates)))

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule, check_coupling, coupled_rate, now
+from optax_decay.product import couplings, masks
+from optax_decay.product.couplings import Coupling, check_coupling, now
 from optax_decay.product.product import DecayState
 
 
@@ -50,7 +51,7 @@ class DecayTable:
 
     rows: tuple[DecayRow, ...]
     step: int
-    coupling: str
+    coupling: Coupling
     source: str
 
     @property
@@ -90,7 +91,7 @@ class DecayTable:
         total = sum(row.weights for row in self.rows)
         summary = (
             f"{quantity_text(total)} weights, {100 * self.decayed_fraction:.1f} % of them decay; "
-            f"coupling {self.coupling!r} at step {self.step}"
+            f"coupling {self.coupling.name} at step {self.step}"
         )
         if self.source == "fallback":
             summary += "; roles guessed: exactly two dimensions is a hidden matrix (pass axes=...)"
@@ -109,13 +110,12 @@ def quantity_text(x: float) -> str:
 
 def decay_table(
     params: Any,
-    weight_decay: ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
     *,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
+    coupling: Coupling = couplings.learning_rate(),
+    learning_rate: optax.ScalarOrSchedule | None = None,
     tokens_per_step: int | None = None,
     step: int = 0,
 ) -> DecayTable:
@@ -123,7 +123,7 @@ def decay_table(
 
     Args:
         params: tree of arrays or ``jax.ShapeDtypeStruct``.
-        weight_decay, mask, axes, coupling, peak_learning_rate: as given to `decay`.
+        weight_decay, mask, axes, coupling: as given to `decay`.
         learning_rate: η, a number or schedule; for the shrink per step and its time scale.
         tokens_per_step: for the time scale in tokens.
         step: where schedules are evaluated. A warm-up starts at 0: take a step on the plateau.
@@ -141,17 +141,17 @@ def decay_table(
     norm       4      vector           4      -         -      -
     up         4×6    hidden          24    0.1  3.00e-05  33.3k
     ------------------------------------------------------------
-    64 weights, 37.5 % of them decay; coupling 'lr' at step 0
+    64 weights, 37.5 % of them decay; coupling learning_rate at step 0
     """
-    check_coupling(coupling, learning_rate, peak_learning_rate)
+    check_coupling(coupling)
     signatures = axes_lib.signatures(axes, params)
-    strength = masks.resolve(mask, params, signatures)
+    strength = masks.strengths(mask, params, signatures)
     count = jnp.asarray(step, jnp.int32)
     eta = None if learning_rate is None else float(now(learning_rate, count))
-    if coupling == "none":
+    if coupling.after_rate:
         eta = 1.0
     base = float(now(weight_decay, count))
-    pulled = float(coupled_rate(weight_decay, coupling, learning_rate, peak_learning_rate, count))
+    pulled = float(coupling.rate(weight_decay, count))
     rows = []
     for path, signature in signatures.items():
         shrink = None if eta is None else eta * pulled * strength[path]

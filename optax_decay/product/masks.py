@@ -3,7 +3,6 @@
 Every form ends as one number per parameter: 0 leaves it alone, 1 decays it, 0.5 decays it half as strongly.
 """
 
-import difflib
 import types
 from typing import Any
 
@@ -13,8 +12,9 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters import paths
+from optax_decay.parameters.arguments import one_of
 
-Mask = Any  # what `resolve` accepts
+Mask = Any  # what `strengths` accepts
 
 # What a ready-made optimizer decays: embeddings, norms and biases are left alone.
 MATRICES = ("hidden", "head")
@@ -43,11 +43,7 @@ def _is_rules(mask: Any) -> bool:
 def check_mask(mask: Mask) -> None:
     """Raises ValueError for role names that do not exist; other forms can only be checked against parameters."""
     for role in (mask,) if isinstance(mask, str) else mask if _is_roles(mask) else ():
-        if role not in axes_lib.ROLES:
-            near = difflib.get_close_matches(role, axes_lib.ROLES, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"mask={role!r} is not a role; roles are {', '.join(axes_lib.ROLES)} (did you mean {near!r}?)."
-            )
+        one_of("mask", role, axes_lib.ROLES)
 
 
 def _number(value: Any, path: str) -> float:
@@ -63,7 +59,9 @@ def _number(value: Any, path: str) -> float:
     return number
 
 
-def resolve(mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]) -> dict[str, float]:
+def strengths(
+    mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]
+) -> dict[str, float]:
     """The number of every parameter, by path.
 
     Args:

@@ -1,11 +1,10 @@
 """One number per matrix: what thresholds and multipliers have in common.
 
-A `Quantity` gives every decayed parameter one float32 number, or one per slice if the leaf stacks several matrices,
+A `PerMatrix` gives every decayed parameter one float32 number, or one per slice if the leaf stacks several matrices,
 and may keep memory between steps. The threshold of the Huber pull is one (``1.5 · mean|w|``), the spectral
-multiplier of AlphaDecay is one, and so is the constant. `decay` multiplies and applies them; this file holds the
-protocol and the quantities that need nothing but the weights.
+multiplier of AlphaDecay is one, and so is the constant. `decay` multiplies and applies them.
 
-To write a new one, return ``Quantity(init, update)``. Both see dictionaries by path, holding only the parameters that
+To write a new one, return ``PerMatrix(init, update)``. Both see dictionaries by path, holding only the parameters that
 decay; values have the shape ``signature.batch_shape`` (or are plain numbers). State must be arrays only, with dtypes
 and shapes that stay the same from step to step.
 """
@@ -59,7 +58,7 @@ class Context(NamedTuple):
         return {path: found[path] for path in self.params}
 
 
-class Quantity(NamedTuple):
+class PerMatrix(NamedTuple):
     """One number per matrix, with memory.
 
     Attributes:
@@ -76,14 +75,14 @@ def accumulator_dtype(dtype: Any) -> Any:
     return jnp.promote_types(jnp.finfo(dtype).dtype, jnp.float32)
 
 
-def constant(value: Value | Callable[[jax.Array], Value]) -> Quantity:
+def constant(value: Value | Callable[[jax.Array], Value]) -> PerMatrix:
     """The same number for every matrix; a number, or an optax schedule of the step."""
 
     def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
         now = value(context.count) if callable(value) else value
         return dict.fromkeys(context.params, now), state
 
-    return Quantity(lambda params, signatures: (), update)
+    return PerMatrix(lambda params, signatures: (), update)
 
 
 def slice_mean(
@@ -117,65 +116,3 @@ def slice_mean(
         # Summing the sizes too keeps the mean right for leaves that are replicated over some of the axes.
         total, size = jax.lax.psum(total, names), jax.lax.psum(size, names)
     return total / size
-
-
-def magnitude(
-    kind: str = "mean",
-    factor: float = 1.0,
-    *,
-    decay: float = 0.99,
-    axis_name: Any = None,
-) -> Quantity:
-    """A multiple of the typical size of a matrix's weights.
-
-    With θ the weights before the step and per slice of a stacked leaf::
-
-        "mean":  c · mean|θ|
-        "rms":   c · sqrt(mean θ²)
-        "ema":   c · μ_t,   μ_t = β μ_{t-1} + (1-β) mean|θ_t|,   μ_0 = mean|θ_0|
-
-    Args:
-        kind: one of the above.
-        factor: c, dimensionless, positive; a number or an optax schedule.
-        decay: β in [0, 1), used by ``"ema"`` only.
-        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
-
-    Returns:
-        Quantity in the units of the weights. State: nothing, or for ``"ema"`` one float32 per slice.
-    """
-
-    def current(context: Context) -> dict[str, jax.Array]:
-        values = {}
-        for path, w in context.params.items():
-            x = jnp.abs(w)
-            x = x.astype(accumulator_dtype(x.dtype))
-            mean = slice_mean(
-                x * x if kind == "rms" else x,
-                context.signatures[path],
-                axis_name,
-                f"the {kind!r} threshold",
-            )
-            values[path] = jnp.sqrt(mean) if kind == "rms" else mean
-        return values
-
-    def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
-        if kind != "ema":
-            return ()
-        return {
-            path: jnp.zeros(signatures[path].batch_shape, accumulator_dtype(w.dtype))
-            for path, w in params.items()
-        }
-
-    def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
-        values = current(context)
-        if kind == "ema":
-            state = values = {
-                path: jnp.where(
-                    context.count == 0, value, decay * state[path] + (1 - decay) * value
-                )
-                for path, value in values.items()
-            }
-        c = factor(context.count) if callable(factor) else factor
-        return {path: c * value for path, value in values.items()}, state
-
-    return Quantity(init, update)

@@ -11,7 +11,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.paths import path_string
 from optax_decay.product import masks
 from optax_decay.product.metrics import Metrics, measure
-from optax_decay.product.per_matrix import Context, Quantity, accumulator_dtype
+from optax_decay.product.per_matrix import Context, PerMatrix, accumulator_dtype
 from optax_decay.product.pulls import Pull
 
 
@@ -56,18 +56,18 @@ def by_path(params: Any) -> dict[str, Any]:
     return {path_string(key): leaf for key, leaf in leaves}
 
 
-class Terms(NamedTuple):
-    """The parts that `decay` and `proximal_decay` share, resolved for one tree of parameters."""
+class Product(NamedTuple):
+    """What `decay` and `proximal_decay` share: the product of rate, multipliers and pull, leaf by leaf."""
 
     pull: Pull
-    multipliers: tuple[Quantity, ...]
+    multipliers: tuple[PerMatrix, ...]
     mask: Any
     axes: Any
     metrics: bool
 
     def decayed(self, params: Any) -> tuple[dict[str, axes_lib.Signature], dict[str, float]]:
         signatures = axes_lib.signatures(self.axes, params)
-        strength = masks.resolve(self.mask, params, signatures)
+        strength = masks.strengths(self.mask, params, signatures)
         return {path: s for path, s in signatures.items() if strength[path]}, strength
 
     def init(self, params: Any) -> DecayState:

@@ -11,25 +11,23 @@ huber         clip(w, -δ, δ)                Huber's function                  
 pseudo_huber  w/sqrt(1+(w/δ)²)              δ²(sqrt(1+(w/δ)²)-1)                not offered (a quartic)
 log_cosh      δ·tanh(w/δ)                   δ²·log cosh(w/δ)                    not offered (no closed form)
 fair          w/(1+\\|w\\|/δ)                 δ²(\\|w\\|/δ - log(1+\\|w\\|/δ))        see `fair`
+lp            p\\|w\\|^(p-1) sign(w)             \\|w\\|^p                             see `lp`
+elastic_net   ρ sign(w) + (1-ρ) w           ρ\\|w\\| + (1-ρ)w²/2                   soft threshold, then shrink
 ============= ============================= =================================== =========================
 
-The last four are bounded by δ, have slope 1 at 0 and become l2 as δ → ∞. Complex weights are pulled along their
-phase: ``ψ(w) = ψ(|w|)·w/|w|``. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
+huber, pseudo_huber, log_cosh and fair are bounded by δ, have slope 1 at 0 and become l2 as δ → ∞. Complex weights are
+pulled along their phase: ``ψ(w) = ψ(|w|)·w/|w|``. Reference for Huber's function as a decay: AdamHD (arXiv 2511.14721).
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_decay.parameters.arguments import check
-from optax_decay.product.per_matrix import Quantity, constant, magnitude
-
-# A number (units of the weights), an optax schedule of it, "mean", "rms", "ema", or any Quantity.
-Threshold = Any
-THRESHOLDS = ("mean", "rms", "ema")
+from optax_decay.parameters.arguments import check, nearest, one_of
+from optax_decay.product.per_matrix import PerMatrix
+from optax_decay.product.thresholds import Threshold, as_threshold, mean_size
 
 
 class Pull(NamedTuple):
@@ -46,7 +44,7 @@ class Pull(NamedTuple):
     name: str
     apply: Callable[[jax.Array, Any], jax.Array]
     prox: Callable[[jax.Array, Any, Any, jax.Array], jax.Array] | None = None
-    threshold: Quantity | None = None
+    threshold: PerMatrix | None = None
 
 
 def _sign(w: jax.Array) -> jax.Array:
@@ -61,38 +59,6 @@ def _shrink(w: jax.Array, amount: Any) -> jax.Array:
 def _soft(x: Any, dtype: Any) -> Any:
     # Python numbers stay weakly typed, so that a constant does not change the arithmetic of the step.
     return x if isinstance(x, int | float) else jnp.asarray(x, jnp.finfo(dtype).dtype)
-
-
-def threshold_quantity(
-    threshold: Threshold, factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
-) -> Quantity:
-    """The quantity behind a `threshold` argument.
-
-    Args:
-        threshold: a positive number or an optax schedule, in units of the weights; ``"mean"``, ``"rms"`` or ``"ema"``
-            for `factor` times the size of each matrix's weights (`quantity.magnitude`); or a `Quantity`.
-        factor: dimensionless, positive; used with the named thresholds only.
-        decay: of ``"ema"``, in [0, 1).
-        axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
-
-    Raises:
-        ValueError: a threshold or factor that is not positive, an unknown name, a decay outside [0, 1).
-    """
-    if isinstance(threshold, Quantity):
-        return threshold
-    if isinstance(threshold, str):
-        if threshold not in THRESHOLDS:
-            near = difflib.get_close_matches(threshold, THRESHOLDS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"threshold={threshold!r} is not known; allowed: a positive number, a schedule, "
-                f"{', '.join(map(repr, THRESHOLDS))} (did you mean {near!r}?)."
-            )
-        check("factor", factor, 0.0, open_low=True)
-        if threshold == "ema":
-            check("decay", decay, 0.0, 1.0, open_high=True)
-        return magnitude(threshold, factor, decay=decay, axis_name=axis_name)
-    check("threshold", threshold, 0.0, open_low=True)
-    return constant(threshold)
 
 
 def l2() -> Pull:
@@ -110,25 +76,20 @@ def _with_threshold(
     apply: Any,
     prox: Any,
     threshold: Threshold,
-    factor: Any,
-    decay: float,
-    axis_name: Any,
 ) -> Pull:
-    quantity = threshold_quantity(threshold, factor, decay, axis_name)
     return Pull(
         name,
         lambda w, delta: apply(w, _soft(delta, w.dtype)),
         prox and (lambda theta, tau, delta, w: prox(theta, tau, _soft(delta, theta.dtype))),
-        quantity,
+        as_threshold(threshold),
     )
 
 
-def huber(
-    threshold: Threshold = "mean", factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
-) -> Pull:
+def huber(threshold: Threshold = mean_size(1.5)) -> Pull:
     """ψ(w) = clip(w, -δ, δ): l2 inside the threshold, a constant pull outside.
 
-    Proximal map: ``θ/(1+τ)`` where ``|θ| <= (1+τ)δ``, else ``θ - τδ·sign θ``. Arguments as in `threshold_quantity`.
+    δ is `threshold`, in units of the weights (`thresholds`). Proximal map: ``θ/(1+τ)`` where ``|θ| <= (1+τ)δ``, else
+    ``θ - τδ·sign θ``.
     """
 
     def apply(w: jax.Array, delta: Any) -> jax.Array:
@@ -141,35 +102,29 @@ def huber(
         inside = jnp.abs(theta) <= (1 + tau) * delta
         return jnp.where(inside, theta / (1 + tau), theta - tau * delta * _sign(theta))
 
-    return _with_threshold("huber", apply, prox, threshold, factor, decay, axis_name)
+    return _with_threshold("huber", apply, prox, threshold)
 
 
-def pseudo_huber(
-    threshold: Threshold = "mean", factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
-) -> Pull:
-    """ψ(w) = w/sqrt(1+(w/δ)²): a smooth Huber. Arguments as in `threshold_quantity`."""
+def pseudo_huber(threshold: Threshold = mean_size(1.5)) -> Pull:
+    """ψ(w) = w/sqrt(1+(w/δ)²): a smooth Huber. δ is `threshold`, in units of the weights (`thresholds`)."""
 
     def apply(w: jax.Array, delta: Any) -> jax.Array:
         return w / jnp.sqrt(1 + jnp.square(jnp.abs(w) / delta))
 
-    return _with_threshold("pseudo_huber", apply, None, threshold, factor, decay, axis_name)
+    return _with_threshold("pseudo_huber", apply, None, threshold)
 
 
-def log_cosh(
-    threshold: Threshold = "mean", factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
-) -> Pull:
-    """ψ(w) = δ·tanh(w/δ). Arguments as in `threshold_quantity`."""
+def log_cosh(threshold: Threshold = mean_size(1.5)) -> Pull:
+    """ψ(w) = δ·tanh(w/δ). δ is `threshold`, in units of the weights (`thresholds`)."""
 
     def apply(w: jax.Array, delta: Any) -> jax.Array:
         return delta * jnp.tanh(jnp.abs(w) / delta) * _sign(w)
 
-    return _with_threshold("log_cosh", apply, None, threshold, factor, decay, axis_name)
+    return _with_threshold("log_cosh", apply, None, threshold)
 
 
-def fair(
-    threshold: Threshold = "mean", factor: Any = 1.5, decay: float = 0.99, axis_name: Any = None
-) -> Pull:
-    """``ψ(w) = w/(1+|w|/δ)``. Arguments as in `threshold_quantity`.
+def fair(threshold: Threshold = mean_size(1.5)) -> Pull:
+    """``ψ(w) = w/(1+|w|/δ)``. δ is `threshold`, in units of the weights (`thresholds`).
 
     Proximal map: the positive root x of ``x² + x(δ(1+τ) - |θ|) - δ|θ| = 0``, with the sign of θ.
     """
@@ -185,30 +140,66 @@ def fair(
         x = jnp.where(b > 0, 2 * delta * size / (b + root), (root - b) / 2)
         return x * _sign(theta)
 
-    return _with_threshold("fair", apply, prox, threshold, factor, decay, axis_name)
+    return _with_threshold("fair", apply, prox, threshold)
 
 
-PULLS: dict[str, Callable[[], Pull]] = {
-    "l2": l2,
-    "l1": l1,
-    "huber": huber,
-    "pseudo_huber": pseudo_huber,
-    "log_cosh": log_cosh,
-    "fair": fair,
-}
+LINEARIZE_AT = ("old", "new")
 
 
-def as_pull(pull: str | Pull) -> Pull:
-    """A `Pull`, given one or the name of one (with its default threshold).
+def lp(p: float = 1.0, linearize_at: str = "old") -> Pull:
+    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, and pAdam's proximal step.
+
+    Args:
+        p: a Python number in (0, 2]; below 1 only the proximal step exists.
+        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes ``|w|^(p-2)``.
 
     Raises:
-        ValueError: an unknown name, or something else.
+        ValueError: p out of range, an unknown `linearize_at`; when applied, an explicit pull with p < 1.
     """
-    if isinstance(pull, Pull):
-        return pull
-    if isinstance(pull, str) and pull in PULLS:
-        return PULLS[pull]()
-    near = difflib.get_close_matches(str(pull), PULLS, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"pull={pull!r} is not known; allowed: a Pull or one of {', '.join(PULLS)} (did you mean {near!r}?)."
-    )
+    check("p", p, 0.0, 2.0, open_low=True)
+    one_of("linearize_at", linearize_at, LINEARIZE_AT)
+
+    def apply(w: jax.Array, delta: Any) -> jax.Array:
+        if p < 1:
+            raise ValueError(
+                f"p={p!r}: the explicit pull is infinite at 0 for p < 1; use lp_proximal_decay, or p >= 1."
+            )
+        return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
+
+    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
+        x = jnp.power(jnp.abs(w if linearize_at == "old" else theta), 2 - p)
+        total = x + p * tau
+        return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
+
+    return Pull(f"l{p:g}", apply, prox)
+
+
+def elastic_net(l1_ratio: float = 0.5) -> Pull:
+    """The pull ρ sign(w) + (1-ρ) w with its proximal map; `l1_ratio` is ρ in [0, 1], and may be traced.
+
+    Raises:
+        ValueError: ρ out of range.
+    """
+    check("l1_ratio", l1_ratio, 0.0, 1.0)
+
+    def apply(w: jax.Array, delta: Any) -> jax.Array:
+        return l1_ratio * jnp.sign(w) + (1 - l1_ratio) * w
+
+    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
+        size = jnp.maximum(jnp.abs(theta) - tau * l1_ratio, 0)
+        return jnp.sign(theta) * size / (1 + tau * (1 - l1_ratio))
+
+    return Pull("elastic_net", apply, prox)
+
+
+NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "elastic_net")
+
+
+def check_pull(pull: Any) -> None:
+    """Raises ValueError unless `pull` is a `Pull`; names the nearest one."""
+    if not isinstance(pull, Pull):
+        name = getattr(pull, "__name__", pull)
+        raise ValueError(
+            f"pull={pull!r} is not a Pull; allowed: {', '.join(f'pulls.{n}()' for n in NAMES)} "
+            f"(did you mean optax_decay.pulls.{nearest(name, NAMES)}()?)."
+        )

@@ -58,9 +58,8 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import as_quantities, decay
-from optax_decay.product.per_matrix import Quantity
+from optax_decay.product.decay import as_multipliers, decay
+from optax_decay.product.per_matrix import PerMatrix
 from optax_decay.spectral.multiplier import spectral_quantity
 from optax_decay.spectral.options import Options, check_options
 from optax_decay.spectral.selection import Select
@@ -90,7 +89,7 @@ def spectral_alpha(
     partition: Any = None,
     mesh: Any = None,
     product_dtype: Any = jnp.bfloat16,
-) -> Quantity:
+) -> PerMatrix:
     """The multiplier m of the module's docstring: one per hidden matrix, 1 for everything else.
 
     Numbers may be traced except where the description says static.
@@ -130,7 +129,7 @@ def spectral_alpha(
     plain one holds no trace of the measurement.
 
     Returns:
-        Quantity with a `SpectralAlphaState`. The first measurement happens in the first update, from the initial
+        PerMatrix with a `SpectralAlphaState`. The first measurement happens in the first update, from the initial
         weights.
 
     Raises:
@@ -141,14 +140,14 @@ def spectral_alpha(
 
 
 def spectral_alpha_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
     metric: str = "alpha",
     assignment: str = "linear",
     min_ratio: float = 2 / 3,
     max_ratio: float = 3.0,
     refresh_every: int | None = 500,
-    multiplier: Quantity | Sequence[Quantity] | None = None,
+    multiplier: PerMatrix | Sequence[PerMatrix] | None = None,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     **options: Any,
@@ -186,7 +185,7 @@ def spectral_alpha_decay(
     )
     return decay(
         weight_decay,
-        multiplier=(alpha, *as_quantities(multiplier)),
+        multiplier=(alpha, *as_multipliers(multiplier)),
         mask=mask,
         axes=axes,
         **of_decay,

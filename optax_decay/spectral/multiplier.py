@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_decay.matrices.whole import inside_shard_map, known_mesh, split_axes
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.spectral import spectra
 from optax_decay.spectral.memory import SpectralAlphaState, gather, initial_state, make_map, renew
 from optax_decay.spectral.options import GRADIENT_METRICS, Options
@@ -17,8 +17,8 @@ from optax_decay.spectral.selection import Leaf, choose, specs_by_path
 from optax_decay.spectral.sweep import Sweep, Swept, find_place, plan
 
 
-def spectral_quantity(options: Options) -> Quantity:
-    """The `Quantity` of checked options."""
+def spectral_quantity(options: Options) -> PerMatrix:
+    """The `PerMatrix` of checked options."""
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
         leaves = leaves_of(options, params, signatures)
@@ -51,7 +51,7 @@ def spectral_quantity(options: Options) -> Quantity:
             state = jax.lax.cond(high > low, measured, lambda state: state, state)
         return {**values, **state.multiplier}, state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
 def leaves_of(

@@ -14,7 +14,7 @@ told otherwise, the output head. `width_laws` holds the rules, `width_factors` w
 
     adam → width_scaled_decay → width_scaled_learning_rate → scale_by_learning_rate           (`width_scaling`)
     adam → width_scaled_learning_rate → width_scaled_decay(rates_applied=True) → scale_by_learning_rate
-    adam → width_scaled_learning_rate → scale_by_learning_rate → width_scaled_decay(coupling="none")
+    adam → width_scaled_learning_rate → scale_by_learning_rate → width_scaled_decay(coupling=independent())
 
 all shrink by m^(s-r): where no multiplier follows, the decay's own is m^(s-r) instead of m^s. A learning rate per
 parameter that comes last, as with ``optax.partition``, counts as a multiplier that follows.
@@ -38,27 +38,25 @@ arXiv 2510.15262; Yang et al., "Tensor Programs V", arXiv 2203.03466, for η.
 * Adam's eps is not scaled. Gradients of a matrix shrink with its width: keep eps below their size at the large width.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.parameters.paths import path_string
-from optax_decay.product import masks
-from optax_decay.product.couplings import ScalarOrSchedule
-from optax_decay.product.decay import decay, one_mask
-from optax_decay.product.per_matrix import Context, Quantity, Value
+from optax_decay.product import masks, pulls
+from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
+from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.pulls import Pull
 from optax_decay.width.factors import width_plan
 from optax_decay.width.laws import Growth, WidthLaw
 
-Multiplier = Quantity | Sequence[Quantity] | None
 
-
-def _from_signatures(values: Any) -> Quantity:
+def _from_signatures(values: Any) -> PerMatrix:
     """A quantity that depends on shapes alone. Plain numbers: nothing is computed on the device."""
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
@@ -68,7 +66,7 @@ def _from_signatures(values: Any) -> Quantity:
     def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
         return values(context.signatures), state
 
-    return Quantity(init, update)
+    return PerMatrix(init, update)
 
 
 def width_power(
@@ -78,11 +76,11 @@ def width_power(
     head: str = "vector",
     vectors: float = 0.0,
     axes: axes_lib.Axes = None,
-) -> Quantity:
+) -> PerMatrix:
     """The multiplier ``m^exponent`` of every matrix, to put into any decay by hand.
 
-    Where no multiplier of the learning rate follows in the chain (`proximal_decay`, coupling ``"none"``), the
-    exponent is s - r.
+    Where no multiplier of the learning rate follows in the chain (`proximal_decay`, or the coupling
+    ``couplings.independent()``), the exponent is s - r.
 
     Args:
         base_width: as in `width_scaled_decay`.
@@ -101,8 +99,18 @@ def width_power(
     return _from_signatures(lambda signatures: plan.decays(signatures, False))
 
 
+class WidthOptions(DecayOptions, total=False):
+    """Keyword arguments that `width_scaling` and `mup_adamw` pass on to `width_scaled_decay`, which describes them."""
+
+    rule: str | WidthLaw
+    exponent: float | None
+    optimizer: str | Growth
+    head: str
+
+
+@passes_options_to(decay)
 def width_scaled_decay(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     base_width: Any = None,
     *,
     rule: str | WidthLaw = "fan2025",
@@ -110,15 +118,7 @@ def width_scaled_decay(
     optimizer: str | Growth = "adam",
     head: str = "vector",
     rates_applied: bool = False,
-    pull: str | Pull = "l2",
-    multiplier: Multiplier = None,
-    cautious: bool = False,
-    mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
-    metrics: bool = False,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ m^s ψ(w)`` to the updates of matrices; `width_scaled_learning_rate` belongs behind it.
 
@@ -132,9 +132,9 @@ def width_scaled_decay(
             ``"adam"``, to which matrix optimizers leave it.
         head: ``"vector"`` (with a read-out multiplier 1/m in the model) or ``"matrix"``.
         rates_applied: updates already carry the multiplier of the learning rate (see the order above).
-        coupling: as in `decay`; ``"none"`` stands last in the chain and implies `rates_applied`. The learning rate
-            and its peak are the proxy's.
-        pull, multiplier, cautious, mask, axes, learning_rate, peak_learning_rate, metrics: as in `decay`.
+        options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`. The coupling
+            ``couplings.independent()`` stands last in the chain and implies `rates_applied`; a learning rate in a
+            coupling is the proxy's.
 
     Raises:
         ValueError: as `decay`; an unknown rule, optimizer or letter; at ``init``, parameters without axes or without
@@ -149,27 +149,21 @@ def width_scaled_decay(
     ...     optax.scale_by_learning_rate(3e-3),
     ... )
     """
+    axes, coupling = options.get("axes"), options.get("coupling")
     plan = width_plan(
         base_width, rule=rule, exponent=exponent, optimizer=optimizer, head=head, axes=axes
     )
-    applied = rates_applied or coupling == "none"
+    applied = rates_applied or (coupling is not None and coupling.after_rate)
     width = _from_signatures(lambda signatures: plan.decays(signatures, applied))
-    more = () if multiplier is None else multiplier
-    if mask is None and isinstance(plan.hidden.vectors, float) and not plan.hidden.vectors:
+    passed = times(width, options)
+    if (
+        passed.get("mask") is None
+        and isinstance(plan.hidden.vectors, float)
+        and not plan.hidden.vectors
+    ):
         # The same as multiplying by 0, without a pass over the embeddings where λ is a schedule.
-        mask = ("hidden", "head") if head == "matrix" else ("hidden",)
-    return decay(
-        weight_decay,
-        pull=pull,
-        multiplier=(width, more) if isinstance(more, Quantity) else (width, *more),
-        cautious=cautious,
-        mask=mask,
-        axes=axes,
-        coupling=coupling,
-        learning_rate=learning_rate,
-        peak_learning_rate=peak_learning_rate,
-        metrics=metrics,
-    )
+        passed["mask"] = ("hidden", "head") if head == "matrix" else ("hidden",)
+    return decay(weight_decay, **passed)
 
 
 def width_scaled_learning_rate(
@@ -209,23 +203,11 @@ def width_scaled_learning_rate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@passes_options_to(width_scaled_decay, "rates_applied")
 def width_scaling(
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     base_width: Any = None,
-    *,
-    rule: str | WidthLaw = "fan2025",
-    exponent: float | None = None,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
-    pull: str | Pull = "l2",
-    multiplier: Multiplier = None,
-    cautious: bool = False,
-    mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    learning_rate: ScalarOrSchedule | None = None,
-    peak_learning_rate: float | None = None,
-    metrics: bool = False,
+    **options: Unpack[WidthOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """`width_scaled_decay` and `width_scaled_learning_rate` as one link, before ``scale_by_learning_rate``.
 
@@ -235,58 +217,42 @@ def width_scaling(
     Arguments as in `width_scaled_decay`.
 
     Raises:
-        ValueError: as `width_scaled_decay`; or coupling ``"none"``, whose two links stand on either side of the
-            learning rate.
+        ValueError: as `width_scaled_decay`; or the coupling ``couplings.independent()``, whose two links stand on
+            either side of the learning rate.
     """
-    if coupling == "none":
+    coupling = options.get("coupling")
+    if coupling is not None and coupling.after_rate:
         raise ValueError(
-            "coupling='none' decays after the learning rate: chain width_scaled_learning_rate, "
-            "scale_by_learning_rate and width_scaled_decay(coupling='none')."
+            "the coupling independent decays after the learning rate: chain width_scaled_learning_rate, "
+            "scale_by_learning_rate and width_scaled_decay(coupling=couplings.independent())."
         )
-    link = width_scaled_decay(
-        weight_decay,
-        base_width,
-        rule=rule,
-        exponent=exponent,
-        optimizer=optimizer,
-        head=head,
-        pull=pull,
-        multiplier=multiplier,
-        cautious=cautious,
-        mask=mask,
-        axes=axes,
-        coupling=coupling,
-        learning_rate=learning_rate,
-        peak_learning_rate=peak_learning_rate,
-        metrics=metrics,
-    )
+    link = width_scaled_decay(weight_decay, base_width, **options)
+    optimizer, head = options.get("optimizer", "adam"), options.get("head", "vector")
+    axes = options.get("axes")
     rates = width_scaled_learning_rate(base_width, optimizer=optimizer, head=head, axes=axes)
     return optax.chain(link, rates)
 
 
+@passes_options_to(decay)
 def mup_adamw(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
     base_width: Any,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
     mu_dtype: Any = None,
-    weight_decay: ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
     rule: str | WidthLaw = "fan2025",
     exponent: float | None = None,
     head: str = "vector",
-    pull: str | Pull = "l2",
-    multiplier: Multiplier = None,
-    cautious: bool = False,
-    mask: masks.Mask = masks.MATRICES,
-    weight_decay_mask: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    coupling: str = "lr",
-    peak_learning_rate: float | None = None,
     nesterov: bool = False,
-    metrics: bool = False,
+    mask: masks.Mask = masks.MATRICES,
+    axes: axes_lib.Axes = None,
+    cautious: bool = False,
+    pull: Pull = pulls.l2(),
+    **options: Unpack[ProductOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW under μP with a decay that follows the width: η and λ of the proxy, at any width.
 
@@ -297,37 +263,27 @@ def mup_adamw(
         base_width, rule, exponent, head: as in `width_scaled_decay`.
         b1, b2, eps, eps_root, mu_dtype, nesterov: as in ``optax.adam``.
         weight_decay: λ of the proxy.
-        pull, multiplier, cautious, axes, metrics: as in `decay`; any pull and further multipliers, such as a Huber
-            pull with a threshold that follows the weights, or a spectral multiplier.
+        pull, cautious, axes: as in `decay`; any pull, such as a Huber pull with a threshold that follows the weights.
         mask: as in `decay`, default hidden matrices and the head (which decays with ``head="matrix"`` or the rule
-            ``"mup_package"`` only); None leaves it to the rule. `weight_decay_mask` is another name for it.
-        coupling, peak_learning_rate: as in `decay`; the chain is put in the right order for each. The peak may be
-            left out when `learning_rate` is a number.
+            ``"mup_package"`` only); None leaves it to the rule.
+        options: multiplier, coupling, metrics, as in `decay`; the chain has the right order for each coupling.
 
     >>> import optax_decay
     >>> axes = ((r"embed", "V -> D"), (r"up", "D -> F"), (r"norm", "D"))
     >>> tx = optax_decay.mup_adamw(3e-3, base_width=256, b2=0.95, weight_decay=0.1, axes=axes)
     """
-    if coupling in ("schedule", "corrected") and not callable(learning_rate):
-        peak_learning_rate = learning_rate if peak_learning_rate is None else peak_learning_rate
-    adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype, nesterov=nesterov)
     link = width_scaled_decay(
         weight_decay,
         base_width,
         rule=rule,
         exponent=exponent,
         head=head,
-        pull=pull,
-        multiplier=multiplier,
-        cautious=cautious,
-        mask=one_mask(mask, weight_decay_mask),
+        mask=mask,
         axes=axes,
-        coupling=coupling,
-        learning_rate=learning_rate,
-        peak_learning_rate=peak_learning_rate,
-        metrics=metrics,
+        cautious=cautious,
+        pull=pull,
+        **options,
     )
+    adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype, nesterov=nesterov)
     rates = width_scaled_learning_rate(base_width, head=head, axes=axes)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    links = (rates, rate, link) if coupling == "none" else (link, rates, rate)
-    return optax.chain(adam, *links)
+    return in_order(options, adam, link, rates, optax.scale_by_learning_rate(learning_rate))

@@ -6,8 +6,8 @@ from typing import Any
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
-from optax_decay.product import masks
-from optax_decay.product.couplings import check_coupling
+from optax_decay.product import couplings, masks
+from optax_decay.product.couplings import Coupling, check_coupling
 from optax_decay.product.diagnostics import quantity_text
 from optax_decay.width.factors import width_plan
 from optax_decay.width.laws import Growth, WidthLaw
@@ -85,7 +85,7 @@ def width_table(
     optimizer: str | Growth = "adam",
     head: str = "vector",
     mask: masks.Mask = None,
-    coupling: str = "lr",
+    coupling: Coupling = couplings.learning_rate(),
     axes: axes_lib.Axes = None,
 ) -> WidthTable:
     """Learning rate, decay and time scale of every parameter, for the arguments of `width_scaling` or `mup_adamw`.
@@ -111,15 +111,16 @@ def width_table(
     """
     check("learning_rate", learning_rate, 0.0, open_low=True)
     check("weight_decay", weight_decay, 0.0)
-    check_coupling(coupling, learning_rate, learning_rate)
+    check_coupling(coupling)
     plan = width_plan(
         base_width, rule=rule, exponent=exponent, optimizer=optimizer, head=head, axes=axes
     )
     signatures = axes_lib.signatures(axes, params)
-    strength = masks.resolve(mask, params, signatures)
+    strength = masks.strengths(mask, params, signatures)
     rates, decays = plan.rates(signatures), plan.decays(signatures, False)
-    # "schedule" and "none" state the shrink itself; η/η_max is 1 at the peak.
-    coupled = weight_decay if coupling in ("lr", "corrected") else weight_decay / learning_rate
+    # The couplings schedule and independent state the shrink itself; η/η_max is 1 at the peak.
+    by_rate = coupling.name in ("learning_rate", "corrected")
+    coupled = weight_decay if by_rate else weight_decay / learning_rate
     rows = []
     for path, (m, law) in plan.laws(signatures).items():
         signature, eta = signatures[path], learning_rate * rates[path]
