@@ -68,6 +68,9 @@ from optax_decay.product.couplings import convert_weight_decay as convert_weight
 from optax_decay.product.diagnostics import DecayTable as DecayTable
 from optax_decay.product.diagnostics import decay_table as decay_table
 from optax_decay.product.diagnostics import metrics as metrics
+from optax_decay.product.probe import ProbeError as ProbeError
+from optax_decay.product.probe import ProbeTable as ProbeTable
+from optax_decay.product.probe import probe as probe
 from optax_decay.spectral.host_refresh import spectral_refresh as spectral_refresh
 from optax_decay.stepping.skip_on_spike import skip_on_spike as skip_on_spike
 

@@ -18,7 +18,8 @@ head       only the input side does                                  ``D -> V``
 vector     everything else                                           ``L | D``, ``C``
 ========== ========================================================= =========================
 
-Names in `FIXED` (vocabulary, positions, patch inputs, classes) and integers do not grow with width.
+Names in `FIXED` (vocabulary, positions, patch inputs, classes; with or without a number) and integers do not grow with
+width.
 
 A model's description is an ordered list of rules, ``AXES = ((path pattern, signature), ...)``. A pattern is a regular
 expression for the end of the ``/``-joined path, starting at a path component; the first match wins. A parameter that
@@ -36,6 +37,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_decay.parameters.inference import InferredAxes as InferredAxes
+from optax_decay.parameters.inference import infer as infer
 from optax_decay.parameters.paths import match_rules, path_string, shapes
 
 # Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
@@ -175,7 +178,9 @@ def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules"
     )  # so that reducing a slice leaves values in the order of batch_shape
 
     def grows(axes: tuple[int, ...]) -> bool:
-        return any(not names[i].isdigit() and names[i] not in FIXED for i in axes)
+        return any(
+            not names[i].isdigit() and names[i].rstrip("0123456789") not in FIXED for i in axes
+        )
 
     role = "vector"
     if inputs:

@@ -1,0 +1,194 @@
+"""Axes that are found: on real modules of Flax NNX, Flax Linen and Equinox, and on trees that others name."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from optax_decay.parameters import axes
+
+WIDTH, MLP, HEADS, VOCABULARY = 16, 48, 4, 50
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, rngs=rngs, decode=False)
+        self.up = nnx.Linear(WIDTH, MLP, rngs=rngs)
+        self.down = nnx.Linear(MLP, WIDTH, use_bias=False, rngs=rngs)
+        self.before, self.after = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.RMSNorm(WIDTH, rngs=rngs)
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs, stacked):
+        self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
+        self.positions = nnx.Embed(12, WIDTH, rngs=rngs)
+        if stacked:
+            make = nnx.split_rngs(splits=3)(nnx.vmap(NnxBlock, in_axes=0, out_axes=0))
+            self.blocks = make(rngs)
+        else:
+            self.blocks = nnx.List([NnxBlock(rngs) for _ in range(3)])
+        self.head = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
+
+
+def roles(model, params):
+    """Role and matrix shape by path, from the rules that were found."""
+    found = axes.signatures(axes.infer(model), params)
+    return {path: (s.role, s.matrix_shape if s.is_matrix else None) for path, s in found.items()}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_flax_nnx(stacked):
+    model = NnxModel(nnx.Rngs(0), stacked)
+    found = roles(model, nnx.state(model, nnx.Param))
+    block, layers = ("blocks", 3) if stacked else ("blocks/1", 1)
+    assert found["embed/embedding"] == ("embedding", (1, VOCABULARY, WIDTH))
+    assert found["positions/embedding"] == ("embedding", (1, 12, WIDTH))
+    assert found[f"{block}/attention/query/kernel"] == ("hidden", (layers, WIDTH, WIDTH))
+    assert found[f"{block}/attention/out/kernel"] == ("hidden", (layers, WIDTH, WIDTH))
+    assert found[f"{block}/up/kernel"] == ("hidden", (layers, WIDTH, MLP))
+    assert found[f"{block}/down/kernel"] == ("hidden", (layers, MLP, WIDTH))
+    assert found["head/kernel"] == ("head", (1, WIDTH, VOCABULARY))
+    vectors = {path for path, (role, _) in found.items() if role == "vector"}
+    assert vectors == {path for path in found if path.endswith(("bias", "scale"))}
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        h = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(HEADS)(h, h)
+        h = nn.gelu(nn.Dense(MLP)(nn.LayerNorm()(x)))
+        return x + nn.Dense(WIDTH)(h), None
+
+
+class LinenModel(nn.Module):
+    axis: int | None
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(VOCABULARY, WIDTH)(tokens)
+        if self.axis is None:
+            for _ in range(3):
+                x, _ = LinenBlock()(x, None)
+        else:
+            options = {"variable_axes": {"params": self.axis}, "split_rngs": {"params": True}}
+            x, _ = nn.scan(LinenBlock, length=3, **options)(name="layers")(x, None)
+        return nn.Dense(VOCABULARY, name="logits")(nn.LayerNorm()(x))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])  # MaxText stacks its layers along axis 1
+def test_flax_linen(axis):
+    params = LinenModel(axis).init(jax.random.key(0), jnp.zeros((1, 5), int))
+    found = roles(params, params)
+    block, layers = ("params/LinenBlock_0", 1) if axis is None else ("params/layers", 3)
+    attention = f"{block}/MultiHeadDotProductAttention_0"
+    assert found["params/Embed_0/embedding"] == ("embedding", (1, VOCABULARY, WIDTH))
+    assert found[f"{attention}/key/kernel"] == ("hidden", (layers, WIDTH, WIDTH))
+    assert found[f"{attention}/out/kernel"] == ("hidden", (layers, WIDTH, WIDTH))
+    assert {found[f"{block}/Dense_{i}/kernel"] for i in (0, 1)} == {
+        ("hidden", (layers, WIDTH, MLP)),
+        ("hidden", (layers, MLP, WIDTH)),
+    }
+    assert found["params/logits/kernel"] == ("head", (1, WIDTH, VOCABULARY))
+    vectors = {path for path, (role, _) in found.items() if role == "vector"}
+    assert vectors == {path for path in found if path.endswith(("bias", "scale"))}
+
+
+def test_equinox():
+    keys = jax.random.split(jax.random.key(0), 4)
+    model = {
+        "tokens": eqx.nn.Embedding(VOCABULARY, WIDTH, key=keys[0]),
+        "attention": eqx.nn.MultiheadAttention(HEADS, WIDTH, key=keys[1]),
+        "norm": eqx.nn.LayerNorm(WIDTH),
+    }
+
+    class Model(eqx.Module):
+        parts: dict
+        mlp: eqx.nn.MLP
+        out: eqx.nn.Linear
+
+    mlp = eqx.nn.MLP(WIDTH, WIDTH, MLP, 2, key=keys[2])
+    whole = Model(model, mlp, eqx.nn.Linear(WIDTH, VOCABULARY, key=keys[3]))
+    found = roles(whole, eqx.filter(whole, eqx.is_array))
+    assert found["parts/tokens/weight"] == ("embedding", (1, VOCABULARY, WIDTH))
+    assert found["parts/attention/output_proj/weight"] == ("hidden", (1, WIDTH, WIDTH))
+    assert found["mlp/layers/0/weight"] == ("hidden", (1, WIDTH, MLP))
+    assert found["mlp/layers/2/weight"] == ("hidden", (1, MLP, WIDTH))
+    assert found["out/weight"] == ("head", (1, WIDTH, VOCABULARY))
+    assert found["parts/norm/weight"][0] == found["mlp/layers/1/bias"][0] == "vector"
+
+
+def test_an_mlp_of_equinox_has_fixed_ends():
+    """What enters and what leaves does not grow with the width; in between everything does."""
+    mlp = eqx.nn.MLP(in_size=8, out_size=4, width_size=16, depth=3, key=jax.random.key(0))
+    found = roles(mlp, eqx.filter(mlp, eqx.is_array))
+    assert [found[f"layers/{i}/weight"][0] for i in range(4)] == [
+        *("embedding", "hidden", "hidden", "head")
+    ]
+
+
+def test_names_of_transformers():
+    """PyTorch's layout is [outputs, inputs]."""
+    shape = jax.ShapeDtypeStruct
+    layer = "model.layers.0"
+    params = {
+        "model.embed_tokens.weight": shape((VOCABULARY, WIDTH), jnp.float32),
+        f"{layer}.self_attn.k_proj.weight": shape((8, WIDTH), jnp.float32),
+        f"{layer}.mlp.down_proj.weight": shape((WIDTH, MLP), jnp.float32),
+        f"{layer}.mlp.up_proj.weight": shape((MLP, WIDTH), jnp.float32),
+        f"{layer}.input_layernorm.weight": shape((WIDTH,), jnp.float32),
+        "lm_head.weight": shape((VOCABULARY, WIDTH), jnp.float32),
+    }
+    found = roles(params, params)
+    assert found[f"{layer}.self_attn.k_proj.weight"] == ("hidden", (1, WIDTH, 8))
+    assert found[f"{layer}.mlp.down_proj.weight"] == ("hidden", (1, MLP, WIDTH))
+    assert found["lm_head.weight"] == ("head", (1, WIDTH, VOCABULARY))
+    assert found["model.embed_tokens.weight"] == ("embedding", (1, VOCABULARY, WIDTH))
+
+
+def test_what_is_found_can_be_pasted_and_says_what_it_rests_on():
+    model = NnxModel(nnx.Rngs(0), stacked=True)
+    found = axes.infer(model)
+    pasted: dict = {}
+    exec(str(found), pasted)
+    assert pasted["AXES"] == tuple(found)
+    assert found.basis["blocks/up/kernel"] == "flax.nnx.Linear"
+    params = nnx.state(model, nnx.Param)
+    assert axes.signatures(pasted["AXES"], params) == axes.signatures(found, params)
+
+
+def test_one_letter_has_one_size():
+    model = NnxModel(nnx.Rngs(0), stacked=True)
+    sizes: dict = {}
+    for signature in axes.signatures(axes.infer(model), nnx.state(model, nnx.Param)).values():
+        for name, size in zip(signature.names, signature.shape):
+            assert sizes.setdefault(name, size) == size
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 6), (2, 3, 4, 6)])
+def test_what_is_not_known_raises_with_the_candidates(shape):
+    params = {"norm": {"scale": jnp.zeros(4)}, "mystery": {"theta": jnp.zeros(shape)}}
+    with pytest.raises(ValueError, match=r"'mystery/theta'.*could be.*->"):
+        axes.infer(params)
+
+
+def test_the_found_axes_steer_a_decay():
+    """Hidden matrices and the head decay; embeddings, norms and biases do not."""
+    import optax_decay
+
+    params = LinenModel(0).init(jax.random.key(0), jnp.zeros((1, 5), int))
+    link = optax_decay.decay(0.5, mask=("hidden", "head"), axes=axes.infer(params))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = link.update(zeros, link.init(params), params)
+    moved = {p for p, u in axes.signatures(None, updates).items() if jnp.any(_at(updates, p))}
+    assert moved == {p for p in axes.signatures(None, params) if p.endswith("kernel")}
+    assert optax.tree.norm(updates) > 0
+
+
+def _at(tree, path):
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree
