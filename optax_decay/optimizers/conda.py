@@ -22,8 +22,8 @@ code (jie040109/Conda).
   one of three matrix products per step and changes results by rounding only.
 * By default the basis consists of eigenvectors of the Gram matrix. ``basis="svd"`` decomposes m itself.
 * Matrices are ``[inputs, outputs]`` here and ``[outputs, inputs]`` in torch, so `side` names the rotated side. The
-  released code calls ``"smaller_or_inputs"`` ``"std"``, ``"inputs"`` ``"right"`` and ``"outputs"`` ``"left"``. Its sides
-  ``"full"`` and ``"reverse_std"`` fail on most shapes and are left out.
+  released code calls ``"smaller_or_inputs"`` ``"std"``, ``"inputs"`` ``"right"`` and ``"outputs"`` ``"left"``. Its
+  sides ``"full"`` and ``"reverse_std"`` fail on most shapes and are left out.
 * If the first gradient of a matrix is zero (the matrix stands before a zero-initialised one), the released basis is
   arbitrary. Here it is the identity until the next refresh. A momentum of low rank has directions of size zero. The
   step that renews the basis does not move the weights along them, where the released code blows rounding errors up to
