@@ -17,7 +17,9 @@ from optax_decay.product.decay import DecayOptions as DecayOptions
 from optax_decay.product.decay import LowPrecisionDecayWarning as LowPrecisionDecayWarning
 from optax_decay.product.decay import decay as decay
 from optax_decay.product.decay import proximal_decay as proximal_decay
+from optax_decay.product.masks import GuessedRolesWarning as GuessedRolesWarning
 from optax_decay.product.per_matrix import PerMatrix as PerMatrix
+from optax_decay.product.product import NothingDecaysWarning as NothingDecaysWarning
 from optax_decay.product.pulls import Pull as Pull
 
 # Decays, which stand before the learning rate.

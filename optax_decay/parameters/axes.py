@@ -39,6 +39,7 @@ import optax
 
 from optax_decay.parameters.inference import InferredAxes as InferredAxes
 from optax_decay.parameters.inference import infer as infer
+from optax_decay.parameters.named_axes import HEADS, by_name, stacked_axes
 from optax_decay.parameters.paths import match_rules, path_string, shapes
 
 # Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
@@ -62,7 +63,8 @@ class Signature:
         inputs: dimensions contracted with the activations; empty for vectors.
         outputs: the remaining dimensions.
         role: one of `ROLES`.
-        source: where the description came from: ``"rules"``, ``"tree"``, ``"muon"`` or ``"fallback"``.
+        source: where the description came from: ``"rules"``, ``"tree"`` or ``"muon"``; without `axes`, ``"name"`` where
+            the parameter's name says it (`named_axes`) and ``"guess"`` where only the number of dimensions does.
     """
 
     path: str
@@ -190,10 +192,25 @@ def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules"
     return Signature(path, shape, tuple(names), batch, inputs, outputs, role, source)
 
 
-def _fallback(path: str, shape: tuple[int, ...]) -> Signature:
-    if len(shape) == 2:
-        return Signature(path, shape, (), (), (0,), (1,), "hidden", "fallback")
-    return Signature(path, shape, (), (), (), tuple(range(len(shape))), "vector", "fallback")
+def _without_axes(items: list[tuple[str, tuple[int, ...]]]) -> dict[str, Signature]:
+    """What names say; where they say nothing, exactly two dimensions are guessed to be a hidden matrix."""
+    found, stacked = {}, stacked_axes(dict(items))
+    for path, shape in items:
+        known = by_name(path, shape, stacked[path])
+        if known is not None:
+            batch = tuple(sorted((*known.batch, *known.kernel)))
+            role = {"vector": "vector", "embedding": "embedding", "positions": "embedding"}.get(
+                known.kind, "head" if HEADS.search(path) else "hidden"
+            )
+            found[path] = Signature(
+                path, shape, (), batch, known.inputs, known.outputs, role, "name"
+            )
+        elif len(shape) == 2:
+            found[path] = Signature(path, shape, (), (), (0,), (1,), "hidden", "guess")
+        else:
+            rest = tuple(range(len(shape)))
+            found[path] = Signature(path, shape, (), (), (), rest, "vector", "guess")
+    return found
 
 
 def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
@@ -244,8 +261,9 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
     Args:
         axes: rules ``((pattern, signature), ...)``; or a tree like `params` of signature strings,
             ``optax.contrib.MuonDimensionNumbers`` or None (not a matrix), of which any prefix will do; or a
-            function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None, the fallback: exactly two
-            dimensions is a hidden matrix whose axis 0 is the input, everything else is a vector.
+            function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None: what names say, as Flax, Haiku,
+            Equinox and transformers give them (`infer` explains them), and where a name says nothing, exactly two
+            dimensions are taken for a hidden matrix whose axis 0 is the input and everything else for a vector.
         params: a tree of arrays or ``jax.ShapeDtypeStruct``. Empty trees give an empty dictionary.
 
     Raises:
@@ -262,7 +280,7 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
     if isinstance(axes, types.FunctionType):
         axes = axes(shapes(params))
     if axes is None:
-        return {path: _fallback(path, shape) for path, shape in items}
+        return _without_axes(items)
     if _is_rules(axes):
         texts = match_rules(axes, params, "axes")
         return {path: parse(texts[path], path, shape) for path, shape in items}

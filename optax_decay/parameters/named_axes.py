@@ -1,5 +1,6 @@
 """What names say of a parameter's axes, in the conventions of Flax Linen, Haiku, MaxText and transformers."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ INSIDE = _word(
 _NORM = _word(r"\w*norm\w*", r"ln\w*", r"bn\d*", "scale")
 _EMBED = _word(r"\w*embed\w*", "wte", r"token\w*")
 POSITIONS = _word("wpe", r"\w*pos\w*")
-_VECTORS = {"bias", "b", "scale", "gamma", "beta", "offset"}
+_VECTORS = {"bias", "scale", "gamma", "beta", "offset"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,32 +66,54 @@ def named(shapes: dict[str, tuple[int, ...]], known: dict[str, KnownAxes]) -> di
     Raises:
         ValueError: a parameter whose name does not say enough.
     """
-    found = dict(known)
+    found, stacked = dict(known), stacked_axes(shapes)
     for path, shape in shapes.items():
         if path not in found:
-            found[path] = _by_name(path, shape, _stacked(path, shapes))
+            known_by_name = by_name(path, shape, stacked[path])
+            if known_by_name is None:
+                raise ValueError(
+                    f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
+                    f"{', '.join(_candidates(len(shape)))}. Describe it with a rule, such as axes = (({path!r}, "
+                    f"{_candidates(len(shape))[0]}), *the rules of the other parameters)."
+                )
+            found[path] = known_by_name
     return {path: found[path] for path in shapes}
 
 
-def _stacked(path: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The stacked axes of a parameter: those by which the vectors of its subtree have more than one dimension."""
+def stacked_axes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The stacked axes of each parameter: those by which the norms of its subtree have more than one dimension."""
+    peers: dict[str, list[str]] = collections.defaultdict(list)
+    for path in shapes:
+        for prefix in _prefixes(path):
+            peers[prefix].append(path)
+    norms = {path for path in shapes if _NORM.search(path)}
+    of_prefix = {
+        prefix: _shared_axes(
+            [shapes[path] for path in paths], [shapes[path] for path in paths if path in norms]
+        )
+        for prefix, paths in peers.items()
+    }
+    return {path: next(filter(None, map(of_prefix.get, _prefixes(path))), ()) for path in shapes}
+
+
+def _prefixes(path: str) -> list[str]:
+    """The subtrees that hold a parameter, the whole tree first."""
     parts = path.split("/")
-    for depth in range(len(parts)):
-        prefix = "".join(f"{part}/" for part in parts[:depth])
-        peers = {p: s for p, s in shapes.items() if p.startswith(prefix)}
-        norms = [s for p, s in peers.items() if _NORM.search(p)]
-        extra = min(map(len, norms), default=1) - 1
-        if extra > 0 and len(peers) > len(norms):
-            sizes = list(peers.values())
-            shared = [
-                i for i in range(min(map(len, sizes))) if len({size[i] for size in sizes}) == 1
-            ]
-            if len(shared) >= extra:
-                return tuple(shared[:extra])
-    return ()
+    return ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))]
 
 
-def _by_name(path: str, shape: tuple[int, ...], stacked: tuple[int, ...]) -> KnownAxes:
+def _shared_axes(sizes: list[tuple[int, ...]], norms: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """As many axes as the norms of a subtree have too many, if all its parameters have them in one place and size."""
+    extra = min(map(len, norms), default=1) - 1
+    if extra <= 0 or len(sizes) == len(norms):
+        return ()
+    ranks = range(min(map(len, sizes)))
+    shared = [i for i in ranks if len({size[i] for size in sizes}) == 1]
+    return tuple(shared[:extra]) if len(shared) >= extra else ()
+
+
+def by_name(path: str, shape: tuple[int, ...], stacked: tuple[int, ...]) -> KnownAxes | None:
+    """What the name of a parameter says of its axes; None if it does not say enough."""
     name = path.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
     owner = path[: -len(name)].rstrip("/.")
     own = tuple(i for i in range(len(shape)) if i not in stacked)
@@ -120,11 +143,7 @@ def _by_name(path: str, shape: tuple[int, ...], stacked: tuple[int, ...]) -> Kno
             return KnownAxes("conv", shape, stacked, own[:spatial], own[-2:-1], own[-1:], basis)
         if name == "weight":
             return KnownAxes("conv", shape, stacked, own[2:], own[1:2], own[:1], basis)
-    raise ValueError(
-        f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
-        f"{', '.join(_candidates(len(shape)))}. Describe it with a rule, such as axes = (({path!r}, "
-        f"{_candidates(len(shape))[0]}), *the rules of the other parameters)."
-    )
+    return None
 
 
 def _candidates(rank: int) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class DecayTable:
         rows: one `DecayRow` per parameter.
         step: the step at which schedules were evaluated.
         coupling: what λ is multiplied with.
-        source: where the roles come from; ``"fallback"`` means shapes only.
+        source: where the roles come from; ``"name"`` and ``"guess"`` mean that no axes were given.
     """
 
     rows: tuple[DecayRow, ...]
@@ -93,7 +93,9 @@ class DecayTable:
             f"{quantity_text(total)} weights, {100 * self.decayed_fraction:.1f} % of them decay; "
             f"coupling {self.coupling.name} at step {self.step}"
         )
-        if self.source == "fallback":
+        if self.source == "name":
+            summary += "; roles read from names (pass axes=... to state them)"
+        if self.source == "guess":
             summary += "; roles guessed: exactly two dimensions is a hidden matrix (pass axes=...)"
         return "\n".join([text[0], rule, *text[1:], rule, summary])
 
@@ -168,7 +170,8 @@ def decay_table(
                 None if steps is None or tokens_per_step is None else steps * tokens_per_step,
             )
         )
-    source = next(iter(signatures.values())).source if signatures else "rules"
+    sources = {s.source for s in signatures.values() if len(s.shape) > 1}
+    source = next((s for s in ("guess", "name") if s in sources), "rules")
     return DecayTable(tuple(rows), step, coupling, source)
 
 

@@ -4,6 +4,7 @@ Every form ends as one number per parameter: 0 leaves it alone, 1 decays it, 0.5
 """
 
 import types
+import warnings
 from typing import Any
 
 import jax
@@ -40,6 +41,10 @@ def _is_rules(mask: Any) -> bool:
     )
 
 
+class GuessedRolesWarning(UserWarning):
+    """A mask by role where neither axes nor names say what a parameter is."""
+
+
 def check_mask(mask: Mask) -> None:
     """Raises ValueError for role names that do not exist; other forms can only be checked against parameters."""
     for role in (mask,) if isinstance(mask, str) else mask if _is_roles(mask) else ():
@@ -51,7 +56,8 @@ def _number(value: Any, path: str) -> float:
         raise ValueError(
             f"the mask at {path!r} is traced; masks are decided when a step is compiled."
         )
-    number = float(value) if np.ndim(value) == 0 else -1.0
+    numeric = np.ndim(value) == 0 and not isinstance(value, str) and value is not None
+    number = float(value) if numeric else -1.0
     if not 0.0 <= number < float("inf"):
         raise ValueError(
             f"the mask at {path!r} is {value!r}; allowed: True, False or a number >= 0."
@@ -83,6 +89,7 @@ def strengths(
     if _is_roles(mask):
         check_mask(mask)
         roles = (mask,) if isinstance(mask, str) else tuple(mask)
+        _warn_of_guesses(roles, signatures)
         return {path: float(s.role in roles) for path, s in signatures.items()}
     if _is_rules(mask):
         values = paths.match_rules(mask, params, "mask")
@@ -91,6 +98,12 @@ def strengths(
         callable(mask) and jax.tree.leaves(mask) == [mask]
     ):
         mask = mask(paths.shapes(params))
+        if isinstance(mask, bool | np.bool):
+            raise ValueError(
+                f"the mask function returned {mask!r} for the whole tree of parameters. It is called once, with the "
+                "tree; return a tree of numbers (jax.tree.map or jax.tree_util.tree_map_with_path), or write rules, "
+                'such as mask=((".*kernel", True), (".*", False)).'
+            )
     flat: list[Any] = []
     try:
         jax.tree.map(
@@ -104,3 +117,16 @@ def strengths(
             f"the mask is neither a prefix of the parameter tree nor a role, rules or a function: {error}"
         ) from error
     return {path: _number(value, path) for path, value in zip(signatures, flat, strict=True)}
+
+
+def _warn_of_guesses(roles: tuple[str, ...], signatures: dict[str, axes_lib.Signature]) -> None:
+    guessed = [s for s in signatures.values() if s.source == "guess" and len(s.shape) > 1]
+    if guessed:
+        first = guessed[0]
+        warnings.warn(
+            f"mask={roles!r} goes by roles, and the role of {first.path!r} with shape {first.shape} is guessed to be "
+            f"{first.role!r} (and {len(guessed) - 1} more): pass axes=..., such as those that "
+            "optax_decay.axes.infer(model) finds.",
+            GuessedRolesWarning,
+            stacklevel=4,
+        )

@@ -1,5 +1,6 @@
 """The machinery behind `decay` and `proximal_decay`: state, and the product of rate, multipliers and pull per leaf."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,13 +70,22 @@ class Product(NamedTuple):
     def decayed(self, params: Any) -> tuple[dict[str, axes_lib.Signature], dict[str, float]]:
         signatures = axes_lib.signatures(self.axes, params)
         strength = masks.strengths(self.mask, params, signatures)
-        return {path: s for path, s in signatures.items() if strength[path]}, strength
+        chosen = {path: s for path, s in signatures.items() if strength[path]}
+        leaves = by_path(params)
+        _check_leaves({path: leaves[path] for path in chosen})
+        return chosen, strength
 
     def init(self, params: Any) -> DecayState:
         if has_no_leaves(params):
             return placeholder_state(DecayState)
         signatures, _ = self.decayed(params)
         chosen = {p: w for p, w in by_path(params).items() if p in signatures}
+        if not chosen:
+            warnings.warn(
+                f"mask={self.mask!r} decays none of the {len(by_path(params))} parameters.",
+                NothingDecaysWarning,
+                stacklevel=3,
+            )
         metrics = {}
         for path, w in chosen.items():
             # Five arrays, not one array five times: a donated buffer must not appear twice.
@@ -152,6 +162,25 @@ class Product(NamedTuple):
         flat = [results.get(leaf.path, leaf.update) for leaf in leaves]
         new_state = DecayState(increment(state.count), threshold, tuple(memories), metrics)
         return jax.tree.unflatten(treedef, flat), new_state
+
+
+class NothingDecaysWarning(UserWarning):
+    """A mask under which no parameter decays."""
+
+
+def _check_leaves(chosen: dict[str, Any]) -> None:
+    """Raises ValueError for a decayed parameter that cannot decay; names it."""
+    for path, w in chosen.items():
+        if not jnp.issubdtype(w.dtype, jnp.inexact):
+            raise ValueError(
+                f"the parameter {path!r} holds integers ({w.dtype}), which cannot decay: leave it out with mask=... or "
+                "optax.masked."
+            )
+        if w.size == 0:
+            raise ValueError(
+                f"the parameter {path!r} of shape {tuple(w.shape)} has no elements: leave it out with mask=... or "
+                "optax.masked."
+            )
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ class Base:
 
     def factor(self, signature: axes_lib.Signature, width: float | None) -> float:
         """m of one matrix; `width` is the size of the letter D in the tree."""
-        if signature.source == "fallback":
+        if signature.source in ("guess", "name"):
             raise ValueError(
                 f"{signature.path!r}: width scaling needs to know which matrices grow with width; describe the "
                 "parameters with axes=... (rules, signature strings or MuonDimensionNumbers)."

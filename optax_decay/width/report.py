@@ -172,7 +172,7 @@ def spectral_gain_report(
         sizes.append(
             {path: s for path, s in axes_lib.signatures(axes, tree).items() if s.role in roles}
         )
-        if any(s.source == "fallback" for s in sizes[-1].values()):
+        if any(s.source in ("guess", "name") for s in sizes[-1].values()):
             raise ValueError("a report needs to know the axes of the parameters: pass axes=...")
         if sizes[-1].keys() != sizes[0].keys():
             odd = sorted(sizes[-1].keys() ^ sizes[0].keys())

@@ -132,7 +132,7 @@ def test_other_descriptions():
     )
     assert function["a"].matrix_shape == (1, 4, 6)
     guessed = axes.signatures(None, params)
-    assert guessed["a"].source == "fallback" and guessed["a"].role == "hidden"
+    assert guessed["a"].source == "guess" and guessed["a"].role == "hidden"
     assert guessed["b"].role == guessed["c"].role == "vector"
     with pytest.raises(ValueError, match="as input and as output"):
         axes.signatures({**muon, "a": MuonDimensionNumbers(0, 0)}, params)

@@ -1,5 +1,7 @@
 """Axes that are found: on real modules of Flax NNX, Flax Linen and Equinox, and on trees that others name."""
 
+import warnings
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+import optax_decay
 from optax_decay.parameters import axes
 
 WIDTH, MLP, HEADS, VOCABULARY = 16, 48, 4, 50
@@ -177,8 +180,6 @@ def test_what_is_not_known_raises_with_the_candidates(shape):
 
 def test_the_found_axes_steer_a_decay():
     """Hidden matrices and the head decay; embeddings, norms and biases do not."""
-    import optax_decay
-
     params = LinenModel(0).init(jax.random.key(0), jnp.zeros((1, 5), int))
     link = optax_decay.decay(0.5, mask=("hidden", "head"), axes=axes.infer(params))
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -186,6 +187,55 @@ def test_the_found_axes_steer_a_decay():
     moved = {p for p, u in axes.signatures(None, updates).items() if jnp.any(_at(updates, p))}
     assert moved == {p for p in axes.signatures(None, params) if p.endswith("kernel")}
     assert optax.tree.norm(updates) > 0
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_without_axes_names_decide_and_nothing_is_guessed_against_them(axis):
+    """Attention kernels of three dimensions are matrices; stacked norm scales and biases are not."""
+    params = LinenModel(axis).init(jax.random.key(0), jnp.zeros((1, 5), int))
+    found = axes.signatures(None, params)
+    block = "params/LinenBlock_0" if axis is None else "params/layers"
+    attention = f"{block}/MultiHeadDotProductAttention_0"
+    assert found[f"{attention}/query/kernel"].role == "hidden"
+    assert found[f"{attention}/query/bias"].role == "vector"
+    assert found[f"{block}/LayerNorm_0/scale"].role == "vector"
+    assert found[f"{block}/Dense_0/kernel"].matrix_shape[0] == (1 if axis is None else 3)
+    assert found["params/Embed_0/embedding"].role == "embedding"
+    assert found["params/logits/kernel"].role == "head"
+    assert {s.source for s in found.values()} == {"name"}
+
+
+def test_a_role_that_is_guessed_warns():
+    params = {"mystery": jnp.ones((4, 6)), "offset": jnp.ones(4)}
+    with pytest.warns(optax_decay.GuessedRolesWarning, match=r"'mystery'.*guessed to be 'hidden'"):
+        optax_decay.decay(0.1, mask="hidden").init(params)
+    named = {"up": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optax_decay.decay(0.1, mask="hidden").init(named)
+        optax_decay.decay(0.1).init(params)
+
+
+def test_a_mask_that_decays_nothing_warns():
+    params = {"up": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}
+    for mask in ("head", {"up": False}, ((".*", 0.0),), lambda p: jax.tree.map(lambda x: False, p)):
+        with pytest.warns(optax_decay.NothingDecaysWarning):
+            optax_decay.decay(0.1, mask=mask).init(params)
+
+
+@pytest.mark.parametrize(
+    ("mask", "leaf", "says"),
+    [
+        (lambda path: "kernel" in path, jnp.ones((4, 6)), "called once, with the tree"),
+        (lambda path: "bias" not in path, jnp.ones((4, 6)), "called once, with the tree"),
+        ({"up": "yes"}, jnp.ones((4, 6)), "'up' is 'yes'"),
+        (None, jnp.ones((4, 6), int), "'up' holds integers"),
+        (None, jnp.ones((0, 6)), "'up' of shape .0, 6. has no elements"),
+    ],
+)
+def test_what_cannot_decay_is_named(mask, leaf, says):
+    with pytest.raises(ValueError, match=says):
+        optax_decay.decay(0.1, mask=mask).init({"up": leaf})
 
 
 def _at(tree, path):
