@@ -209,12 +209,12 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 
     def forward(params, tokens):
         traced.append(1)
-        return llama.forward(ready.model, params, tokens)
+        return llama.forward(ready.program.model, params, tokens)
 
-    tx = optimizer.build(ready.config, ready.axes)
-    rate = optimizer.schedule(ready.config.optimizer)
-    update = step.compile_update(forward, tx, rate, 1, ready.shardings)
-    state, calls = ready.init(jax.random.key(0)), []
+    tx = optimizer.build(ready.program.config, ready.program.axes)
+    rate = optimizer.schedule(ready.program.config.optimizer)
+    update = step.compile_update(forward, tx, rate, 1, ready.program.shardings)
+    state, calls = ready.program.init(jax.random.key(0)), []
     for index in range(4):
         before = jax.tree.leaves(state)
         state, noted = update(state, ready.batch(index))
@@ -231,9 +231,9 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path):
     ready = program(tmp_path)
-    forward = functools.partial(llama.forward, ready.model)
+    forward = functools.partial(llama.forward, ready.program.model)
     both = jax.jit(functools.partial(step.loss_and_gradient, forward), static_argnums=2)
-    params, tokens = ready.init(jax.random.key(1))["params"], ready.batch(0)
+    params, tokens = ready.program.init(jax.random.key(1))["params"], ready.batch(0)
     whole, parts = (both(params, tokens, n) for n in (1, 4))
     # Means of 96 terms in another order: some tens of float32 roundings.
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-6)
