@@ -13,19 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_decay.parameters.axes import signatures
 from train import processes
 from train.cli import parse
-from train.config.fields import Config, UserError, model_config
+from train.config.fields import Config, UserError
 from train.config.tree import as_dict, flatten
-from train.data.loading import load as load
+from train.data.loading import read_data
 from train.display import say
-from train.run import checkpoints as checkpoint
-from train.run import figures, log, watchdog
+from train.run import checkpoints, figures, log, watchdog
 from train.run.folder import ROOT, Folder, environment, write
 from train.run.signals import signals
 from train.step import families, observe, optimizer, replicas, sharding, tasks
-from train.step import update as step
+from train.step.program import Program, describe, real_mesh
+from train.step.update import State
 from train.weights import hugging_face
 
 
@@ -36,144 +35,84 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config) -> int:
     """Trains as the config says, going on with what its run folder already holds."""
-    data = load(config)
-    program = assemble(config, data)
+    run = assemble(config, read_data(config))
+    program = run.program
     with (
         signals() as stop,
         Folder(config) as folder,
-        checkpoint.Checkpoints(
+        checkpoints.Checkpoints(
             folder.path / "checkpoints", config.run.keep, config.run.keep_every
-        ) as checkpoints,
+        ) as saved,
     ):
-        meta = checkpoint.describe(folder.config, data.digest, program.shapes)
-        fresh = program.fresh if config.run.migrate else None
-        state, start = checkpoints.restore(program.placed_shapes(), meta, say, fresh) or (None, 0)
-        introduce(program, folder, start)
+        meta = checkpoints.describe(folder.config, run.data.digest, program.shapes)
+        fresh = program.fresh_optimizer if config.run.migrate else None
+        state, start = saved.restore(program.placed_shapes(), meta, say, fresh) or (None, 0)
+        introduce(run, folder, start)
         if start >= config.run.steps:
             say(f"This run is complete: step {start} of {config.run.steps}.")
             say(further(config, folder.path, start))
             return 0
         if state is None:
-            state = program.begin()
+            state = run.begin()
         with (
             recorder(program, folder, start) as records,
             watchdog.Watchdog(folder.path / "stuck.txt") as watch,
         ):
-            save = functools.partial(checkpoints.save, meta=meta, say=say)
-            done = loop(program, state, start, records, save, stop, watch)
-            finish(checkpoints, folder.path)
-        conclude(program, folder.path, done)
+            save = functools.partial(saved.save, meta=meta, say=say)
+            done = loop(run, state, start, records, save, stop, watch)
+            finish(saved, folder.path)
+        conclude(run, folder.path, done)
     return 128 + stop[0] if stop else 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """Everything that is decided before the first step; nothing of it changes afterwards."""
+class Run:
+    """A program and the data that it trains on."""
 
-    config: Config
-    task: tasks.Task  # with its data
-    facts: dict[str, Any]  # about the data
-    mesh: jax.sharding.Mesh
-    model: Any  # Config of a file of models/
-    axes: Any  # what the parameters' axes mean
-    shapes: step.State  # the state as ShapeDtypeStruct
-    shardings: step.State
-    weights: Callable[[jax.Array], Any]  # fresh ones
-    start: Callable[[Any], step.State]  # weights to the state before the first step
-    fresh: Callable[[Any], Any]  # weights to the state of an optimizer that has not moved them yet
-    update: Callable[[step.State, Any], tuple[step.State, dict[str, jax.Array]]]
-    # Scores on held-out data; None if a signal has arrived.
-    evaluate: Callable[[step.State, Sequence[int]], dict[str, float] | None]
-    look: Callable[[step.State, Any], dict[str, dict[str, float]]]  # observe.py
-    gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without a width
+    program: Program
+    data: Any
 
-    def begin(self) -> step.State:
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """About the data."""
+        return self.data.summary()
+
+    def begin(self) -> State:
         """The state before the first step: of fresh weights, or of those of `model.weights`."""
-        if self.config.model.weights is None:
-            return self.init(jax.random.key(self.config.run.seed))
-        folder = pathlib.Path(self.config.model.weights)
+        program, config = self.program, self.program.config
+        if config.model.weights is None:
+            return program.init(jax.random.key(config.run.seed))
+        folder = pathlib.Path(config.model.weights)
         say(f"reading the weights in {folder} ...")
-        return self.start(hugging_face.load(folder, self.model, self.shardings["params"]))
-
-    def init(self, key: jax.Array) -> step.State:
-        """In two programs: models of one shape share that of their weights, whatever trains them."""
-        return self.start(self.weights(key))
+        weights = hugging_face.load(folder, program.model, program.shardings["params"])
+        return program.first_state(weights)
 
     def batch(self, index: int) -> Any:
-        """What step `index` learns from, on the devices: an array or a dict of arrays."""
-        data = self.task.data
-        return sharding.put_batch(lambda rows: data.batch(index, rows), data.shape, self.mesh)
+        """The batch of step `index`, on the devices: an array or a dict of arrays."""
+        data = self.data
+        make = functools.partial(data.batch, index)
+        return sharding.put_batch(make, data.shape, self.program.mesh)
 
-    def placed_shapes(self) -> step.State:
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            self.shapes,
-            self.shardings,
-        )
-
-
-def assemble(config: Config, data: Any) -> Program:
-    """Mesh, model, optimizer and compiled functions of a config. Allocates no weights."""
-    mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
-    task = tasks.of(config)(config, data)
-    model = model_config(config, task.outputs)
-    family = families.of(model)
-    axes = family.axes(model)
-    weights = functools.partial(family.init, model)
-    placed = sharding.of_parameters(axes, jax.eval_shape(weights, jax.random.key(0)), mesh)
-    tx = optimizer.build(config, axes, params=placed)
-
-    init = functools.partial(task.init, weights, tx)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = sharding.of_train_state(axes, shapes, mesh)
-
-    forward = families.Forward(model, sharding.Activations(mesh))
-    rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
-    each = replicas.used(config)
-    whole = jax.NamedSharding(mesh, jax.P())  # every process reads the numbers
-    update = task.compile_update(forward, tx, rate, parts, shardings, each)
-    sums = jax.jit(functools.partial(task.sums, forward), out_shardings=whole)
-
-    described = signatures(axes, shapes["params"])
-    sizes = jax.jit(functools.partial(observe.weights, described), out_shardings=whole)
-    gradient = functools.partial(task.gradient, forward, parts)
-    observed = optimizer.chain(config, axes, metrics=True, params=placed)
-    tried = functools.partial(observe.try_decay, gradient, observed)
-    tried = replicas.on_each(tried, shardings, None) if each else sharding.on_mesh(tried, mesh)
-    try_decay = jax.jit(tried, out_shardings=whole)
-
-    def evaluate(state: step.State, stop: Sequence[int] = ()) -> dict[str, float] | None:
-        found = []
-        for batch in data.held_out(config.run.eval_batches):
+    def evaluate(self, state: State, stop: Sequence[int] = ()) -> dict[str, float] | None:
+        """Scores on held-out data; None if a signal has arrived."""
+        program, found = self.program, []
+        for batch in self.data.held_out(program.config.run.eval_batches):
             if stop:
                 return None
-            found.append(sums(state, sharding.put_whole(batch, mesh)))
-        return task.scores(np.asarray(jax.device_get(found), np.float64).sum(0))
+            found.append(program.sums(state, sharding.put_whole(batch, program.mesh)))
+        total = np.asarray(jax.device_get(found), np.float64).sum(0)
+        return program.task.scores(total, self.facts)
 
-    def look(state: step.State, batch: Any) -> dict[str, dict[str, float]]:
-        seen = jax.device_get((try_decay(state, batch), sizes(state["params"])))
-        return observe.merge(observe.decay(described, seen[0]), seen[1])
 
-    return Program(
-        *(config, task, data.summary(), mesh, model, axes, shapes, shardings),
-        weights=jax.jit(weights, out_shardings=shardings["params"]),
-        start=jax.jit(
-            lambda params: task.init(lambda key: params, tx, jax.random.key(0)),
-            out_shardings=shardings,
-        ),
-        fresh=jax.jit(tx.init, out_shardings=shardings["optimizer"]),
-        update=update,
-        evaluate=evaluate,
-        look=look,
-        gains=(
-            observe.gain_meter(axes, shapes["params"], mesh) if config.width else lambda params: {}
-        ),
-    )
+def assemble(config: Config, data: Any) -> Run:
+    """The run of a config on its data and the devices that are here. Allocates no weights."""
+    complete = tasks.complete(config, tasks.of(config).outputs(data))
+    return Run(describe(complete, real_mesh(complete)), data)
 
 
 def loop(
-    program: Program,
-    state: step.State,
+    run: Run,
+    state: State,
     start: int,
     records: log.Recorder,
     save: Callable[..., None],
@@ -185,19 +124,20 @@ def loop(
     While the device works on a step, the host makes the next batch and reads the numbers of the
     step before. An evaluation that a signal cuts off is made up for when the run goes on.
     """
-    run, done, agreement = program.config.run, start, processes.Agreement()
+    program, done, agreement = run.program, start, processes.Agreement()
+    options = program.config.run
     due = stopped = False  # a checkpoint; by a signal
 
     def evaluate() -> None:
         with records.pause():
             watch.other(f"the evaluation after step {done}")
             # Several processes must all go through with it, and know of each other's signals after steps alone.
-            through = done == run.steps or jax.process_count() > 1
-            scores = program.evaluate(state, () if through else stop)
+            through = done == options.steps or jax.process_count() > 1
+            scores = run.evaluate(state, () if through else stop)
             if scores is None:
                 return
             records.held_out(done, scores, program.task.say_scores(scores))
-            records.weights(done, program.look(state, batch))
+            records.weights(done, program.observed(state, batch))
             records.spectrum(done, observe.spectrum(state["optimizer"].inner_state["decay"]))
             records.gains(done, program.gains(state["params"]))
 
@@ -209,33 +149,33 @@ def loop(
                 save(state, step=done)
         return healthy
 
-    batch = program.batch(start)
+    batch = run.batch(start)
     # Only the first process knows what has been written.
-    if start % run.eval_every == 0 and not processes.from_first(
+    if start % options.eval_every == 0 and not processes.from_first(
         lambda: "done" if records.evaluated(start) else ""
     ):
         evaluate()
-    while done < run.steps and not (stopped := agreement.ask(bool(stop))):
+    while done < options.steps and not (stopped := agreement.ask(bool(stop))):
         watch.step(done + 1, records.seconds_per_step)
         state, noted = program.update(state, batch)
         done += 1
-        batch = program.batch(done)
+        batch = run.batch(done)
         records.train(done, noted)
-        if done % run.eval_every == 0 or done == run.steps:
+        if done % options.eval_every == 0 or done == options.steps:
             evaluate()
-        due = due or done % run.save_every == 0
+        due = due or done % options.save_every == 0
         if due:
             due = not keep()
     keep()
     return done
 
 
-def finish(checkpoints: checkpoint.Checkpoints, folder: pathlib.Path) -> None:
+def finish(saved: checkpoints.Checkpoints, folder: pathlib.Path) -> None:
     """Waits for the last checkpoint to be on disk."""
     try:
-        checkpoints.wait()
+        saved.wait()
     except OSError as error:
-        kept = max(checkpoints.steps, default=None)
+        kept = max(saved.steps, default=None)
         safe = "nothing is saved" if kept is None else f"step {kept} is the last that is safe"
         raise UserError(f"{error}; {safe}. Make room, and go on with --resume {folder}.") from None
 
@@ -260,18 +200,19 @@ def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
     )
 
 
-def introduce(program: Program, folder: Folder, start: int) -> None:
+def introduce(run: Run, folder: Folder, start: int) -> None:
     """Says and writes down what is about to be trained, on what, and what decays."""
     if not processes.first():
         return
-    config, facts, mesh, task = program.config, program.facts, program.mesh, program.task
+    program, facts = run.program, run.facts
+    config, mesh, task = program.config, program.mesh, program.task
     folder.add_start(environment(start=start, mesh=dict(mesh.shape), **{task.noun: facts}))
     tokens = task.per_step if task.unit == "tokens" else None
     table = optimizer.decay_table(config, program.shapes["params"], program.axes, tokens)
     write(folder.path / "decay.txt", f"{table}\n")
     grid = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(
-        f"{task.noun:9} {task.introduction(facts)}, digest {task.data.digest[:16]}\n"
+        f"{task.noun:9} {task.introduction(facts)}, digest {run.data.digest[:16]}\n"
         f"model     {config.model.preset}: {families.of(program.model).count(program.model) / 1e6:.2f}M weights,"
         f" {program.model.layers} layers of width {program.model.width}\n"
         f"training  {config.run.steps} steps of {task.per_step} {task.unit},"
@@ -283,17 +224,18 @@ def introduce(program: Program, folder: Folder, start: int) -> None:
     )
     if replicas.used(config) and mesh.shape[replicas.AXIS] == 1:
         say(
-            "network   one replica: nothing is compressed; for 1-bit Adam's workers set --mesh.replica"
+            f"network   one replica: nothing is compressed; for workers of {config.optimizer.direction.name} set --mesh.replica"
         )
     say(f"\n{table}\n")
 
 
-def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
+def conclude(run: Run, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
     if not processes.first():
         return
     records = log.read(folder / "metrics.jsonl")
-    task, baseline = program.task, program.task.baseline(program.facts)
+    program, task = run.program, run.program.task
+    baseline = task.baseline(run.facts)
     name, metric = title(program.config), flatten(program.config).get("decay.spectrum.score")
     pictures = figures.draw(records, baseline, name, folder / "figures", metric, task.words)
     if done < program.config.run.steps:
@@ -312,7 +254,7 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
 
 
 def title(config: Config) -> str:
-    """What a run was, in one line."""
+    """A run in one line."""
     optimizer, decay = config.optimizer, flatten(config.decay)
     strength = f" {decay['weight_decay']:g}" if "weight_decay" in decay else ""
     return (

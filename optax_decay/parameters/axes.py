@@ -243,6 +243,11 @@ def _is_rules(axes: Any) -> bool:
 
 def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
     if isinstance(spec, Signature):
+        if (spec.path, spec.shape) != (path, shape):
+            raise ValueError(
+                f"axes: the signature of {spec.path!r} with shape {spec.shape} stands where the parameters hold"
+                f" {path!r} with shape {shape}; resolve the axes of these parameters."
+            )
         return spec
     if isinstance(spec, str):
         return parse(spec, path, shape, source="tree")
@@ -260,7 +265,8 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
 
     Args:
         axes: rules ``((pattern, signature), ...)``; or a tree like `params` of signature strings,
-            ``optax.contrib.MuonDimensionNumbers`` or None (not a matrix), of which any prefix will do; or a
+            ``optax.contrib.MuonDimensionNumbers`` or None (not a matrix), of which any prefix will do; or the tree of
+            `Signature` that `resolve` returns for these parameters, of which only paths and shapes are checked; or a
             function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None: what names say, as Flax, Haiku,
             Equinox and transformers give them (`infer` explains them), and where a name says nothing, exactly two
             dimensions are taken for a hidden matrix whose axis 0 is the input and everything else for a vector.
@@ -300,8 +306,7 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
 
 def resolve(axes: Axes, params: Any) -> Any:
     """Like `signatures`, as a tree of the structure of `params`."""
-    found = signatures(axes, params)
-    return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)], params)
+    return jax.tree.unflatten(jax.tree.structure(params), signatures(axes, params).values())
 
 
 def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> Any:
@@ -323,8 +328,7 @@ def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> An
                 f"mesh_axes names {name!r}, which no parameter has; names are {known}."
             )
 
-    def spec(key: tuple[Any, ...], _: Any) -> jax.sharding.PartitionSpec:
-        signature = found[path_string(key)]
+    def spec(signature: Signature) -> jax.sharding.PartitionSpec:
         entries = [mesh_axes.get(name) for name in signature.names] or [None] * len(signature.shape)
         used: dict[str, str] = {}
         for name, entry in zip(signature.names, entries):
@@ -337,4 +341,4 @@ def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> An
                 used[axis] = name
         return jax.P(*entries)
 
-    return jax.tree_util.tree_map_with_path(spec, params)
+    return jax.tree.unflatten(jax.tree.structure(params), map(spec, found.values()))

@@ -39,10 +39,10 @@ def flags(folder: pathlib.Path, *more: str) -> list[str]:
     return [*TOY, *own, "--run.folder", str(folder / "run"), *more]
 
 
-def program(folder: pathlib.Path, *more: str) -> main.Program:
-    """The assembled program of a toy run, before its first step."""
+def program(folder: pathlib.Path, *more: str) -> main.Run:
+    """A toy run, before its first step: its program and its data."""
     config = parse(flags(folder, *more))
-    return main.assemble(config, main.load(config))
+    return main.assemble(config, main.read_data(config))
 
 
 def records(run: pathlib.Path) -> list[dict]:

@@ -6,8 +6,6 @@ Each process writes FOLDER/said-I.json: of every run the exit code, and what was
 """
 
 import contextlib
-import dataclasses
-import functools
 import io
 import json
 import os
@@ -17,8 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import pytest
@@ -26,6 +22,7 @@ import pytest
 from tests.support.runs import flags, interrupt_after
 from train import __main__ as command
 from train import main, processes
+from train.step.program import Program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRID = ["--mesh.data", "2", "--mesh.fsdp", "4"]
@@ -58,11 +55,6 @@ def cut(folder: pathlib.Path) -> str:
     return ""
 
 
-def unobserved(assemble: Callable[..., Any], *arguments: Any) -> Any:
-    """A program that looks at no weights: what looks costs as much to compile as the step."""
-    return dataclasses.replace(assemble(*arguments), look=lambda *_: {"hidden": {}})
-
-
 def work(folder: pathlib.Path, join: list[str]) -> dict[str, tuple[int, str]]:
     assert processes.join(["rest", *join]) == ["rest"]
     seen = {}
@@ -75,7 +67,8 @@ def work(folder: pathlib.Path, join: list[str]) -> dict[str, tuple[int, str]]:
         ):
             patch.setattr(main.figures, "draw", lambda *_: [])
             if name != "stopped":
-                patch.setattr(main, "assemble", functools.partial(unobserved, main.assemble))
+                # To observe the weights costs as much to compile as the step.
+                patch.setattr(Program, "observed", lambda *_: {"hidden": {}})
             if name == "stopped" and not processes.first():
                 interrupt_after(patch, STOP, signal.SIGTERM)
             if name == "resumed":

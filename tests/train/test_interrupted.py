@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_one_paragraph(
 
 def poisoned(monkeypatch, folder, indices) -> None:
     """From here on, the batches of some steps give a loss and a gradient that are not numbers."""
-    data = main.load(main.parse(flags(folder)))
+    data = main.read_data(main.parse(flags(folder)))
     marks = jnp.asarray([int(data.batch(i, slice(None)).sum()) for i in indices])
     plain = step.loss_and_gradient
 
@@ -262,6 +262,6 @@ def test_accumulation_does_not_multiply_refreshes(tmp_path):
     counts = {}
     for parts in ("1", "4"):
         ready = program(tmp_path, *conda, "--run.micro_batches", parts)
-        text = str(ready.update.trace(ready.placed_shapes(), ready.batch(0)).jaxpr)
+        text = str(ready.program.update.trace(ready.program.placed_shapes(), ready.batch(0)).jaxpr)
         counts[parts] = (text.count("svd["), text.count("eigh["), text.count("qr["))
     assert sum(counts["1"]) > 0 and counts["4"] == counts["1"]

@@ -50,7 +50,7 @@ def final_state(folder: pathlib.Path):
     ready = program(folder)
     meta = integrity.verified(json.loads((folder / "run/checkpoints/6/meta/metadata").read_text()))
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
-        state, step = checkpoints.restore(ready.placed_shapes(), meta, print)
+        state, step = checkpoints.restore(ready.program.placed_shapes(), meta, print)
     assert step == 6
     return jax.device_get(state)
 
@@ -154,8 +154,8 @@ def test_every_experiment_starts(name, tmp_path):
         small = pictures.flags(tmp_path, "--run.steps", "2")
     if name in SIBLINGS:
         config = parse([name, *small])
-        ready = main.assemble(config, main.load(config))
-        ready.update.lower(ready.placed_shapes(), ready.batch(0))
+        ready = main.assemble(config, main.read_data(config))
+        ready.program.update.lower(ready.program.placed_shapes(), ready.batch(0))
         return
     assert main.main([name, *small]) == 0
     config = json.loads((tmp_path / "run/config.json").read_text())
@@ -189,10 +189,12 @@ def flags_of(family: str, asked: list[str]) -> list[str]:
 def test_eight_devices_give_the_losses_of_one(whole, tmp_path):
     grid = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     ready = program(tmp_path, *grid)
-    split = ready.shardings["params"]["blocks"]["mlp"]["up"]["kernel"].spec
+    split = ready.program.shardings["params"]["blocks"]["mlp"]["up"]["kernel"].spec
     assert tuple(split) == (None, "fsdp", "tensor")
     moment = (
-        ready.shardings["optimizer"].inner_state["direction"].mu["blocks"]["mlp"]["up"]["kernel"]
+        ready.program.shardings["optimizer"]
+        .inner_state["direction"]
+        .mu["blocks"]["mlp"]["up"]["kernel"]
     )
     assert moment.spec == split
     assert main.main(flags(tmp_path, *grid)) == 0

@@ -67,9 +67,9 @@ def test_what_is_found_by_itself(monkeypatch):
 def alone(tmp_path_factory):
     """Losses of six steps of Adam on one device."""
     ready = program(tmp_path_factory.mktemp("alone"), *two_processes.SPARE)
-    state, seen = ready.init(jax.random.key(0)), {}
+    state, seen = ready.program.init(jax.random.key(0)), {}
     for i in range(two_processes.STEPS):
-        state, noted = ready.update(state, ready.batch(i))
+        state, noted = ready.program.update(state, ready.batch(i))
         seen[i + 1] = float(noted["loss"])
     return seen
 
@@ -101,9 +101,9 @@ def test_two_processes_are_one_run(alone, both):
 
     # What eight devices of two processes have saved, eight of one read.
     ready = program(folder, *two_processes.SPARE, *two_processes.GRID)
-    meta = checkpoint.describe(ready.config, ready.task.data.digest, ready.shapes)
+    meta = checkpoint.describe(ready.program.config, ready.data.digest, ready.program.shapes)
     with checkpoint.Checkpoints(folder / "stopped/checkpoints", 9) as checkpoints:
-        found = checkpoints.restore(ready.placed_shapes(), meta, pytest.fail)
+        found = checkpoints.restore(ready.program.placed_shapes(), meta, pytest.fail)
     assert found is not None and found[1] == int(found[0]["step"]) == last
 
 

@@ -38,14 +38,14 @@ def test_resume_is_bitwise(name, tmp_path):
 
     def steps(ready, state, start, stop):
         for index in range(start, stop):
-            state, _ = ready.update(state, ready.batch(index))
+            state, _ = ready.program.update(state, ready.batch(index))
         return state
 
     ready = program(tmp_path, *flags)
     key = jax.random.key(0)
-    whole = jax.device_get(steps(ready, ready.init(key), 0, STEPS))
-    half = steps(ready, ready.init(key), 0, STOP)
-    meta = checkpoint.describe(Config(), "text", ready.shapes)
+    whole = jax.device_get(steps(ready, ready.program.init(key), 0, STEPS))
+    half = steps(ready, ready.program.init(key), 0, STOP)
+    meta = checkpoint.describe(Config(), "text", ready.program.shapes)
     before = jax.device_get(half)
     with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
         checkpoints.save(half, meta, STOP)
@@ -54,7 +54,7 @@ def test_resume_is_bitwise(name, tmp_path):
     other = program(tmp_path, *flags)
     assert other is not ready
     with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
-        found, at = checkpoints.restore(other.placed_shapes(), meta, print) or (None, 0)
+        found, at = checkpoints.restore(other.program.placed_shapes(), meta, print) or (None, 0)
     assert at == STOP
     continued = jax.device_get(steps(other, found, STOP, STEPS))
 

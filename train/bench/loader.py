@@ -18,7 +18,6 @@ import numpy as np
 
 from train import main
 from train.bench.table import Options, Table, best_times
-from train.config.derived import derived
 from train.config.fields import Config, Data, Mesh, Model, preset_of
 from train.data import batches as data
 from train.data import shards, token_store, tokens
@@ -91,7 +90,7 @@ def ceiling_table(options: Options) -> Table:
     return Table(f"What one core reads: batches of {BATCH} x {LENGTH} tokens", rows)
 
 
-def program(options: Options, folder: str) -> main.Program:
+def program(options: Options, folder: str) -> main.Run:
     """A run of the preset on a store, before its first step."""
     sequences = max(1, options.tokens // LENGTH)
     model = Model(preset=options.preset)
@@ -100,15 +99,15 @@ def program(options: Options, folder: str) -> main.Program:
         data=Data(text=f"{data.STORE}{folder}", length=LENGTH, batch_size=sequences),
         mesh=Mesh(data=1),
     )
-    return main.assemble(derived(config), main.load(config))
+    return main.assemble(config, main.read_data(config))
 
 
-def waited(ready: main.Program, state: Any, steps: int) -> tuple[Any, int, float]:
+def waited(ready: main.Run, state: Any, steps: int) -> tuple[Any, int, float]:
     """The state after some steps of the training loop, how many ended before the next batch was there, and the
     time that making and placing batches took [s]."""
     batch, late, reading = ready.batch(0), 0, 0.0
     for step in range(1, steps + 1):
-        state, noted = ready.update(state, batch)
+        state, noted = ready.program.update(state, batch)
         loss: Any = noted["loss"]
         start = time.perf_counter()
         batch = jax.block_until_ready(ready.batch(step))
@@ -123,21 +122,21 @@ def step_table(options: Options) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         make_store(pathlib.Path(folder), options.megatokens)
         ready = program(options, folder)
-        state, *_ = waited(ready, ready.init(jax.random.key(0)), 2)
+        state, *_ = waited(ready, ready.program.init(jax.random.key(0)), 2)
         steps = 2 * options.rounds
         state, late, reading = waited(ready, state, steps)
         numbers, one, carry = itertools.count(), ready.batch(0), [state]
 
         def stays() -> Any:
-            carry[0], noted = ready.update(carry[0], one)
+            carry[0], noted = ready.program.update(carry[0], one)
             return noted
 
         def read() -> Any:
-            carry[0], noted = ready.update(carry[0], ready.batch(next(numbers)))
+            carry[0], noted = ready.program.update(carry[0], ready.batch(next(numbers)))
             return noted
 
         cpu, wall = best_times(options.rounds, {"one batch, kept": stays, "a batch each": read})
-    per_step = ready.task.per_step
+    per_step = ready.program.task.per_step
     rows = [
         {"step": name, "s": wall[name], "CPU s": cpu[name], "tokens/s": per_step / wall[name]}
         for name in wall

@@ -47,7 +47,7 @@ def ours(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
     init = functools.partial(families.of(model).init, model)
     tx = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
     mesh = sharding.make_mesh(Mesh(), BATCH, jax.devices()[:1])
-    state = step_lib.init(init, tx, jax.random.key(0))
+    state = step_lib.first_state(init(jax.random.key(0)), tx)
     state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward = families.Forward(model)

@@ -81,12 +81,7 @@ class Images:
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
         """Of a training batch."""
-        rows = (self.batch_size,)
-        return {
-            "image": (*rows, self.size, self.size, 3),
-            **dict.fromkeys(("label", "pixels", "labels", "noise"), rows),
-            "box": (*rows, 4),
-        }
+        return {name: x.shape for name, x in batch_shapes(self.batch_size, self.size).items()}
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """One training step's rows, or some of them.
@@ -198,6 +193,19 @@ class Images:
             "held_out_images": len(self.held),
             "steps_per_epoch": self.steps_per_epoch,
         }
+
+
+def batch_shapes(rows: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a training batch of so many images of `size` pixels a side (`Images.batch`)."""
+    shape = jax.ShapeDtypeStruct
+    return {
+        "image": shape((rows, size, size, 3), np.uint8),
+        "label": shape((rows,), np.int32),
+        "pixels": shape((rows,), np.float32),
+        "labels": shape((rows,), np.float32),
+        "box": shape((rows, 4), np.int32),
+        "noise": shape((rows,), np.uint32),
+    }
 
 
 def load(

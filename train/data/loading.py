@@ -9,8 +9,8 @@ from train.config.fields import Config, UserError
 from train.step import tasks
 
 
-def load(config: Config) -> Any:
-    """The data of a config: text as tokens, or images."""
+def read_data(config: Config) -> Any:
+    """The data of a resolved config: text as tokens, or images."""
     # The first process fills the cache for all, and all must have read the same.
     task, data = tasks.of(config), []
 

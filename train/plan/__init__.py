@@ -1,1 +1,1 @@
-"""What a run would cost, read from compiled programs before any of it runs."""
+"""The cost of a run, read from shapes and compiled programs before any of it runs."""

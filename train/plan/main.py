@@ -1,37 +1,35 @@
-"""What a run would cost, before anything of it exists: memory, work and traffic of one step on each device.
+"""The cost of a run before anything of it exists: memory, work and traffic of one step on each device.
 
     python -m train plan llama_60m --mesh.fsdp 8 --devices 64 --device h200
     python -m train plan --model.preset 7B --model.dtype bfloat16 --data.batch_size 512 --data.length 2048 \\
         --mesh.fsdp 64 --devices 256
     python -m train plan --model.preset 130M --target v5e:2x4      or h100, h200
 
-Shapes and shardings are the trainer's own, over a mesh that no device belongs to: a 7B on 256 devices is planned on a
-laptop. Memory of weights and states is exact. Activations, collectives and times are a model, printed with its
-assumptions: every matrix is used once forward and twice backward, weights split over fsdp are gathered for each of the
-two, and nothing overlaps. Its sums leave out elementwise work, and what an optimizer computes beyond that.
+Shapes and shardings are the trainer's own (`train/step/program.py`), over a mesh that no device belongs to: a 7B on 256
+devices is planned on a laptop. Memory of weights and states is exact. Activations, collectives and times are a model,
+printed with its assumptions: every matrix is used once forward and twice backward, weights split over fsdp are gathered
+for each of the two, and nothing overlaps. Its sums leave out elementwise work and the products of an optimizer.
 
-`--target` compiles the real step for hardware that is not here (ahead_of_time.py), and reports what the compiler says.
+`--target` compiles the real step for hardware that is not here (ahead_of_time.py), and reports the compiler's figures.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from optax_decay.parameters.axes import signatures
 from optax_decay.product.masks import MATRICES
-from train.bench import training as bench_training
+from train.bench import training
 from train.cli import parse
-from train.config.fields import Config, UserError, model_config, nearest
+from train.config.fields import Config, UserError, nearest
 from train.display import say
 from train.plan import ahead_of_time, kernel_model
-from train.plan import collectives as collectives_lib
 from train.plan.bytes_report import count, table
-from train.step import families, optimizer, replicas, sharding, tasks
-from train.step import update as step
+from train.plan.collectives import collectives, operations, sent
+from train.step import replicas, sharding, tasks
+from train.step.program import Program, describe, real_mesh, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,41 +54,20 @@ DEVICES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Outline:
-    """A run as shapes: what `main.assemble` builds, without data and devices."""
+def planned(config: Config, mesh: sharding.AnyMesh) -> Program:
+    """The program of a config over a mesh, without its text.
 
-    config: Config
-    model: Any
-    axes: Any
-    mesh: Any
-    shapes: step.State
-    shardings: step.State
-    tx: Any
-
-    def tokens(self) -> jax.ShapeDtypeStruct:
-        shape = (self.config.data.batch_size, self.config.data.length + 1)
-        return jax.ShapeDtypeStruct(
-            shape, jnp.int32, sharding=jax.NamedSharding(self.mesh, jax.P(sharding.ROWS))
-        )
-
-    def size(self, part: str) -> int:
-        """Bytes of a part of the state on one device."""
-        pairs = zip(jax.tree.leaves(self.shapes[part]), jax.tree.leaves(self.shardings[part]))
-        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
-
-
-def outline(config: Config, mesh: Any) -> Outline:
-    """The run of a config over a mesh, abstract or not."""
+    Raises:
+        UserError: a model of images, or a tokenizer of unknown size.
+    """
     tasks.only_language(config, "plan")
-    model = model_config(config, vocabulary(config))
-    family = families.of(model)
-    axes, weights = family.axes(model), functools.partial(family.init, model)
-    placed = sharding.of_parameters(axes, jax.eval_shape(weights, jax.random.key(0)), mesh)
-    tx = optimizer.build(config, axes, params=placed)
-    shapes = jax.eval_shape(functools.partial(step.init, weights, tx), jax.random.key(0))
-    shardings = sharding.of_train_state(axes, shapes, mesh)
-    return Outline(config, model, axes, mesh, shapes, shardings, tx)
+    return describe(tasks.complete(config, vocabulary(config)), mesh)
+
+
+def size(program: Program, part: str) -> int:
+    """Bytes of a part of the state on one device."""
+    pairs = zip(jax.tree.leaves(program.shapes[part]), jax.tree.leaves(program.shardings[part]))
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
 
 
 def vocabulary(config: Config) -> int:
@@ -103,21 +80,21 @@ def vocabulary(config: Config) -> int:
     raise UserError(f"How many tokens {name} has is not known here: set --model.vocab_size.")
 
 
-def parameters(plan: Outline) -> dict[str, int]:
+def parameters(program: Program) -> dict[str, int]:
     """Numbers of weights: in all, and on one device in matrices (hidden and head) and in the rest."""
     found = {"all": 0, "matrix": 0, "other": 0}
-    described = signatures(plan.axes, plan.shapes["params"])
-    for signature, s in zip(described.values(), jax.tree.leaves(plan.shardings["params"])):
+    described = signatures(program.axes, program.shapes["params"])
+    for signature, s in zip(described.values(), jax.tree.leaves(program.shardings["params"])):
         found["all"] += math.prod(signature.shape)
         kind = "matrix" if signature.role in MATRICES else "other"
         found[kind] += math.prod(s.shard_shape(signature.shape))
     return found
 
 
-def products(plan: Outline) -> float:
+def products(program: Program) -> float:
     """Floating-point operations of a step's matrix products, over all devices."""
-    model, data = plan.model, plan.config.data
-    described = signatures(plan.axes, plan.shapes["params"])
+    model, data = program.model, program.config.data
+    described = signatures(program.axes, program.shapes["params"])
     matrices = sum(math.prod(s.shape) for s in described.values() if s.role in MATRICES)
     if model.tied:
         matrices += model.vocab_size * model.width
@@ -126,9 +103,9 @@ def products(plan: Outline) -> float:
     return float(passes * per_token * data.batch_size * data.length)
 
 
-def activations(plan: Outline) -> float:
+def activations(program: Program) -> float:
     """Bytes that one device keeps for the backward pass, about; of one micro batch."""
-    model, config, shape = plan.model, plan.config, plan.mesh.shape
+    model, config, shape = program.model, program.config, program.mesh.shape
     rows = config.data.batch_size / config.run.micro_batches
     tokens = rows * config.data.length / math.prod(shape[name] for name in sharding.ROWS)
     item = 2 if model.dtype == "bfloat16" else 4
@@ -147,10 +124,10 @@ def activations(plan: Outline) -> float:
     return tokens * (model.layers * kept * item + logits)
 
 
-def traffic(plan: Outline) -> dict[str, float]:
+def traffic(program: Program) -> dict[str, float]:
     """Bytes that one device sends per step, by mesh axis and purpose, counted as rings do."""
-    config, model, shape = plan.config, plan.model, plan.mesh.shape
-    own, sizes = parameters(plan), {name: shape[name] for name in sharding.NAMES}
+    config, model, shape = program.config, program.model, program.mesh.shape
+    own, sizes = parameters(program), {name: shape[name] for name in sharding.NAMES}
     shard = 4.0 * (own["matrix"] + own["other"])
     ring = {name: (n - 1) / n for name, n in sizes.items()}
     found: dict[str, float] = {}
@@ -173,13 +150,13 @@ def traffic(plan: Outline) -> dict[str, float]:
     return found
 
 
-def report(plan: Outline, device: Device, network: float) -> str:
+def report(program: Program, device: Device, network: float) -> str:
     """The plan as tables; `network` in bytes/s between replicas, per device and direction."""
-    config, shape = plan.config, plan.mesh.shape
-    weights, state = plan.size("params"), plan.size("optimizer")
-    kept, sent, work = activations(plan), traffic(plan), products(plan) / plan.mesh.size
+    config, shape = program.config, program.mesh.shape
+    weights, state = size(program, "params"), size(program, "optimizer")
+    kept, sent, work = activations(program), traffic(program), products(program) / program.mesh.size
     total = 2 * weights + state + kept
-    peak = rate_of_products(plan.model, device)
+    peak = rate_of_products(program.model, device)
     outer = sum(n for name, n in sent.items() if name.startswith("replica"))
     seconds = {
         "matrix products at peak": work / peak,
@@ -193,16 +170,16 @@ def report(plan: Outline, device: Device, network: float) -> str:
         "weights, float32": weights,
         f"state of {config.optimizer.direction.name} and the decay": state,
         "gradients": weights,
-        f"activations, remat {plan.model.remat} (estimate)": kept,
+        f"activations, remat {program.model.remat} (estimate)": kept,
         "in all": total,
         f"{device.name} has": device.memory,
     }
     grid = " x ".join(f"{name} {size}" for name, size in shape.items())
     return "\n".join(
         [
-            f"{config.model.preset}: {parameters(plan)['all'] / 1e6:.4g}M weights; {tokens} tokens a step;"
-            f" {plan.mesh.size} devices ({grid})",
-            f"{products(plan):.3g} floating-point operations a step, {work:.3g} on each device",
+            f"{config.model.preset}: {parameters(program)['all'] / 1e6:.4g}M weights; {tokens} tokens a step;"
+            f" {program.mesh.size} devices ({grid})",
+            f"{products(program):.3g} floating-point operations a step, {work:.3g} on each device",
             "",
             table([["memory of one device", "bytes"], *([k, count(v)] for k, v in memory.items())]),
             "",
@@ -236,51 +213,41 @@ def short(number: float) -> str:
 
 
 def compiled(config: Config, target: str) -> str:
-    """What the compiler of hardware that is not here says of the real step."""
+    """Figures of the real step from the compiler of hardware that is not here."""
     try:
         devices = ahead_of_time.devices(target)
     except ahead_of_time.NotInstalled as error:
         raise UserError(
             f"--target {target}: {error}. Without it the plan is a model alone."
         ) from None
-    mesh = sharding.make_mesh(
-        config.mesh, config.data.batch_size // config.run.micro_batches, devices
-    )
-    plan = outline(config, mesh)
-    forward = families.Forward(plan.model, sharding.Activations(mesh))
-    rate, parts = optimizer.schedule(config.optimizer), config.run.micro_batches
-    update = step.compile_update(
-        forward, plan.tx, rate, parts, plan.shardings, replicas.used(config)
-    )
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plan.shapes, plan.shardings
-    )
-    seen = ahead_of_time.read(update.lower(state, plan.tokens()), devices[0])
-    found = collectives_lib.collectives(seen.text)
+    program = planned(config, real_mesh(config, devices))
+    lowered = program.update.lower(program.placed_shapes(), program.placed_batch())
+    seen = ahead_of_time.read(lowered, devices[0])
+    found = collectives(seen.text)
     rows = {
         "arguments (state and batch)": count(seen.arguments),
         "temporaries": count(seen.temporary),
         "memory in all": count(seen.arguments + seen.temporary),
         "fused kernels in the entry": str(seen.fusions),
         "bytes accessed": "not said" if seen.bytes_accessed is None else count(seen.bytes_accessed),
-        "sent by one device": count(collectives_lib.sent(found)),
+        "sent by one device": count(sent(found)),
     }
-    head = [f"compiled for {target}", f"{mesh.size} devices"]
-    note = "Collectives inside a loop or branch count once: " + collectives_lib.operations(found)
+    head = [f"compiled for {target}", f"{program.mesh.size} devices"]
+    note = "Collectives inside a loop or branch count once: " + operations(found)
     said = table([head, *([k, v] for k, v in rows.items())]) + f"\n{note}."
-    return said + (least(plan, seen.text, DEVICES[target]) if target in DEVICES else "")
+    return said + (least(program, seen.text, DEVICES[target]) if target in DEVICES else "")
 
 
-def least(plan: Outline, text: str, device: Device) -> str:
+def least(program: Program, text: str, device: Device) -> str:
     """Table of the least time that the kernels of a GPU's program can take."""
-    tokens = plan.config.data.batch_size * plan.config.data.length
-    peak = rate_of_products(plan.model, device)
+    tokens = program.config.data.batch_size * program.config.data.length
+    peak = rate_of_products(program.model, device)
     seconds = kernel_model.least(text, peak, device.bandwidth)
     total = sum(seconds.values())
-    needed = bench_training.operations(
-        plan.model, plan.config.data.batch_size, plan.config.data.length
+    needed = training.operations(
+        program.model, program.config.data.batch_size, program.config.data.length
     )
-    share = needed / plan.mesh.size / peak / total
+    share = needed / program.mesh.size / peak / total
     rows = [[kind, short(1e3 * t)] for kind, t in seconds.items()]
     return "\n\n" + "\n".join(
         [
@@ -297,22 +264,21 @@ def least(plan: Outline, text: str, device: Device) -> str:
 
 def main(arguments: list[str]) -> int:
     """Prints the plan of a command line; the flags of a run, and those in the example above."""
-    asked, rest = _own_flags(arguments)
+    flags, rest = _own_flags(arguments)
     config = parse(rest)
-    if asked["--target"]:
-        say(compiled(config, asked["--target"]))
+    if flags["--target"]:
+        say(compiled(config, flags["--target"]))
         return 0
-    name = asked["--device"] or "h200"
+    name = flags["--device"] or "h200"
     if name not in DEVICES:
         raise UserError(
             f"--device {name} is not one of {', '.join(DEVICES)}; nearest: {nearest(name, list(DEVICES))}."
         )
-    sizes = config.mesh.replica * (config.mesh.data or 1) * config.mesh.fsdp * config.mesh.tensor
-    devices = _number("--devices", asked["--devices"] or str(sizes), whole=True)
-    network = _number("--network", asked["--network"] or "25")
-    sequences = config.data.batch_size // config.run.micro_batches
-    mesh = sharding.abstract_mesh(config.mesh, sequences, int(devices))
-    say(report(outline(config, mesh), DEVICES[name], network * 1e9))
+    needed = config.mesh.replica * (config.mesh.data or 1) * config.mesh.fsdp * config.mesh.tensor
+    devices = _number("--devices", flags["--devices"] or str(needed), whole=True)
+    network = _number("--network", flags["--network"] or "25")
+    mesh = sharding.abstract_mesh(config.mesh, sequences(config), int(devices))
+    say(report(planned(config, mesh), DEVICES[name], network * 1e9))
     return 0
 
 

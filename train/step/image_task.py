@@ -1,4 +1,4 @@
-"""Training and evaluation of an image classifier: what `step.py` is to language models.
+"""Training and evaluation of an image classifier; `update.py` does the same for language models.
 
     L = −Σ_c y_c log softmax(logits)_c      averaged over the images; y: smoothed and mixed labels
     a ← m a + (1−m) w                       the mean of the weights w, which is evaluated as well
@@ -20,16 +20,22 @@ import optax
 
 import optax_decay
 from train.data import images
-from train.step import replicas
-from train.step import update as step
+from train.step import replicas, update
 
 # (params, images [B, H, W, C], key=None) -> logits [B, C]; the key says what is dropped in training.
 Forward = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What is trained and how; `average` is the share m of the mean kept per step, None: no mean."""
+class Classifier:
+    """A model of images and its loss.
+
+    Attributes:
+        forward: of the model.
+        classes: number of them.
+        smoothing: share of a label that all classes get alike.
+        average: share m of the mean of the weights that a step keeps; None: no mean.
+    """
 
     forward: Forward
     classes: int
@@ -44,33 +50,30 @@ class Task:
             )
 
 
-def init(
-    task: Task,
-    init_params: Callable[[jax.Array], Any],
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-) -> step.State:
+def first_state(
+    classifier: Classifier, params: Any, tx: optax.GradientTransformation
+) -> update.State:
     """The state before the first step; with `average`, the mean starts at the weights."""
-    state = step.init(init_params, tx, key)
-    if task.average is not None:
+    state = update.first_state(params, tx)
+    if classifier.average is not None:
         # A copy: two leaves that share memory cannot both be given away to the next step.
         state["average"] = jax.tree.map(lambda w: w + 0, state["params"])
     return state
 
 
-def loss(task: Task, params: Any, part: dict[str, jax.Array]) -> jax.Array:
+def loss(classifier: Classifier, params: Any, part: dict[str, jax.Array]) -> jax.Array:
     """Mean cross-entropy of mixed images, in nats."""
     key = jax.random.key(part["noise"][0])
-    logits = task.forward(params, part["image"], key=key).astype(jnp.float32)
+    logits = classifier.forward(params, part["image"], key=key).astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy(logits, part["label"]))
 
 
 def loss_and_gradient(
-    task: Task, params: Any, batch: dict[str, jax.Array], micro_batches: int
+    classifier: Classifier, params: Any, batch: dict[str, jax.Array], micro_batches: int
 ) -> tuple[jax.Array, Any]:
-    """Of a batch as `images.Images.batch` makes it, in equal parts one after the other."""
-    pieces = _parts(task, batch, micro_batches)
-    both = jax.value_and_grad(functools.partial(loss, task))
+    """Loss and gradient of a batch as `images.Images.batch` makes it, in equal parts one after the other."""
+    pieces = _parts(classifier, batch, micro_batches)
+    both = jax.value_and_grad(functools.partial(loss, classifier))
     params, nothing = replicas.own((params, jnp.zeros([], jnp.float32)))
 
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
@@ -82,46 +85,53 @@ def loss_and_gradient(
     return jax.lax.scan(add, zero, pieces)[0]
 
 
-def update(
-    task: Task,
+def train_step(
+    classifier: Classifier,
     tx: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     micro_batches: int,
-    state: step.State,
+    curvature: bool,
+    state: update.State,
     batch: dict[str, jax.Array],
-) -> tuple[step.State, dict[str, jax.Array]]:
-    """The state after one step, and what to note of the step: float32 scalars."""
-    value, gradient = loss_and_gradient(task, state["params"], batch, micro_batches)
-    pieces = _parts(task, batch, micro_batches)["image"]
-    curvature = optax_decay.gnb_hessian(task.forward, pieces, micro_batches=True)
-    after, noted = step.advance(tx, rate, state, value, gradient, curvature)
-    if task.average is not None:
-        kept = task.average
+) -> tuple[update.State, dict[str, jax.Array]]:
+    """The state after one step, and float32 scalars to note of the step; arguments as in `update.train_step`."""
+    value, gradient = loss_and_gradient(classifier, state["params"], batch, micro_batches)
+    hessian = None
+    if curvature:
+        pieces = _parts(classifier, batch, micro_batches)["image"]
+        hessian = optax_decay.gnb_hessian(classifier.forward, pieces, micro_batches=True)
+    after, noted = update.advance(tx, rate, state, value, gradient, hessian)
+    if classifier.average is not None:
+        kept = classifier.average
         mean = lambda a, w: (kept * a + (1 - kept) * w).astype(a.dtype)
         after["average"] = jax.tree.map(mean, state["average"], after["params"])
     return after, noted
 
 
-def sums(task: Task, state: step.State, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """Of a held-out batch: loss [nats], right answers and images; of the weights, then of their mean."""
+def sums(
+    classifier: Classifier, state: update.State, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, ...]:
+    """Loss [nats], right answers and images of a held-out batch: of the weights, then of their mean."""
     image, label = images.normalised(batch["image"]), batch["label"]
     found: tuple[jax.Array, ...] = ()
     for name in ("params", "average"):
         if name in state:
-            found += images.top1(task.forward(state[name], image), label)
+            found += images.top1(classifier.forward(state[name], image), label)
     return found
 
 
 def scores(sums: np.ndarray) -> dict[str, float]:
-    """Mean loss and top-1 share of what `sums` adds up to."""
+    """Mean loss and top-1 share, from the total of `sums` over batches."""
     found = {}
     for prefix, (loss, right, count) in zip(("", "average_"), sums.reshape(-1, 3).tolist()):
         found |= {f"{prefix}loss": loss / max(count, 1), f"{prefix}top1": right / max(count, 1)}
     return found
 
 
-def _parts(task: Task, batch: dict[str, jax.Array], micro_batches: int) -> dict[str, jax.Array]:
+def _parts(
+    classifier: Classifier, batch: dict[str, jax.Array], micro_batches: int
+) -> dict[str, jax.Array]:
     """Mixed images and labels with a leading axis of parts."""
-    image, label = images.mixed(batch, task.classes, task.smoothing)
+    image, label = images.mixed(batch, classifier.classes, classifier.smoothing)
     whole = {"image": image, "label": label, "noise": batch["noise"]}
-    return jax.tree.map(lambda x: step.parts(x, micro_batches), whole)
+    return jax.tree.map(lambda x: update.parts(x, micro_batches), whole)

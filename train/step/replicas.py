@@ -1,9 +1,12 @@
-"""Replicas as the workers of 1-bit Adam: each has a gradient of its own, and errors that no other has.
+"""Replicas as workers: each has a gradient of its own, and errors that no other has.
 
-The step is then a `jax.shard_map` over the mesh axis replica alone; inside a replica the compiler places data, fsdp and
-tensor as ever. Nothing but what the optimizer exchanges, and a few scalars, crosses replicas.
+Some optimizers compress the exchange between replicas themselves. The step is then a `jax.shard_map` over the mesh
+axis replica alone; inside a replica the compiler places data, fsdp and tensor as it always does. Only the exchange of
+the optimizer and a few scalars cross replicas. The state of such an optimizer has two fields, `worker_error` and
+`server_error`: dicts of arrays with a row per device, which are all that this file knows of it.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,40 +14,42 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from optax_decay import OneBitAdamState, change_workers, local_params, state_partition_specs
+from optax_decay import change_workers, local_params, state_partition_specs
 from optax_decay.parameters.paths import path_string
 from train.config.fields import Config
-from train.run import migration as migrate
+from train.run import migration
 
 AXIS = "replica"
+ERRORS = ("worker_error", "server_error")
 
 
 def used(config: Config) -> bool:
+    """Whether every replica is a worker of the optimizer."""
     return config.optimizer.direction.workers
 
 
 def inside() -> bool:
-    """Whether this is traced by `on_each`."""
+    """Whether the function that is being traced is run by each worker (`on_each`)."""
     return AXIS in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def own(tree: Any) -> Any:
-    """Inside, `tree` as the replica's own, so that gradients with respect to it are too; else `tree` itself."""
+    """In a worker, `tree` as its own, so that gradients with respect to it are its own too; else `tree` itself."""
     return local_params(tree, AXIS) if inside() else tree
 
 
 def mean(x: jax.Array) -> jax.Array:
-    """Inside, over the replicas."""
+    """In a worker, the mean over all of them; else `x` itself."""
     return jax.lax.pmean(x, AXIS) if inside() else x
 
 
 def on_each(function: Callable[..., Any], shardings: Any, outputs: Any) -> Callable[..., Any]:
-    """`function` of a state and tokens, run by every replica on its own rows.
+    """`function` of a state and a batch, run by every replica on its own rows.
 
     Args:
-        function: (state, tokens) -> outputs; the axis is bound in it.
+        function: (state, batch) -> outputs; the axis is bound in it.
         shardings: of the state.
-        outputs: a tree or prefix of NamedSharding for what it returns; None: the same on all replicas.
+        outputs: shardings of the outputs, a tree or prefix of NamedSharding; None: the same on all replicas.
     """
     mesh = jax.tree.leaves(shardings)[0].mesh
     inside = jax.tree.map(_across, shardings)
@@ -57,13 +62,13 @@ def on_each(function: Callable[..., Any], shardings: Any, outputs: Any) -> Calla
 
 
 def _across(sharding: NamedSharding) -> jax.sharding.PartitionSpec:
-    """What of a sharding is over replicas."""
+    """The part of a sharding that is over replicas."""
     entries = [(e,) if isinstance(e, str) else tuple(e or ()) for e in sharding.spec]
     return jax.P(*(AXIS if AXIS in entry else None for entry in entries))
 
 
 def parameter_specs(shardings: Any) -> Any:
-    """PartitionSpecs for the optimizer, without axes of size 1: what they split shares exchanges with the rest."""
+    """PartitionSpecs for the optimizer, without axes of size 1, which split nothing."""
 
     def split(sharding: NamedSharding) -> jax.sharding.PartitionSpec:
         sizes = sharding.mesh.shape
@@ -72,25 +77,25 @@ def parameter_specs(shardings: Any) -> Any:
     return jax.tree.map(split, shardings)
 
 
-def _is_one_bit(x: Any) -> bool:
-    return isinstance(x, OneBitAdamState)
+def _has_errors(x: Any) -> bool:
+    return all(hasattr(x, name) for name in ERRORS)
 
 
 def place_errors(placed: Any, state: Any, params: Any) -> Any:
-    """`placed`, the shardings of an optimizer's state, with those of its workers' errors: a row per device.
+    """`placed`, the shardings of an optimizer's state, with the errors of its workers split into a row per device.
 
     Args:
         placed: a tree of NamedSharding like `state`.
         state: as shapes.
         params: shardings of the parameters.
     """
-    if not any(_is_one_bit(x) for x in jax.tree.leaves(state, is_leaf=_is_one_bit)):
+    if not any(_has_errors(x) for x in jax.tree.leaves(state, is_leaf=_has_errors)):
         return placed
     mesh = jax.tree.leaves(params)[0].mesh
     specs = state_partition_specs(state, AXIS, parameter_specs(params))
 
     def put(found: Any, spec: Any) -> Any:
-        if not _is_one_bit(found):
+        if not _has_errors(found):
             return found
         rows = jax.tree.map(
             lambda s: NamedSharding(mesh, s),
@@ -99,24 +104,24 @@ def place_errors(placed: Any, state: Any, params: Any) -> Any:
         )
         return found._replace(worker_error=rows[0], server_error=rows[1])
 
-    return jax.tree.map(put, placed, specs, is_leaf=_is_one_bit)
+    return jax.tree.map(put, placed, specs, is_leaf=_has_errors)
 
 
 def as_saved(
     abstract: Any, saved: dict[str, Any], now: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """How to read a state that other workers saved: the tree to read, and what makes the wanted one of it.
+    """How to read a state that other workers saved: the tree to read, and a function from it to the wanted state.
 
     Errors belong to a replica and to the part of it that a device holds. With another number of replicas each new one
-    gets the mean of what the old ones had yet to send; with other parts they start from 0. `say` is told.
+    gets the mean of what the old ones had yet to send; with other parts they start from 0. `say` gets a message.
 
     Args:
         abstract: the wanted state, ShapeDtypeStruct with shardings.
-        saved, now: what `checkpoint.describe` makes of the saved run and of this one.
+        saved, now: the descriptions of the saved run and of this one (`checkpoints.describe`).
     """
     grids = [_grid(meta["config"]) for meta in (saved, now)]
-    nodes = jax.tree.leaves(abstract, is_leaf=_is_one_bit)
-    if grids[0] == grids[1] or not any(_is_one_bit(node) for node in nodes):
+    nodes = jax.tree.leaves(abstract, is_leaf=_has_errors)
+    if grids[0] == grids[1] or not any(_has_errors(node) for node in nodes):
         return abstract, lambda state: state
     optimizer = abstract["optimizer"]
     same_parts = grids[0][1:] == grids[1][1:]
@@ -127,10 +132,10 @@ def as_saved(
         if same_parts:
             return change_workers(old, optimizer, "redistribute", report=notes.append)[0]
         notes.append(
-            "1-bit Adam: the weights are split in another way inside a replica, so that the workers' errors were reset"
-            " to 0; momentum, variance and phase were kept."
+            "The weights are split in another way inside a replica, so that the workers' errors were reset to 0;"
+            " everything else in the optimizer's state was kept."
         )
-        return jax.tree.map(_without_errors, old, optimizer, is_leaf=_is_one_bit)
+        return jax.tree.map(_without_errors, old, optimizer, is_leaf=_has_errors)
 
     def finish(state: Any) -> Any:
         changed = jax.jit(convert, out_shardings=shardings)(state["optimizer"])
@@ -140,15 +145,14 @@ def as_saved(
     wanted = jax.tree_util.tree_map_with_path(
         lambda key, x: _with_saved_errors(path_string(key), x, saved["structure"]),
         abstract,
-        is_leaf=_is_one_bit,
+        is_leaf=_has_errors,
     )
     return wanted, finish
 
 
 def is_error(name: str) -> bool:
-    """Whether an array of this name (`migrate.names`) belongs to one worker."""
-    fields = ("worker_error", "server_error")
-    return name.startswith(tuple(f"{OneBitAdamState.__name__}.{field}/" for field in fields))
+    """Whether an array of this name (`migration.names`) belongs to one worker."""
+    return re.match(rf"\w+\.({'|'.join(ERRORS)})/", name) is not None
 
 
 def _grid(config: Any) -> list[int]:
@@ -158,7 +162,7 @@ def _grid(config: Any) -> list[int]:
 
 
 def _without_errors(old: Any, new: Any) -> Any:
-    if not _is_one_bit(old):
+    if not _has_errors(old):
         return old
     rows = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (new.worker_error, new.server_error))
     return old._replace(worker_error=rows[0], server_error=rows[1])
@@ -166,7 +170,7 @@ def _without_errors(old: Any, new: Any) -> Any:
 
 def _with_saved_errors(path: str, state: Any, structure: dict[str, str]) -> Any:
     """A shape of the state at `path` with the errors that a checkpoint of this structure holds."""
-    if not _is_one_bit(state):
+    if not _has_errors(state):
         return state
     mesh = jax.tree.leaves(state.mu)[0].sharding.mesh
 
@@ -180,6 +184,6 @@ def _with_saved_errors(path: str, state: Any, structure: dict[str, str]) -> Any:
 
 def _array(text: str, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """An array of a checkpoint, its rows over all devices if they can be."""
-    found = migrate.parse(text)
+    found = migration.parse(text)
     spec = jax.P() if found.shape[0] % mesh.size else jax.P(mesh.axis_names)
     return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=NamedSharding(mesh, spec))

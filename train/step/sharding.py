@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import optax_decay
 from models.layers import Placement
-from optax_decay.parameters.axes import signatures
+from optax_decay.parameters.axes import resolve
 from optax_decay.parameters.paths import leaf_paths
 from train.config.fields import Mesh, UserError
 from train.step import replicas
@@ -97,7 +97,8 @@ def grid(config: Mesh, sequences: int, count: int, kind: str) -> tuple[int, ...]
 
 def of_parameters(axes: Any, params: Any, mesh: AnyMesh) -> Any:
     """A tree of NamedSharding like `params`; a dimension that its mesh axis does not divide stays whole."""
-    used = {name for s in signatures(axes, params).values() for name in s.names}
+    axes = resolve(axes, params)
+    used = {name for signature in jax.tree.leaves(axes) for name in signature.names}
     specs = optax_decay.partition_specs(
         axes, params, {letter: axis for letter, axis in LETTERS.items() if letter in used}
     )
@@ -135,9 +136,14 @@ def of_state(state: Any, params: Any, shardings: Any, mesh: AnyMesh) -> Any:
     return jax.tree.unflatten(treedef, found)
 
 
-def of_train_state(axes: Any, state: Any, mesh: AnyMesh) -> Any:
-    """Shardings of the whole state of `tasks.Task.init`, given as shapes."""
-    params = of_parameters(axes, state["params"], mesh)
+def of_train_state(state: Any, params: Any) -> Any:
+    """Shardings of the whole state of a step.
+
+    Args:
+        state: as shapes.
+        params: shardings of its parameters.
+    """
+    mesh = jax.tree.leaves(params)[0].mesh
     average = {"average": params} if "average" in state else {}
     optimizer = of_state(state["optimizer"], state["params"], params, mesh)
     return average | {
@@ -179,6 +185,22 @@ def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[.
             return function(*arguments)
 
     return call
+
+
+def over_devices(
+    function: Callable[[Any, Any], Any], shardings: Any, workers: bool, outputs: Any = None
+) -> Callable[[Any, Any], Any]:
+    """`function` of a state and a batch, traced for the devices that hold the state.
+
+    Args:
+        function: (state, batch) -> outputs.
+        shardings: of the state.
+        workers: whether every replica runs it on its own rows (`replicas.on_each`), or all devices run it together.
+        outputs: shardings of what workers return, as in `replicas.on_each`.
+    """
+    if workers:
+        return replicas.on_each(function, shardings, outputs)
+    return on_mesh(function, jax.tree.leaves(shardings)[0].mesh)
 
 
 def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:

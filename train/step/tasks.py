@@ -1,49 +1,42 @@
-"""What a run learns: to go on with a text, or to say what an image shows.
+"""The task of a run: to go on with a text, or to say what an image shows.
 
-Both are instances of one interface, `Task`, which is all that `main.py` knows of them; a family of models
-learns one of the two (`families.TASKS`). The mathematics is in `step.py` and in `image_task.py`.
+Both are instances of one interface, `Task`, which is all that the rest of the trainer knows of them; a family of models
+learns one of the two (`families.TASKS`). The mathematics is in `update.py` and in `image_task.py`.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
 from train.config.fields import Config, UserError, model_config
-from train.data import batches as data_lib
-from train.data import images
+from train.data import batches, images
 from train.display import say
-from train.run import figures
-from train.step import families, image_task
-from train.step import update as step
+from train.run.figures import Words
+from train.step import families, image_task, update
+
+State = update.State
 
 
 class Task(Protocol):
-    """Built of a config and its data; batches are arrays, or dicts of them, with a row per example."""
+    """Built from a complete config (`complete`) alone; batches are arrays, or dicts of them, with a row per example."""
 
-    noun: ClassVar[str]  # of what is learned from
-    unit: ClassVar[str]  # what a step is measured in
-    words: ClassVar[figures.Words]
-
-    @property
-    def data(self) -> Any:
-        """With `digest`, `shape` of a batch, `batch`, `held_out` and `summary`, as `data.Data` has them."""
-        ...
+    noun: ClassVar[str]  # of the data
+    unit: ClassVar[str]  # that steps are measured in
+    words: ClassVar[Words]
 
     @staticmethod
     def read(config: Config) -> Any:
-        """The data of a config."""
+        """The data of a config, with `digest`, `shape` of a batch, `batch`, `held_out` and `summary`."""
         ...
 
-    @property
-    def outputs(self) -> int:
-        """Scores that a model gives: of tokens, or of classes."""
+    @staticmethod
+    def outputs(data: Any) -> int:
+        """Scores that a model has to give for each example: one per token or class."""
         ...
 
     @property
@@ -51,32 +44,37 @@ class Task(Protocol):
         """Units in a step."""
         ...
 
-    def init(self, weights: Callable[[jax.Array], Any], tx: Any, key: jax.Array, /) -> step.State:
+    @property
+    def batch(self) -> Any:
+        """A training batch as `jax.ShapeDtypeStruct`."""
+        ...
+
+    def first_state(self, params: Any, tx: Any) -> State:
         """The state before the first step."""
         ...
 
-    def compile_update(
-        self, forward: Any, tx: Any, rate: Any, micro_batches: int, shardings: Any, each: bool, /
-    ) -> Any:
-        """The jitted step, as `step.compile_update`."""
+    def train_step(
+        self, forward: Any, tx: Any, rate: Any, parts: int, curvature: bool, /, *inputs: Any
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """The state after one step and scalars to note, from state and batch; as `update.train_step`."""
         ...
 
     def gradient(self, forward: Any, micro_batches: int, params: Any, batch: Any, /) -> Any:
-        """Of the mean loss of a batch."""
+        """Gradient of the mean loss of a batch."""
         ...
 
-    def sums(self, forward: Any, state: step.State, batch: Any) -> tuple[jax.Array, ...]:
-        """Of a held-out batch, what adds up over batches to what `scores` takes. Pure; to be jitted."""
+    def sums(self, forward: Any, state: State, batch: Any, /) -> tuple[jax.Array, ...]:
+        """Sums over a held-out batch; `scores` takes their total over batches. Pure; to be jitted."""
         ...
 
-    def scores(self, sums: np.ndarray) -> dict[str, float]:
-        """Record of an evaluation; its "loss" is in nats."""
+    def scores(self, sums: np.ndarray, facts: dict[str, Any]) -> dict[str, float]:
+        """Record of an evaluation on data with the summary `facts`; its "loss" is in nats."""
         ...
 
     def say_scores(self, scores: dict[str, float]) -> str: ...
 
     def introduction(self, facts: dict[str, Any]) -> str:
-        """One line about the data, of their `summary`."""
+        """One line about data with the summary `facts`."""
         ...
 
     def baseline(self, facts: dict[str, Any]) -> float:
@@ -85,25 +83,22 @@ class Task(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class LanguageTask:
     """The next token of a text, from those before it."""
 
     config: Config
-    data: data_lib.Data
 
     noun: ClassVar[str] = "text"
     unit: ClassVar[str] = "tokens"
-    words: ClassVar[figures.Words] = figures.Words(
-        "nats per token", "held-out text", "token frequencies alone"
-    )
+    words: ClassVar[Words] = Words("nats per token", "held-out text", "token frequencies alone")
 
     @staticmethod
-    def read(config: Config) -> data_lib.Data:
+    def read(config: Config) -> batches.Data:
         wanted = config.data
-        encoded = wanted.text.startswith(data_lib.STORE)
+        encoded = wanted.text.startswith(batches.STORE)
         say(f"reading {wanted.text}{'' if encoded else f' as {wanted.tokenizer} tokens'} ...")
         try:
-            return data_lib.load(
+            return batches.load(
                 wanted.text,
                 wanted.tokenizer,
                 length=wanted.length,
@@ -115,28 +110,33 @@ class Language:
         except (OSError, ValueError) as error:
             raise UserError(f"There is nothing to train on: {error}.") from None
 
-    @property
-    def outputs(self) -> int:
-        return self.data.vocab_size
+    @staticmethod
+    def outputs(data: batches.Data) -> int:
+        return data.vocab_size
 
     @property
     def per_step(self) -> int:
         return self.config.data.batch_size * self.config.data.length
 
-    init = staticmethod(step.init)
-    compile_update = staticmethod(step.compile_update)
-    gradient = staticmethod(step.gradient)
+    @property
+    def batch(self) -> jax.ShapeDtypeStruct:
+        shape = (self.config.data.batch_size, self.config.data.length + 1)
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def sums(self, forward: Any, state: step.State, batch: jax.Array) -> tuple[jax.Array, ...]:
-        return step.summed(forward, state["params"], batch)
+    first_state = staticmethod(update.first_state)
+    train_step = staticmethod(update.train_step)
+    gradient = staticmethod(update.gradient)
 
-    def scores(self, sums: np.ndarray) -> dict[str, float]:
+    def sums(self, forward: Any, state: State, batch: jax.Array) -> tuple[jax.Array, ...]:
+        return update.summed(forward, state["params"], batch)
+
+    def scores(self, sums: np.ndarray, facts: dict[str, Any]) -> dict[str, float]:
         total, count = sums.tolist()
         loss = total / max(count, 1)
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2) / self.data.bytes_per_token,
+            "bits_per_byte": loss / math.log(2) / facts["bytes_per_token"],
         }
 
     def say_scores(self, scores: dict[str, float]) -> str:
@@ -153,17 +153,14 @@ class Language:
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """The class of an image; what else the state holds and what is drawn at random is `image_task.Task`'s."""
+class ImageTask:
+    """The class of an image, by the mathematics of `image_task.Classifier`."""
 
     config: Config
-    data: images.Images
 
     noun: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
-    words: ClassVar[figures.Words] = figures.Words(
-        "nats per image", "held-out images", "all classes alike"
-    )
+    words: ClassVar[Words] = Words("nats per image", "held-out images", "all classes alike")
 
     @staticmethod
     def read(config: Config) -> images.Images:
@@ -186,41 +183,37 @@ class Images:
             data_dir=wanted.folder,
         )
 
-    @property
-    def outputs(self) -> int:
-        return self.data.classes
+    @staticmethod
+    def outputs(data: images.Images) -> int:
+        return data.classes
 
     @property
     def per_step(self) -> int:
         return self.config.data.batch_size
 
-    def task(self, forward: Any) -> image_task.Task:
-        wanted = self.config.images
-        return image_task.Task(forward, self.outputs, wanted.smoothing, wanted.average)
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self.config.model.image_size or 1
+        return images.batch_shapes(self.config.data.batch_size, size)
 
-    def init(self, weights: Callable[[jax.Array], Any], tx: Any, key: jax.Array) -> step.State:
-        return image_task.init(self.task(None), weights, tx, key)
+    def classifier(self, forward: Any) -> image_task.Classifier:
+        wanted, classes = self.config.images, self.config.model.vocab_size or 1
+        return image_task.Classifier(forward, classes, wanted.smoothing, wanted.average)
 
-    def compile_update(
-        self,
-        forward: Any,
-        tx: optax.GradientTransformationExtraArgs,
-        rate: optax.Schedule,
-        micro_batches: int,
-        shardings: step.State,
-        each: bool,
-    ) -> Any:
-        update = functools.partial(image_task.update, self.task(forward), tx, rate, micro_batches)
-        return step.compiled(update, shardings, each)
+    def first_state(self, params: Any, tx: Any) -> State:
+        return image_task.first_state(self.classifier(None), params, tx)
+
+    def train_step(self, forward: Any, *arguments: Any) -> tuple[State, dict[str, jax.Array]]:
+        return image_task.train_step(self.classifier(forward), *arguments)
 
     def gradient(self, forward: Any, micro_batches: int, params: Any, batch: Any) -> Any:
-        task = self.task(forward)
-        return image_task.loss_and_gradient(task, params, batch, micro_batches)[1]
+        classifier = self.classifier(forward)
+        return image_task.loss_and_gradient(classifier, params, batch, micro_batches)[1]
 
-    def sums(self, forward: Any, state: step.State, batch: Any) -> tuple[jax.Array, ...]:
-        return image_task.sums(self.task(forward), state, batch)
+    def sums(self, forward: Any, state: State, batch: Any) -> tuple[jax.Array, ...]:
+        return image_task.sums(self.classifier(forward), state, batch)
 
-    def scores(self, sums: np.ndarray) -> dict[str, float]:
+    def scores(self, sums: np.ndarray, facts: dict[str, Any]) -> dict[str, float]:
         return image_task.scores(sums)
 
     def say_scores(self, scores: dict[str, float]) -> str:
@@ -242,16 +235,30 @@ class Images:
         return math.log(facts["classes"])
 
 
-TASKS: dict[str, type[Language] | type[Images]] = {"language": Language, "images": Images}
+TASKS: dict[str, type[LanguageTask] | type[ImageTask]] = {
+    "language": LanguageTask,
+    "images": ImageTask,
+}
 
 
-def of(config: Config) -> type[Language] | type[Images]:
-    """What a config's model learns."""
+def of(config: Config) -> type[LanguageTask] | type[ImageTask]:
+    """The task that a config's model learns."""
     return TASKS[families.task(config.model.preset)]
 
 
+def complete(config: Config, outputs: int) -> Config:
+    """A config with the one number that only the data knows: tokens of the tokenizer, or classes.
+
+    Raises:
+        UserError: a shape of the model that does not work out, or an embedding that is too small.
+    """
+    model = model_config(config, outputs)
+    rows = model.vocab_size if hasattr(model, "vocab_size") else model.classes
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=rows))
+
+
 def only_language(config: Config, command: str) -> None:
-    """Raises UserError for a model that a command has no use for."""
+    """Raises UserError for a model that is not one of language."""
     if families.task(config.model.preset) != "language":
         raise UserError(
             f"{command} is for language models; model.preset = {config.model.preset} is one for"

@@ -19,21 +19,19 @@ State = dict[str, Any]
 Forward = Callable[[Any, jax.Array], jax.Array]  # (params, tokens [B, T]) -> logits [B, T, V]
 
 
-def init(
-    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array
-) -> State:
-    params = init_params(key)
+def first_state(params: Any, tx: optax.GradientTransformation) -> State:
+    """The state before the first step, of fresh weights or of those of another model."""
     return {"params": params, "optimizer": tx.init(params), "step": jnp.zeros([], jnp.int32)}
 
 
 def summed(forward: Forward, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of predicting each token from those before it, with the number of predictions.
+    """Sum of the cross-entropy of predicting each token from those before it, and the number of predictions.
 
     Args:
         forward: of a model; one with a `nats` method (`families.Forward`) sums without all logits at once.
         params: its weights.
-        tokens: int32 [B, T + 1]. What is negative is padding and ends a row: a causal model sees
-            none of it before the last real token.
+        tokens: int32 [B, T + 1]. Negative numbers are padding and end a row: a causal model sees
+            none of them before the last real token.
     """
     if hasattr(forward, "nats"):
         return forward.nats(params, inputs(tokens), tokens[:, 1:])
@@ -47,7 +45,7 @@ def loss(forward: Forward, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def inputs(tokens: jax.Array) -> jax.Array:
-    """What a model is given of [..., T + 1] tokens; padding as any token, its output is not used."""
+    """All but the last of [..., T + 1] tokens; padding becomes a token whose output nothing reads."""
     return jnp.maximum(tokens[..., :-1], 0)
 
 
@@ -59,10 +57,10 @@ def parts(tokens: jax.Array, micro_batches: int) -> jax.Array:
 def loss_and_gradient(
     forward: Forward, params: Any, tokens: jax.Array, micro_batches: int
 ) -> tuple[jax.Array, Any]:
-    """Of the whole batch, worked through in `micro_batches` equal parts one after the other.
+    """Loss and gradient of the whole batch, worked through in `micro_batches` equal parts one after the other.
 
-    Where replicas are workers (`replicas.on_each`), of the replica's own part of the batch, weighed by its tokens: the
-    mean over replicas is that of the batch.
+    Where replicas are workers (`replicas.on_each`), those of the replica's own part of the batch, weighed by its
+    tokens: the mean over replicas is that of the batch.
     """
     # Of all parts together: with padding, a mean of means would weigh their tokens differently.
     tokens_here = jnp.sum(tokens[:, 1:] >= 0, dtype=jnp.float32)
@@ -80,28 +78,38 @@ def loss_and_gradient(
 
 
 def gradient(forward: Forward, micro_batches: int, params: Any, tokens: jax.Array) -> Any:
+    """Of the mean loss of a batch."""
     return loss_and_gradient(forward, params, tokens, micro_batches)[1]
 
 
-def update(
+def train_step(
     forward: Forward,
     tx: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     micro_batches: int,
+    curvature: bool,
     state: State,
     tokens: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one step, and what to note of the step: scalars.
+    """The state after one step, and scalars to note of the step.
 
-    Of workers' gradients the norm that is noted is the root of the mean square.
+    Args:
+        forward: of a model, as in `summed`.
+        tx: the optimizer.
+        rate: the learning rate by step.
+        micro_batches: equal parts that the batch is worked through in.
+        curvature: whether the optimizer asks for a sampled-label gradient when one is due.
+        state: before the step.
+        tokens: int32 [B, T + 1].
     """
-    params = state["params"]
-    value, gradient = loss_and_gradient(forward, params, tokens, micro_batches)
+    value, gradient = loss_and_gradient(forward, state["params"], tokens, micro_batches)
+    if not curvature:
+        return advance(tx, rate, state, value, gradient)
     pieces = parts(tokens, micro_batches)
-    curvature = optax_decay.gnb_hessian(
+    hessian = optax_decay.gnb_hessian(
         forward, inputs(pieces), pieces[..., 1:] >= 0, micro_batches=True
     )
-    return advance(tx, rate, state, value, gradient, curvature)
+    return advance(tx, rate, state, value, gradient, hessian)
 
 
 def advance(
@@ -110,12 +118,13 @@ def advance(
     state: State,
     value: jax.Array,
     gradient: Any,
-    curvature: Any,
+    hessian: Callable[[Any, jax.Array], Any] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The state after a step of this loss and gradient, and what to note of it: scalars.
+    """The state after a step of this loss and gradient, and scalars to note of it.
 
-    Some multipliers of decay look at the raw gradient, which their place in the chain hides; Sophia
-    asks for a sampled-label gradient, `curvature`, when one is due. Nobody else looks at either.
+    Some multipliers of decay look at the raw gradient, which their place in the chain hides; an optimizer that needs
+    a curvature calls `hessian` when one is due. Where replicas are workers, the norm that is noted is the root of the
+    mean square of theirs, and all of them leave out the same steps.
     """
     params = state["params"]
     noted = {
@@ -123,14 +132,15 @@ def advance(
         "gradient_norm": jnp.sqrt(replicas.mean(optax.tree.norm(gradient, squared=True))),
         "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
     }
-    looks = {
-        # All workers leave out the same steps.
-        "value": noted["loss"],
-        "norm": noted["gradient_norm"],
-        "gradients": None if replicas.inside() else gradient,
-        "hessian_fn": curvature,
-    }
-    change, optimizer = tx.update(gradient, state["optimizer"], params, **looks)
+    change, optimizer = tx.update(
+        gradient,
+        state["optimizer"],
+        params,
+        value=noted["loss"],
+        norm=noted["gradient_norm"],
+        gradients=None if replicas.inside() else gradient,
+        hessian_fn=hessian,
+    )
     if isinstance(optimizer, optax_decay.SkipOnSpikeState):
         noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
     params = optax.apply_updates(params, change)
@@ -143,25 +153,20 @@ def compile_update(
     rate: optax.Schedule,
     micro_batches: int,
     shardings: State,
-    each: bool = False,
+    curvature: bool = False,
 ) -> Any:
-    """`update` of state and tokens, jitted. It overwrites the state it is given (donation).
-
-    With `each` every replica is a worker with a gradient of its own.
-    """
-    whole = functools.partial(update, forward, tx, rate, micro_batches)
-    return compiled(whole, shardings, each)
+    """`train_step` of state and tokens, jitted. It overwrites the state it is given (donation)."""
+    step = functools.partial(train_step, forward, tx, rate, micro_batches, curvature)
+    return compiled(step, shardings)
 
 
-def compiled(update: Callable[[State, Any], Any], shardings: State, each: bool) -> Any:
-    """A function of state and batch, jitted.
+def compiled(step: Callable[[State, Any], Any], shardings: State, workers: bool = False) -> Any:
+    """A step from state and batch to state and notes, jitted; with `workers` every replica has its own gradient.
 
-    Shardings of the result are pinned to those of the argument: else the second call would
-    compile again. Arguments that nothing reads, such as the last step's metrics, are kept: else
+    Shardings of the result are pinned to those of the argument: otherwise the second call would
+    compile again. Arguments that nothing reads, such as the last step's metrics, are kept: otherwise
     their memory would not be used again.
     """
-    if each:
-        update = replicas.on_each(update, shardings, (shardings, None))
-    else:
-        update = sharding.on_mesh(update, shardings["step"].mesh)
-    return jax.jit(update, donate_argnums=0, keep_unused=True, out_shardings=(shardings, None))
+    results = (shardings, None)
+    step = sharding.over_devices(step, shardings, workers, results)
+    return jax.jit(step, donate_argnums=0, keep_unused=True, out_shardings=results)

@@ -7,11 +7,11 @@ Under μP no activation grows or shrinks with the width, neither at the start no
 with one learning rate for everything, activations grow, and the more steps the more. Sizes are root
 mean squares over tokens and features, on the same text:
 
-    embedding    what the first layer gets
-    attention    what attention adds to the residual stream, mean over layers
-    mlp          what the MLP adds, mean over layers
+    embedding    the input of the first layer
+    attention    added to the residual stream by attention, mean over layers
+    mlp          added to it by the MLP, mean over layers
     residual     the residual stream after the last layer
-    logits       what the loss gets
+    logits       the input of the loss
     Δ NAME       change of that since the start of training
 
 Logits are ∝ 1/sqrt(width) at the start (the read-out is multiplied by 1/width); their change is not.
@@ -26,18 +26,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax import nnx
 
 from models import llama
 from train.config.fields import UserError
-from train.data import batches as data_lib
 from train.display import say
 from train.run import figures
-from train.step import update as step
-from train.study.width.runs import Task, model, transformation
+from train.study.small_runs import SmallTask, compiled, numbers
+from train.study.width.runs import head_width, program, proxy
 
+ENDLESS = 10**9  # steps, of which the first few have one learning rate
 NAMES = ("embedding", "attention", "mlp", "residual", "logits")
 
 
@@ -76,8 +75,8 @@ def activations(config: llama.Config, params: Any, tokens_BT: jax.Array) -> dict
     return dict(zip(NAMES, (embedding_BTD, attention_LBTD, mlp_LBTD, x_BTD, logits_BTV)))
 
 
-def coordinate_check(
-    task: Task,
+def sizes_by_width(
+    task: SmallTask,
     parametrisation: str,
     widths: Sequence[int],
     batches: Sequence[np.ndarray],
@@ -89,7 +88,7 @@ def coordinate_check(
     """Sizes of activations at several widths, before and after every update.
 
     Args:
-        task: shape of the models; its base width is the proxy's.
+        task: of the proxy.
         parametrisation: "standard" or "mup".
         widths: of the models.
         batches: tokens [B, T + 1] of each update; sizes are taken on the first.
@@ -100,30 +99,20 @@ def coordinate_check(
     Returns:
         One record per width, seed, step and name: {"width", "seed", "step", "name", "rms"}.
     """
-    task = dataclasses.replace(task, steps=10**9, warmup=1e-9)  # a constant learning rate
+    task = dataclasses.replace(task, warmup=1 / ENDLESS)  # a constant learning rate
     records = []
     for width in widths:
-        config = model(task, width, vocab_size, parametrisation)
-        axes = llama.axes(config)
-        tx = transformation(task, parametrisation, axes, learning_rate, 0.0)
-        forward = functools.partial(llama.forward, config)
-
-        @jax.jit
-        def update(params: Any, state: Any, tokens: jax.Array, tx=tx, forward=forward) -> Any:
-            gradient = jax.grad(lambda p: step.loss(forward, p, tokens))(params)
-            change, state = tx.update(gradient, state, params)
-            return optax.apply_updates(params, change), state
-
-        look = jax.jit(functools.partial(activations, config))
-        init = jax.jit(functools.partial(llama.init, config))
+        small = program(task, parametrisation, width, vocab_size)
+        runs = compiled(small)
+        look = jax.jit(functools.partial(activations, small.model))
         for seed in seeds:
-            params = init(jax.random.key(seed))
-            state = tx.init(params)
-            first = look(params, batches[0][:, :-1])
+            own = numbers(learning_rate, 0.0, ENDLESS, seed)
+            state = runs.init(own)
+            first = look(state["params"], batches[0][:, :-1])
             for i in range(len(batches) + 1):
                 if i:
-                    params, state = update(params, state, batches[i - 1])
-                now = look(params, batches[0][:, :-1])
+                    state, _ = runs.advance(state, own, batches[i - 1][None])
+                now = look(state["params"], batches[0][:, :-1])
                 at = {"width": width, "seed": seed, "step": i}
                 for name in NAMES:
                     records.append({**at, "name": name, "rms": _rms(now[name])})
@@ -205,25 +194,19 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         use_underscores=True,
     )
-    task = Task(base_width=options.widths[0])
+    task = proxy(options.widths[0])
+    unit = head_width(task)
     for width in options.widths:
-        if width % task.head_width:
+        if width < unit or width % unit:
             raise UserError(
-                f"width {width} is not a multiple of the width of a head, {task.head_width};"
-                f" nearest: {max(1, round(width / task.head_width)) * task.head_width}."
+                f"width {width} is not a multiple of the width of a head, {unit};"
+                f" nearest: {max(1, round(width / unit)) * unit}."
             )
-    data = data_lib.load(
-        task.text,
-        task.tokenizer,
-        length=task.length,
-        batch_size=task.batch_size,
-        seed=0,
-        cache=pathlib.Path(".cache/data"),
-    )
+    data = task.read_text("stdlib")
     batches = [data.batch(i) for i in range(options.steps)]
     found: dict[str, list[dict[str, Any]]] = {}
     for parametrisation in ("standard", "mup"):
-        found[parametrisation] = coordinate_check(
+        found[parametrisation] = sizes_by_width(
             *(task, parametrisation, options.widths, batches, data.vocab_size),
             learning_rate=options.learning_rate,
             seeds=range(options.seeds),

@@ -79,11 +79,11 @@ def name_of(count: int, grid: tuple[int, ...]) -> str:
 def steps(flags: list[str]) -> dict[str, Any]:
     """The losses of some steps, and a digest of what they learnt from."""
     config = parse(flags)
-    program = main.assemble(config, main.load(config))
-    state, losses, seen = program.init(jax.random.key(0)), [], hashlib.sha256()
+    run = main.assemble(config, main.read_data(config))
+    state, losses, seen = run.program.init(jax.random.key(0)), [], hashlib.sha256()
     for index in range(STEPS):
-        batch = program.batch(index)
-        state, noted = program.update(state, batch)
+        batch = run.batch(index)
+        state, noted = run.program.update(state, batch)
         losses.append(float(noted["loss"]))
         whole = multihost_utils.process_allgather(batch, tiled=True)
         seen.update(np.ascontiguousarray(whole).tobytes())

@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from train.config.fields import Config, UserError
-from train.data.loading import load
+from train.data.loading import read_data
 from train.data.tokens import Subwords, Tokenizer
 from train.display import say
 from train.step import tasks
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 def tokenizer_of(config: Config) -> Tokenizer | None:
     """That of a run, or None if its text is gone."""
     try:
-        return load(config).tokenizer
+        return read_data(config).tokenizer
     except UserError as error:
         say(f"The tokenizer does not go along. {error}")
         return None

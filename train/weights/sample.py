@@ -20,7 +20,7 @@ import numpy as np
 
 from train.config.fields import Mesh, UserError
 from train.data import tokens
-from train.data.loading import load
+from train.data.loading import read_data
 from train.display import say
 from train.step import families, sharding, tasks
 from train.weights import hugging_face
@@ -72,7 +72,7 @@ def source(folder: pathlib.Path) -> Source:
     if (folder / "checkpoints").is_dir():
         config, model, params, _ = newest(folder)
         tasks.only_language(config, "sample")
-        return Source(model, params, load(config).tokenizer, config.data.length)
+        return Source(model, params, read_data(config).tokenizer, config.data.length)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds neither a run nor weights: there is no config.json in it.")
     model = read_config(folder)

@@ -200,7 +200,7 @@ def test_noise_in_a_config_is_a_config_or_refused_in_words():
 
 
 def test_resolved_leaves_nothing_open_that_is_known():
-    full = flatten(resolved(Config()))
+    full = flatten(Config())
     open_ends = {name for name, value in full.items() if value is None}
     # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema", a rule to a base width.
     assert open_ends == {
@@ -216,8 +216,8 @@ def test_resolved_leaves_nothing_open_that_is_known():
         "optimizer.largest_direction",
         *("decay.spectral", *(f"decay.{name}" for name in SPECTRAL)),
     } - ({"model.kv_heads"} if families.PRESETS[Config().model.preset].kv_heads else set())
-    assert resolved(resolved(Config())) == resolved(Config())
-    assert resolved(replace(Config(), {"decay.threshold": "ema"})).decay.memory == 0.99
+    assert resolved(Config()) == Config()
+    assert replace(Config(), {"decay.threshold": "ema"}).decay.memory == 0.99
 
 
 def test_differences_are_those_of_the_resolved_configs():
@@ -231,15 +231,15 @@ def test_differences_are_those_of_the_resolved_configs():
 
 
 def test_the_embedding_must_hold_every_token():
-    config = resolved(replace(Config(), {"model.vocab_size": 300}))
+    config = replace(Config(), {"model.vocab_size": 300})
     assert model_config(config, 257).vocab_size == 300
-    assert model_config(resolved(Config()), 257).vocab_size == 257
+    assert model_config(Config(), 257).vocab_size == 257
     with pytest.raises(UserError, match="301"):
         model_config(config, 301)
 
 
 def test_a_model_of_another_family():
-    config = resolved(arguments.parse(["--model.preset", "gpt2-355M", "--model.layers", "2"]))
+    config = arguments.parse(["--model.preset", "gpt2-355M", "--model.layers", "2"])
     assert (config.model.positions, config.model.bias, config.model.rope_base) == (1024, True, None)
     model = model_config(config, 300)
     assert (type(model), model.layers, model.heads, model.vocab_size) == (gpt.Config, 2, 16, 300)

@@ -16,7 +16,7 @@ from tests.support.runs import flags, losses, program, records, write_text
 from tests.train.step.test_step import chain, trajectory
 from train import main
 from train.cli import check, parse
-from train.config.fields import Config, Mesh, UserError, flatten, model_config, replace, resolved
+from train.config.fields import Config, Mesh, UserError, flatten, model_config, replace
 from train.data import images
 from train.step import families, image_task, replicas
 from train.step import update as step
@@ -126,8 +126,8 @@ def pair(name: str, value: object, needs: dict) -> tuple[Config, Config]:
     base = replace(Config(), {"model.preset": "toy", "run.steps": 10, **needs})
     changed = replace(base, {name: value})
     check(base), check(changed)
-    assert flatten(resolved(base))[name] != value
-    return resolved(base), resolved(changed)
+    assert flatten(base)[name] != value
+    return base, changed
 
 
 @pytest.mark.parametrize("name", MODEL)
@@ -137,7 +137,7 @@ def test_fields_of_the_model(name):
         family = families.of(model)
         params = jax.eval_shape(functools.partial(family.init, model), jax.random.key(0))
         if family is vit:
-            task = image_task.Task(functools.partial(vit.forward, model), model.classes, 0.1)
+            task = image_task.Classifier(functools.partial(vit.forward, model), model.classes, 0.1)
             made = images.Images(
                 "", [], [], ("", ""), 7, model.image_size, 4, 0, images.Recipe(), ""
             )
@@ -202,33 +202,37 @@ def test_fields_of_the_data(tmp_path):
     other.write_text(text.read_text()[::-1])
     fixed = {"data.text": str(text), "data.tokenizer": "bytes", "data.length": 12}
     base = replace(Config(), {**fixed, "data.cache": str(tmp_path / "cache")})
-    before = main.load(base)
+    before = main.read_data(base)
     for name, value in DATA.items():
         value = str(other) if name == "data.text" else value
-        after = main.load(replace(base, {name: value}))
+        after = main.read_data(replace(base, {name: value}))
         assert not np.array_equal(after.batch(0), before.batch(0)), name
     assert any((tmp_path / "cache").iterdir())
 
 
 def test_fields_of_the_images(tmp_path):
     base = parse(pictures.flags(tmp_path))
-    before, shapes = (main.load(resolved(base)), [])
+    before, shapes = (main.read_data(base), [])
     for name, value in IMAGES.items():
-        changed = resolved(replace(base, {name: value}))
+        changed = replace(base, {name: value})
         if name in ("images.name", "images.folder"):
             with pytest.raises(UserError, match=f"(?s){value}.*--images.folder"):
-                main.load(changed)
+                main.read_data(changed)
         elif name == "images.held_out":
-            assert len(main.load(changed).held) == 5 != len(before.held)
+            assert len(main.read_data(changed).held) == 5 != len(before.held)
         elif name in ("images.smoothing", "images.average"):
             shapes.append(main.assemble(changed, before))
         else:
-            pairs = [[made.batch(i) for i in range(4)] for made in (before, main.load(changed))]
+            pairs = [
+                [made.batch(i) for i in range(4)] for made in (before, main.read_data(changed))
+            ]
             assert any((a[k] != b[k]).any() for a, b in zip(*pairs) for k in a), name
     smooth, average = shapes
-    assert "average" in average.shapes and "average" not in smooth.shapes
-    whole = main.assemble(resolved(base), before)
-    traced = [str(jax.make_jaxpr(p.update)(p.shapes, p.batch(0))) for p in (whole, smooth)]
+    assert "average" in average.program.shapes and "average" not in smooth.program.shapes
+    whole = main.assemble(base, before)
+    traced = [
+        str(jax.make_jaxpr(r.program.update)(r.program.shapes, r.batch(0))) for r in (whole, smooth)
+    ]
     assert traced[0] != traced[1]
 
 
@@ -287,5 +291,8 @@ def fake_wandb(monkeypatch) -> list[tuple[int, dict]]:
 
 def test_micro_batches_change_the_program(tmp_path):
     one, two = (program(tmp_path, "--run.micro_batches", n) for n in ("1", "2"))
-    texts = [str(p.update.lower(p.placed_shapes(), p.batch(0)).as_text()) for p in (one, two)]
+    texts = [
+        str(r.program.update.lower(r.program.placed_shapes(), r.batch(0)).as_text())
+        for r in (one, two)
+    ]
     assert texts[0] != texts[1]

@@ -228,7 +228,7 @@ def weights():
 def test_the_loss_is_the_equation_and_parts_do_not_change_it(prepared):
     batch, params = load(prepared).batch(2), weights()
     params["shift"] = jnp.zeros(CLASSES)  # what is dropped differs between parts, so nothing is
-    task = image_task.Task(linear, CLASSES, smoothing=0.1)
+    task = image_task.Classifier(linear, CLASSES, smoothing=0.1)
     both = jax.jit(functools.partial(image_task.loss_and_gradient, task), static_argnums=2)
     (whole, gradient), (parts, same) = (both(params, batch, n) for n in (1, 4))
     x, y = (np.asarray(v, np.float64) for v in images.mixed(batch, CLASSES, 0.1))
@@ -244,7 +244,7 @@ def test_the_loss_is_the_equation_and_parts_do_not_change_it(prepared):
 def test_replicas_as_workers_have_the_loss_of_all_rows(prepared):
     batch, params = load(prepared, PLAIN).batch(2), weights()
     params["shift"] = jnp.zeros(CLASSES)
-    task = image_task.Task(linear, CLASSES, smoothing=0.0)
+    task = image_task.Classifier(linear, CLASSES, smoothing=0.0)
     mesh = sharding.make_mesh(Mesh(replica=2, data=1), 8)
     placed = jax.tree.map(lambda w: jax.NamedSharding(mesh, jax.P()), params)
 
@@ -260,7 +260,7 @@ def test_replicas_as_workers_have_the_loss_of_all_rows(prepared):
 
 
 def test_what_is_dropped_follows_from_the_batch(prepared):
-    made, task = load(prepared), image_task.Task(linear, CLASSES, smoothing=0.1)
+    made, task = load(prepared), image_task.Classifier(linear, CLASSES, smoothing=0.1)
     value = jax.jit(lambda params, b: image_task.loss_and_gradient(task, params, b, 1)[0])
     batch, again = made.batch(2), made.batch(2)
     assert value(weights(), batch) == value(weights(), again)
@@ -283,12 +283,14 @@ def test_a_vit_trains_on_two_devices(prepared):
     mesh = sharding.make_mesh(Mesh(data=2), 8)
     axes = vit.axes(model)
     tx, rate = optimizer.build(config, axes), optimizer.schedule(config.optimizer)
-    task = image_task.Task(functools.partial(vit.forward, model), CLASSES, 0.05, average=0.9)
-    init = functools.partial(image_task.init, task, functools.partial(vit.init, model), tx)
+    task = image_task.Classifier(functools.partial(vit.forward, model), CLASSES, 0.05, average=0.9)
+    init = lambda key: image_task.first_state(task, vit.init(model, key), tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = sharding.of_train_state(axes, shapes, mesh)
+    shardings = sharding.of_train_state(
+        shapes, sharding.of_parameters(axes, shapes["params"], mesh)
+    )
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    update = compiled(functools.partial(image_task.update, task, tx, rate, 1), shardings, False)
+    update = compiled(functools.partial(image_task.train_step, task, tx, rate, 1, False), shardings)
     sums, held_out = jax.jit(functools.partial(image_task.sums, task)), list(seen.held_out(9))
 
     def evaluate(state):
@@ -316,9 +318,9 @@ def test_a_vit_trains_on_two_devices(prepared):
 
 def test_a_mean_needs_a_share():
     with pytest.raises(ValueError, match=r"average=1\.0 is out of range"):
-        image_task.Task(linear, CLASSES, 0.1, average=1.0)
-    state = image_task.init(
-        image_task.Task(linear, CLASSES, 0.1), lambda key: weights(), optimizer_of_nothing(), None
+        image_task.Classifier(linear, CLASSES, 0.1, average=1.0)
+    state = image_task.first_state(
+        image_task.Classifier(linear, CLASSES, 0.1), weights(), optimizer_of_nothing()
     )
     assert set(state) == {"params", "optimizer", "step"}
 

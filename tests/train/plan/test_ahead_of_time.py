@@ -159,7 +159,7 @@ def step_on_a_gpu(**changes):
     place = functools.partial(
         jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
     )
-    state = place(jax.eval_shape(lambda: step_lib.init(init, tx, jax.random.key(0))))
+    state = place(jax.eval_shape(lambda: step_lib.first_state(init(jax.random.key(0)), tx)))
     update = step_lib.compile_update(
         families.Forward(config),
         optax.with_extra_args_support(tx),

@@ -13,6 +13,7 @@ from train.config.fields import UserError
 from train.plan import ahead_of_time
 from train.plan import main as plan
 from train.step import sharding
+from train.step.program import Program
 
 BIG = [
     *("--model.preset", "7B", "--model.dtype", "bfloat16", "--data.tokenizer", "bpe-32000"),
@@ -20,36 +21,36 @@ BIG = [
 ]
 
 
-def outline(asked: list[str], devices: int) -> plan.Outline:
+def planned(asked: list[str], devices: int) -> Program:
     config = parse(asked)
-    return plan.outline(
+    return plan.planned(
         config, sharding.abstract_mesh(config.mesh, config.data.batch_size, devices)
     )
 
 
 def test_memory_is_what_a_device_of_the_trainer_holds(tmp_path):
     asked = flags(tmp_path, *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"])
-    planned = outline(asked, 8)
-    state = program(tmp_path, *asked).init(jax.random.key(0))
+    described = planned(asked, 8)
+    state = program(tmp_path, *asked).program.init(jax.random.key(0))
     for part in ("params", "optimizer"):
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state[part]))
-        assert planned.size(part) == held
+        assert plan.size(described, part) == held
     whole = sum(x.nbytes for x in jax.tree.leaves(state["params"]))
-    assert whole / 4 < planned.size("params") < whole / 2  # not all is split over both axes
+    assert whole / 4 < plan.size(described, "params") < whole / 2  # not all is split over both axes
 
 
 def test_seven_billion_weights_on_256_devices():
-    planned = outline([*BIG, "--mesh.fsdp", "64"], 256)
+    described = planned([*BIG, "--mesh.fsdp", "64"], 256)
     L, D, F, V = 32, 4096, 11008, 32000
     matrices = L * (4 * D * D + 3 * D * F) + V * D
     count = matrices + V * D + (2 * L + 1) * D
-    assert plan.parameters(planned)["all"] == count
-    assert planned.size("params") == 4 * count / 64
+    assert plan.parameters(described)["all"] == count
+    assert plan.size(described, "params") == 4 * count / 64
     # Two moments, counters, and the rings of 128 losses and norms that spikes are told by.
-    assert 1024 < planned.size("optimizer") - 2 * planned.size("params") < 1124
+    assert 1024 < plan.size(described, "optimizer") - 2 * plan.size(described, "params") < 1124
     tokens = 512 * 2048
-    assert plan.products(planned) == 3 * tokens * (2 * matrices + 4 * L * 2048 * D)
-    sent = plan.traffic(planned)
+    assert plan.products(described) == 3 * tokens * (2 * matrices + 4 * L * 2048 * D)
+    sent = plan.traffic(described)
     assert sent["fsdp: reduce gradients"] == pytest.approx(4 * count * 63 / 64)
     assert sent["data: mean of gradients"] == pytest.approx(2 * 3 / 4 * 4 * count / 64)
     assert len(sent) == 3
@@ -57,9 +58,9 @@ def test_seven_billion_weights_on_256_devices():
 
 def test_signs_are_a_thirtieth_of_a_mean_of_the_matrices():
     grid = ["--mesh.replica", "8", "--mesh.fsdp", "8"]
-    mean = plan.traffic(outline([*BIG, *grid], 64))
-    signs = plan.traffic(outline([*BIG, *grid, "--optimizer.name", "one_bit_adam"], 64))
-    own = plan.parameters(outline([*BIG, *grid], 64))
+    mean = plan.traffic(planned([*BIG, *grid], 64))
+    signs = plan.traffic(planned([*BIG, *grid, "--optimizer.name", "one_bit_adam"], 64))
+    own = plan.parameters(planned([*BIG, *grid], 64))
     ratio = own["matrix"] / (own["matrix"] + own["other"])
     assert signs["replica: signs of momenta"] * 32 == pytest.approx(
         mean["replica: mean of gradients"] * ratio
@@ -70,7 +71,7 @@ def test_signs_are_a_thirtieth_of_a_mean_of_the_matrices():
 
 def test_activations_shrink_with_remat_micro_batches_and_tensor():
     def kept(*more: str) -> float:
-        return plan.activations(outline([*BIG, *more], 8))
+        return plan.activations(planned([*BIG, *more], 8))
 
     assert kept() > kept("--model.remat", "dots") > kept("--model.remat", "full")
     assert kept("--run.micro_batches", "4") == pytest.approx(kept() / 4)

@@ -59,21 +59,21 @@ def again(folder: pathlib.Path, *more: str) -> list[str]:
 
 def test_a_state_comes_back_as_it_was_on_any_mesh(tmp_path):
     ready = program(tmp_path)
-    state, _ = ready.update(ready.init(jax.random.key(3)), ready.batch(0))
-    meta = checkpoint.describe(Config(), "text", ready.shapes)
+    state, _ = ready.program.update(ready.program.init(jax.random.key(3)), ready.batch(0))
+    meta = checkpoint.describe(Config(), "text", ready.program.shapes)
     before = jax.device_get(state)
     with checkpoint.Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         checkpoints.save(state, meta, 1)
         # The save is still under way while the next step overwrites the state.
-        ready.update(state, ready.batch(1))
+        ready.program.update(state, ready.batch(1))
         checkpoints.wait()
     split = program(tmp_path, *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"])
     for other in (ready, split):
         with checkpoint.Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
-            found = checkpoints.restore(other.placed_shapes(), meta, print)
+            found = checkpoints.restore(other.program.placed_shapes(), meta, print)
         assert found is not None and found[1] == 1
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found[0]), before)
-        same = jax.tree.map(lambda x, s: x.sharding == s, found[0], other.shardings)
+        same = jax.tree.map(lambda x, s: x.sharding == s, found[0], other.program.shardings)
         assert all(jax.tree.leaves(same))
 
 
@@ -145,9 +145,9 @@ def test_the_weights_alone_are_written_where_asked(copied, tmp_path, capsys):
     assert "step 6 cannot be read" in said and "of step 4" in said
     assert (run / "checkpoints/6").is_dir()  # reading changes nothing
     ready = program(copied)
-    meta = checkpoint.describe(ready.config, "", ready.shapes)
+    meta = checkpoint.describe(ready.program.config, "", ready.program.shapes)
     with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        whole, _ = checkpoints.parameters(4, ready.shardings["step"])
+        whole, _ = checkpoints.parameters(4, ready.program.shardings["step"])
     host = jax.sharding.SingleDeviceSharding(jax.devices()[1])
     found = params.load(out, host)
     assert checkpoint.structure({"params": found}).items() <= meta["structure"].items()

@@ -18,9 +18,9 @@ STEPS = 4
 
 def run(ready):
     """Losses of some steps, and the last state."""
-    state, losses = ready.init(jax.random.key(0)), []
+    state, losses = ready.program.init(jax.random.key(0)), []
     for index in range(STEPS):
-        state, noted = ready.update(state, ready.batch(index))
+        state, noted = ready.program.update(state, ready.batch(index))
         losses.append(float(noted["loss"]))
     return losses, state
 
@@ -29,7 +29,7 @@ def run(ready):
 def test_eight_devices_are_one(name, tmp_path, capfd):
     flags = ["--run.steps", str(STEPS), "--model.layers", "1", *OPTIMIZERS[name]]
     alone, spread = program(tmp_path, *flags), program(tmp_path, *flags, *MESH)
-    assert alone.mesh.size == 1 and spread.mesh.size == 8
+    assert alone.program.mesh.size == 1 and spread.program.mesh.size == 8
     for index in range(STEPS):
         np.testing.assert_array_equal(alone.batch(index), spread.batch(index))
     expected, _ = run(alone)
@@ -37,8 +37,10 @@ def test_eight_devices_are_one(name, tmp_path, capfd):
     # What XLA says of a layout that it can reach only by way of whole arrays.
     assert "rematerialization" not in capfd.readouterr().err
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert spread.update._cache_size() == 1
-    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, spread.shardings)))
+    assert spread.program.update._cache_size() == 1
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, spread.program.shardings))
+    )
 
 
 def test_alphadecay_gathers_no_weight(tmp_path, as_for_users):
@@ -46,7 +48,11 @@ def test_alphadecay_gathers_no_weight(tmp_path, as_for_users):
 
     def kinds(name):
         ready = program(tmp_path, *OPTIMIZERS[name], *MESH)
-        text = ready.update.lower(ready.placed_shapes(), ready.batch(0)).compile().as_text()
+        text = (
+            ready.program.update.lower(ready.program.placed_shapes(), ready.batch(0))
+            .compile()
+            .as_text()
+        )
         found = collectives(text)
         return [c for c in found if c.kind == "all-gather"], [
             c for c in found if c.kind == "all-to-all"

@@ -56,19 +56,19 @@ def cut(whole, folder):
 def restored(folder, *grid):
     """The newest state in a folder, placed for a mesh, and what was said."""
     ready, said = program(folder, *ONE_BIT, *grid), []
-    meta = checkpoint.describe(ready.config, ready.task.data.digest, ready.shapes)
+    meta = checkpoint.describe(ready.program.config, ready.data.digest, ready.program.shapes)
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         (step,) = checkpoints.steps
-        found = checkpoints.restore(ready.placed_shapes(), meta, said.append)
+        found = checkpoints.restore(ready.program.placed_shapes(), meta, said.append)
     assert found is not None and found[1] == step == 4
     return ready, found[0], said
 
 
 def test_the_warm_up_is_adam_and_the_rest_is_not(whole, tmp_path):
     ready = program(tmp_path, "--optimizer.clip", "None")  # one device
-    state, plain = ready.init(jax.random.key(0)), {}
+    state, plain = ready.program.init(jax.random.key(0)), {}
     for i in range(6):
-        state, noted = ready.update(state, ready.batch(i))
+        state, noted = ready.program.update(state, ready.batch(i))
         plain[i + 1] = float(noted["loss"])
     ours = losses(whole / "run")
     # Means of the workers' means are in another order: some float32 roundings.
@@ -113,7 +113,11 @@ def sizes(text: str) -> list[int]:
 
 def test_only_signs_scales_and_what_is_not_compressed_cross_replicas(whole, as_for_users):
     ready = program(whole, *ONE_BIT, *GRID)
-    text = ready.update.lower(ready.placed_shapes(), ready.batch(0)).compile().as_text()
+    text = (
+        ready.program.update.lower(ready.program.placed_shapes(), ready.batch(0))
+        .compile()
+        .as_text()
+    )
     lines = crossing(text, 2)
     found = collectives("HloModule step, num_partitions=4\n" + "\n".join(lines))
     assert operations([c for c in found if c.kind != "all-reduce"]) == (
@@ -123,9 +127,12 @@ def test_only_signs_scales_and_what_is_not_compressed_cross_replicas(whole, as_f
     # which a step is left out before (the loss and the gradient's norm), and one of the number of tokens.
     compressed = {"hidden", "head"}
     count = {True: 0, False: 0}
-    for path, signature in signatures(ready.axes, ready.shapes["params"]).items():
+    for path, signature in signatures(ready.program.axes, ready.program.shapes["params"]).items():
         split = dict(
-            zip(leaf_paths(ready.shardings["params"]), jax.tree.leaves(ready.shardings["params"]))
+            zip(
+                leaf_paths(ready.program.shardings["params"]),
+                jax.tree.leaves(ready.program.shardings["params"]),
+            )
         )
         shape = split[path].shard_shape(signature.shape)
         count[signature.role in compressed] += int(np.prod(shape))
@@ -164,7 +171,7 @@ def test_other_numbers_of_workers(whole, tmp_path, grid, rows, said):
     )
     assert np.any(b.server_error["blocks/mlp/up/kernel"]) == (said is None)
     assert b.worker_error["blocks/mlp/up/kernel"].shape[0] == rows
-    assert jax.tree.map(lambda x: x.sharding, other) == ready.shardings
+    assert jax.tree.map(lambda x: x.sharding, other) == ready.program.shardings
 
 
 @pytest.mark.parametrize(

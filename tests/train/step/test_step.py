@@ -14,7 +14,7 @@ from models import llama
 from models.loss import cross_entropy
 from tests.support import toy
 from tests.support.runs import program
-from train.config.fields import Config, Mesh, Optimizer, UserError, replace, resolved
+from train.config.fields import Config, Mesh, Optimizer, UserError, replace
 from train.step import optimizer, sharding
 from train.step import update as step
 
@@ -39,7 +39,7 @@ def chain(**changes) -> optax.GradientTransformationExtraArgs:
     """The chain of a config whose changes are given as group__field."""
     plain = {"optimizer.clip": None, "run.steps": 10}
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    return optimizer.build(resolved(replace(Config(), plain | changes)), toy.AXES)
+    return optimizer.build(replace(Config(), plain | changes), toy.AXES)
 
 
 def test_the_chain_of_a_config_is_the_ready_made_optimizer():
@@ -209,12 +209,12 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 
     def forward(params, tokens):
         traced.append(1)
-        return llama.forward(ready.model, params, tokens)
+        return llama.forward(ready.program.model, params, tokens)
 
-    tx = optimizer.build(ready.config, ready.axes)
-    rate = optimizer.schedule(ready.config.optimizer)
-    update = step.compile_update(forward, tx, rate, 1, ready.shardings)
-    state, calls = ready.init(jax.random.key(0)), []
+    tx = optimizer.build(ready.program.config, ready.program.axes)
+    rate = optimizer.schedule(ready.program.config.optimizer)
+    update = step.compile_update(forward, tx, rate, 1, ready.program.shardings)
+    state, calls = ready.program.init(jax.random.key(0)), []
     for index in range(4):
         before = jax.tree.leaves(state)
         state, noted = update(state, ready.batch(index))
@@ -231,9 +231,9 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path):
     ready = program(tmp_path)
-    forward = functools.partial(llama.forward, ready.model)
+    forward = functools.partial(llama.forward, ready.program.model)
     both = jax.jit(functools.partial(step.loss_and_gradient, forward), static_argnums=2)
-    params, tokens = ready.init(jax.random.key(1))["params"], ready.batch(0)
+    params, tokens = ready.program.init(jax.random.key(1))["params"], ready.batch(0)
     whole, parts = (both(params, tokens, n) for n in (1, 4))
     # Means of 96 terms in another order: some tens of float32 roundings.
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-6)

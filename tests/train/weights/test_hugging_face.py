@@ -322,9 +322,11 @@ def test_a_run_starts_from_weights_and_is_written_again(tmp_path, monkeypatch):
     config = {**CASES["llama-tied"], "vocab_size": 257, "num_key_value_heads": 3}
     arrays = written(tmp_path / "weights", config)
     asked = [*without_shape(flags(tmp_path)), "--model.weights", str(tmp_path / "weights")]
-    ready = main.assemble(parse(asked), main.load(parse(asked)))
+    ready = main.assemble(parse(asked), main.read_data(parse(asked)))
     start = ready.begin()
-    assert_same(logits(ready.model, start["params"]), reference.forward(config, arrays, TOKENS))
+    assert_same(
+        logits(ready.program.model, start["params"]), reference.forward(config, arrays, TOKENS)
+    )
     assert int(start["step"]) == 0
     assert main.main([*asked, "--run.steps", "2", "--optimizer.schedule.steps", "6"]) == 0
     run = tmp_path / "run"

@@ -8,14 +8,15 @@ published step is proximal. Decays act on hidden matrices and the head.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import optax_decay
-from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.axes import resolve
+from train.study.small_runs import Optimizer, Setting
 
 MASK = ("hidden", "head")
 WORKERS = 4  # of 1-bit Adam; a batch is split over them
@@ -26,26 +27,6 @@ DECAYS = (0.0, 0.5, 2.0)
 RATES = (0.004, 0.008, 0.016)
 
 
-class Setting(NamedTuple):
-    """What an arm is built from.
-
-    Attributes:
-        rate: learning rate by step.
-        peak: its largest value.
-        weight_decay: λ.
-        steps: of the whole run, may be traced.
-        axes: of the parameters.
-        width: of the model [features].
-    """
-
-    rate: Callable[[Any], Any]
-    peak: Any
-    weight_decay: Any
-    steps: Any
-    axes: Any
-    width: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One row.
@@ -53,30 +34,32 @@ class Arm:
     Attributes:
         title: for tables and pictures.
         build: the chain behind the clipping.
-        kind: what its paper proposes, or what it is there for.
+        kind: of the paper's proposal, or of its use here: "decay", "optimizer", "baseline" or "control".
         learning_rates, weight_decays: the grid at the start of tuning: geometric series, that of λ with 0 before
             it; a single decay is not tuned.
         workers: simulated workers with gradients of their own, on a mapped axis called "worker".
+        curvature: whether the optimizer needs a sampled-label gradient now and then.
     """
 
     title: str
-    build: Callable[[Setting], optax.GradientTransformation]
+    build: Optimizer
     kind: str = "decay"
     learning_rates: tuple[float, ...] = RATES
     weight_decays: tuple[float, ...] = DECAYS
     workers: int = 1
+    curvature: bool = False
 
 
 def uniform(s: Setting) -> optax.GradientTransformation:
     return optax_decay.decay(s.weight_decay, mask=MASK, axes=s.axes)
 
 
-def after_adam(link: Callable[[Setting], optax.GradientTransformation]) -> Callable[[Setting], Any]:
+def after_adam(link: Optimizer) -> Optimizer:
     """A decay between Adam and the learning rate."""
     return directed(lambda s: optax.scale_by_adam(B1, B2), link)
 
 
-def directed(direction: Callable[[Setting], Any], link: Callable[[Setting], Any] = uniform) -> Any:
+def directed(direction: Optimizer, link: Optimizer = uniform) -> Optimizer:
     """A direction, a decay and the learning rate."""
     return lambda s: optax.chain(direction(s), link(s), optax.scale_by_learning_rate(s.rate))
 
@@ -91,7 +74,7 @@ def muon(s: Setting) -> optax.GradientTransformation:
                 if signature.role == "hidden"
                 else None
             ),
-            axes_lib.resolve(s.axes, params),
+            resolve(s.axes, params),
         )
 
     # With the learning rate -1 it is the direction alone: the decay is then that of all arms.
@@ -208,6 +191,7 @@ ARMS = {
         directed(lambda s: optax_decay.scale_by_sophia(0.965, 0.99)),
         "optimizer",
         learning_rates=(0.001, 0.002, 0.004),
+        curvature=True,
     ),
     # Steps are 2 to 5 times Adam's, and in the first version another 2.6 times at step 100.
     "exadam": Arm("EXAdam v2", exadam(False), "optimizer", learning_rates=(0.002, 0.004, 0.008)),

@@ -2,7 +2,7 @@
 
     python -m train compare [smoke | cpu | h200] [--arms ARM ...] [--folder FOLDER] [--field VALUE ...]
 
-One training program, in which the optimizer is the only difference. Every arm (`compare_arms.py`) is tuned with the
+One training program, in which the optimizer is the only difference. Every arm (`arms.py`) is tuned with the
 same number of trials on seeds that no result uses, over learning rate and decay together, and then trained with
 other seeds; AdamW at several budgets, each with its own full schedule. Only losses at the end of a run count. The
 result of an arm is its speed-up: the steps AdamW needs for the arm's loss, over the arm's steps.
@@ -27,16 +27,16 @@ from typing import Any
 import tyro
 
 from train.config.fields import UserError, nearest
-from train.data import batches as data_lib
+from train.data.batches import Data
 from train.display import Progress, say
 from train.run.signals import signals
-from train.study import results as results_lib
-from train.study.compare import report as compare_report
 from train.study.compare.arms import ARMS, CONTROLS, WORKERS
 from train.study.compare.points import POINTS
-from train.study.compare.runs import Task, cost, run
+from train.study.compare.report import write_report
+from train.study.compare.runs import cost, run
 from train.study.compare.tiers import TIERS, Comparison, cpu
 from train.study.compare.tuning import FIRST_SEED, next_trials, tuned
+from train.study.results import RESULTS, append, locked_folder, note_start, read
 
 APART = 1000  # between the first seeds of two arms
 Record = dict[str, Any]
@@ -46,15 +46,15 @@ def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code: 1 if the report is void."""
     comparison = parse(arguments)
     fields = {k: v for k, v in dataclasses.asdict(comparison).items() if k != "folder"}
-    with results_lib.locked_folder(comparison.folder, fields, "comparison") as folder:
-        texts = {text: load(comparison.task, text) for text in comparison.texts}
+    with locked_folder(comparison.folder, fields, "comparison") as folder:
+        texts = {text: comparison.task.read_text(text) for text in comparison.texts}
         facts = {text: data.summary() for text, data in texts.items()}
-        results_lib.note_start(folder, texts=facts)
-        path = folder / results_lib.RESULTS
-        stored = results_lib.read(path)
+        note_start(folder, texts=facts)
+        path = folder / RESULTS
+        stored = read(path)
         with signals("run") as stop:
             results = run_all(comparison, texts, stored, path, stop)
-        void = compare_report.write_report(comparison, results, folder)
+        void = write_report(comparison, results, folder)
         say(f"\nreport    {folder / 'report.md'}")
         for reason in void:
             say(f"VOID: {reason}")
@@ -64,20 +64,6 @@ def main(arguments: list[str]) -> int:
             )
             return 128 + stop[0]
     return 1 if void else 0
-
-
-def load(task: Task, text: str) -> data_lib.Data:
-    try:
-        return data_lib.load(
-            text,
-            task.tokenizer,
-            length=task.length,
-            batch_size=task.batch_size,
-            seed=0,
-            cache=pathlib.Path(".cache/data"),
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is nothing to train on: {error}.") from None
 
 
 def parse(arguments: Sequence[str]) -> Comparison:
@@ -109,7 +95,7 @@ def parse(arguments: Sequence[str]) -> Comparison:
 
 
 def check(comparison: Comparison) -> None:
-    """Raises UserError for the first field that cannot be meant."""
+    """Raises UserError for the first field that is out of its range or does not fit the others."""
     for arm in comparison.arms:
         if arm not in ARMS or arm in CONTROLS:
             others = [name for name in ARMS if name not in CONTROLS]
@@ -174,7 +160,7 @@ def names(comparison: Comparison) -> list[str]:
 
 def run_all(
     comparison: Comparison,
-    texts: dict[str, data_lib.Data],
+    texts: dict[str, Data],
     stored: Sequence[Record],
     path: pathlib.Path,
     stop: Sequence[int] = (),
@@ -209,7 +195,7 @@ def run_all(
                 f"η {job['learning_rate']:<7g} λ {job['weight_decay']:<6g} loss {record['loss']:.4f}",
             )
         results.append(record)
-        results_lib.append(path, [record])
+        append(path, [record])
     others = len(stored) - sum(record in results for record in stored)
     if others:
         say(f"{others} lines of {path} are of no run of this comparison, and were left out.")

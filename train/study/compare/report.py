@@ -22,7 +22,7 @@ def write_report(
     """Writes report.md and its pictures; returns why the report is void, nothing if it is not.
 
     Args:
-        comparison: the `compare_tiers.Comparison`.
+        comparison: the `tiers.Comparison`.
         results: the lines of results.jsonl.
         folder: where to; it holds environment.json.
     """

@@ -1,17 +1,17 @@
-"""What may be compared: the fields of a comparison, and the tiers that have names."""
+"""The fields of a comparison, and the tiers that have names."""
 
 import dataclasses
 from typing import Literal
 
 from train.study.compare.arms import ARMS, CONTROLS
-from train.study.compare.runs import Task
+from train.study.small_runs import SmallTask
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Arms, texts, budgets and seeds."""
 
-    task: Task = dataclasses.field(default_factory=Task)
+    task: SmallTask = dataclasses.field(default_factory=SmallTask)
     texts: tuple[str, ...] = ("stdlib", "zipf")
     """Texts as in --data.text of a run; a claim needs both."""
     arms: tuple[str, ...] = tuple(name for name in ARMS if name not in CONTROLS)
@@ -61,7 +61,7 @@ def h200() -> Comparison:
     Not run. Starts from the points of the CPU tier and checks three learning rates around each.
     """
     return Comparison(
-        Task(
+        SmallTask(
             width=384,
             mlp_width=1024,
             layers=8,

@@ -24,12 +24,12 @@ import numpy as np
 import tyro
 
 from train.config.fields import UserError, nearest
-from train.data import batches as data_lib
+from train.data.batches import Data
 from train.display import Progress, say
 from train.run.folder import write
 from train.run.signals import signals
-from train.study import results as results_lib
-from train.study.width import figures as width_figures
+from train.study.results import RESULTS, append, locked_folder, note_start, read
+from train.study.small_runs import SmallTask
 from train.study.width.analysis import (
     RULES,
     TITLES,
@@ -38,16 +38,22 @@ from train.study.width.analysis import (
     surfaces,
     transfer,
 )
-from train.study.width.runs import Task, run_group
+from train.study.width.figures import draw
+from train.study.width.runs import head_width, proxy, run_group
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """Widths, learning rates, decays and seeds; the narrowest width is the proxy."""
 
-    task: Task = dataclasses.field(default_factory=Task)
+    task: SmallTask = dataclasses.field(default_factory=proxy)
+    """Of the proxy; its heads and MLP grow with the width."""
+    text: str = "stdlib"
+    """Folder, file or glob of text files; stdlib: the sources of the running Python's library."""
+    steps: int = 300
+    """Updates per run."""
     widths: tuple[int, ...] = (32, 64, 128)
-    """Widths of the models [features]; multiples of task.head_width."""
+    """Widths of the models [features]; multiples of the width of the proxy's heads."""
     learning_rates: tuple[float, ...] = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
     """Peaks; under μP those of the proxy."""
     weight_decays: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -61,7 +67,8 @@ class Sweep:
 def quick() -> Sweep:
     """A minute on 2 CPU cores, to see all parts work: nothing can be learned from its optima."""
     return Sweep(
-        Task(base_width=16, head_width=8, batch_size=4, length=32, steps=20, eval_batches=2),
+        proxy(16, 8, batch_size=4, length=32, eval_batches=2),
+        steps=20,
         widths=(16, 32),
         learning_rates=(0.005, 0.02, 0.08),
         weight_decays=(0.5, 1.0, 2.0),
@@ -81,17 +88,17 @@ def h200() -> Sweep:
     Not run. Its 7e17 floating-point operations are about 70 minutes at a fifth of the device's peak.
     """
     return Sweep(
-        Task(
-            base_width=128,
-            head_width=64,
+        proxy(
+            128,
+            64,
             layers=4,
             init_std=0.05,
             tokenizer="bpe-4096",
             length=256,
             batch_size=64,
-            steps=1500,
             dtype="bfloat16",
         ),
+        steps=1500,
         widths=(128, 256, 512),
         learning_rates=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
         folder="runs/width-h200",
@@ -105,27 +112,16 @@ def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code."""
     sweep = parse(arguments)
     fields = {k: v for k, v in dataclasses.asdict(sweep).items() if k != "folder"}
-    with results_lib.locked_folder(sweep.folder, fields, "sweep") as folder:
-        task = sweep.task
-        try:
-            data = data_lib.load(
-                task.text,
-                task.tokenizer,
-                length=task.length,
-                batch_size=task.batch_size,
-                seed=0,
-                cache=pathlib.Path(".cache/data"),
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"There is nothing to train on: {error}.") from None
-        results_lib.note_start(folder, text=data.summary())
-        results = results_lib.read(folder / "results.jsonl")
+    with locked_folder(sweep.folder, fields, "sweep") as folder:
+        data = sweep.task.read_text(sweep.text)
+        note_start(folder, text=data.summary())
+        results = read(folder / RESULTS)
         with signals("group of runs") as stop:
-            run(sweep, data, results, folder / "results.jsonl", stop)
-        text = summary(results, task.base_width)
+            run(sweep, data, results, folder / RESULTS, stop)
+        text = summary(results, sweep.task.width)
         write(folder / "summary.txt", text + "\n")
         say(f"\n{text}")
-        picture = width_figures.draw(results, task.base_width, folder / "width.png")
+        picture = draw(results, sweep.task.width, folder / "width.png")
         say(f"\nresults   {folder / 'results.jsonl'}\npicture   {picture}")
         if stop:
             say(f"stopped; the same command goes on:  python -m train width ... --folder {folder}")
@@ -160,17 +156,21 @@ def parse(arguments: Sequence[str]) -> Sweep:
 
 
 def check(sweep: Sweep) -> None:
-    """Raises UserError for the first field that cannot be meant."""
-    unit = sweep.task.head_width
+    """Raises UserError for the first field that is out of its range or does not fit the others."""
+    try:
+        sweep.task.model(1)
+    except ValueError as error:
+        raise UserError(f"The task of the proxy does not work out: {error}.") from None
+    unit = head_width(sweep.task)
     for width in sweep.widths:
         if width < unit or width % unit:
             raise UserError(
                 f"width {width} is not a multiple of the width of a head, {unit};"
                 f" nearest: {max(1, round(width / unit)) * unit}."
             )
-    if sweep.task.base_width != min(sweep.widths):
+    if sweep.task.width != min(sweep.widths):
         raise UserError(
-            f"task.base_width = {sweep.task.base_width} is not the narrowest of the widths"
+            f"task.width = {sweep.task.width} is not the narrowest of the widths"
             f" {sweep.widths}; nearest: {min(sweep.widths)}."
         )
     for name in ("learning_rates", "weight_decays"):
@@ -183,7 +183,7 @@ def check(sweep: Sweep) -> None:
 
 def run(
     sweep: Sweep,
-    data: data_lib.Data,
+    data: Data,
     results: list[dict[str, Any]],
     path: pathlib.Path,
     stop: Sequence[int] = (),
@@ -197,9 +197,18 @@ def run(
     progress = Progress(sum(work))
     for (parametrisation, width, eta, decays), part in zip(groups, work):
         found = run_group(
-            *(sweep.task, data, parametrisation, width, eta, decays, range(sweep.seeds))
+            *(
+                sweep.task,
+                sweep.steps,
+                data,
+                parametrisation,
+                width,
+                eta,
+                decays,
+                range(sweep.seeds),
+            )
         )
-        results_lib.append(path, found)
+        append(path, found)
         results.extend(found)
         progress.done(
             *(part, f"{parametrisation:8s}  width {width:4d}  η {eta:<8g}"),
