@@ -80,16 +80,17 @@ from optax_decay.spectral.host_refresh import spectral_refresh as spectral_refre
 from optax_decay.stepping.skip_on_spike import skip_on_spike as skip_on_spike
 
 # Namespaces.
+from optax_decay import axes as axes
+from optax_decay import bounds as bounds
+from optax_decay import couplings as couplings
+from optax_decay import curvature as curvature
+from optax_decay import low_precision as low_precision
+from optax_decay import masks as masks
 from optax_decay import multipliers as multipliers
 from optax_decay import newton as newton
 from optax_decay import one_bit as one_bit
+from optax_decay import pulls as pulls
 from optax_decay import spectra as spectra
 from optax_decay import states as states
+from optax_decay import thresholds as thresholds
 from optax_decay import width as width
-from optax_decay.decays import bounds as bounds
-from optax_decay.optimizers import curvature as curvature
-from optax_decay.parameters import axes as axes
-from optax_decay.product import couplings as couplings
-from optax_decay.product import pulls as pulls
-from optax_decay.product import thresholds as thresholds
-from optax_decay.stepping import low_precision as low_precision

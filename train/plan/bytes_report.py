@@ -22,11 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from optax_decay.one_bit import compression as sc
-from optax_decay.one_bit.adam import scale_by_one_bit_adam
-from optax_decay.one_bit.state import state_partition_specs
-from optax_decay.parameters import axes as axes_lib
-from optax_decay.product.masks import MATRICES
+import optax_decay
+from optax_decay.masks import MATRICES
 from train.plan.collectives import Collective, collectives, operations, sent
 from train.step import families
 
@@ -76,7 +73,7 @@ class Programs:
         devices = jax.devices("cpu")[: options.workers * options.fsdp]
         grid = np.array(devices).reshape(options.workers, options.fsdp)
         self.mesh = jax.sharding.Mesh(grid, ("worker", "fsdp"))
-        described = axes_lib.signatures(self.axes, self.params)
+        described = optax_decay.axes.signatures(self.axes, self.params)
         self.specs = jax.tree.map(
             lambda x, s: _split(x, s, options.fsdp),
             self.params,
@@ -85,7 +82,7 @@ class Programs:
         self.roles = [s.role for s in described.values()]
         self.sizes = [math.prod(x.shape) // self._parts(x) for x in described.values()]
 
-    def _parts(self, signature: axes_lib.Signature) -> int:
+    def _parts(self, signature: optax_decay.axes.Signature) -> int:
         x = jax.ShapeDtypeStruct(signature.shape, jnp.float32)
         return self.options.fsdp if any(_split(x, signature, self.options.fsdp)) else 1
 
@@ -117,7 +114,7 @@ class Programs:
 
     def one_bit(self, phase: str, compress: Any) -> list[Collective]:
         """The step of 1-bit Adam, without the gradient."""
-        tx = scale_by_one_bit_adam(
+        tx = optax_decay.scale_by_one_bit_adam(
             "worker",
             self.options.warmup_steps,
             layout=self.options.layout,
@@ -127,7 +124,7 @@ class Programs:
             mesh=self.mesh,
         )
         state = jax.eval_shape(tx.init, self.params)
-        placed = state_partition_specs(state, "worker", self.specs)
+        placed = optax_decay.one_bit.state_partition_specs(state, "worker", self.specs)
 
         def update(gradients: Any, state: Any) -> Any:
             return tx.update(jax.tree.map(lambda g: g[0], gradients), state, phase=phase)
@@ -144,7 +141,7 @@ class Programs:
         return collectives(lowered.compile().as_text())
 
 
-def _split(x: Any, signature: axes_lib.Signature, parts: int) -> jax.sharding.PartitionSpec:
+def _split(x: Any, signature: optax_decay.axes.Signature, parts: int) -> jax.sharding.PartitionSpec:
     """Split the first dimension that is no batch axis and divides evenly, as FSDP does."""
     for i in signature.reduced:
         if parts > 1 and x.shape[i] % parts == 0:
@@ -154,15 +151,15 @@ def _split(x: Any, signature: axes_lib.Signature, parts: int) -> jax.sharding.Pa
 
 def codec_seconds(size: int, workers: int, repeats: int = 5) -> float:
     """Seconds that one device spends on coding `size` elements for one step, without the network; the median."""
-    total = sc.padded_size(size, workers)
+    total = optax_decay.one_bit.padded_size(size, workers)
 
     def code(z: jax.Array, server_error: jax.Array, scales: jax.Array) -> Any:
-        packed, scale, error = sc.encode(z)
+        packed, scale, error = optax_decay.one_bit.encode(z)
         shares = scales * scale
-        c = sc.decode_sum(packed.reshape(workers, 1, -1), shares)
-        packed, scale, server_error = sc.encode(c + server_error)
+        c = optax_decay.one_bit.decode_sum(packed.reshape(workers, 1, -1), shares)
+        packed, scale, server_error = optax_decay.one_bit.encode(c + server_error)
         everyone = jnp.tile(packed, (workers, 1))
-        return sc.decode(everyone, (scales * scale)[:, 0]), error, server_error
+        return optax_decay.one_bit.decode(everyone, (scales * scale)[:, 0]), error, server_error
 
     args = (
         jax.random.normal(jax.random.key(0), [1, total]),

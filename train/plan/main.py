@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 
-from optax_decay.parameters.axes import signatures
-from optax_decay.product.masks import MATRICES
+from optax_decay.axes import signatures
+from optax_decay.masks import MATRICES
 from train.bench import training
 from train.cli import parse
 from train.config.fields import Config, UserError, nearest

@@ -99,7 +99,7 @@ def train_step(
     hessian = None
     if curvature:
         pieces = _parts(classifier, batch, micro_batches)["image"]
-        hessian = optax_decay.gnb_hessian(classifier.forward, pieces, micro_batches=True)
+        hessian = optax_decay.curvature.gnb_hessian(classifier.forward, pieces, micro_batches=True)
     after, noted = update.advance(tx, rate, state, value, gradient, hessian)
     if classifier.average is not None:
         kept = classifier.average

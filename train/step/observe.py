@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decay import DecayState, Metrics, Signature, sublayer_gains, top_singular_values
-from optax_decay.matrices.top_singular_values import top_singular_vectors
-from optax_decay.parameters.paths import leaf_paths
-from optax_decay.product import diagnostics
+import optax_decay
+from optax_decay.axes import Signature, leaf_paths
+from optax_decay.spectra import sublayer_gains, top_singular_values, top_singular_vectors
+from optax_decay.states import DecayState, Metrics
 from train.step import replicas
 from train.step.update import State
 
@@ -118,7 +118,7 @@ def decay(
 def spectrum(state: Any) -> dict[str, dict[str, float]]:
     """Per hidden matrix, what a spectral multiplier measured last and what it made of it; empty without one."""
     found: dict[str, dict[str, float]] = {}
-    for name, value in diagnostics.metrics(state).items():
+    for name, value in optax_decay.metrics(state).items():
         kind, _, matrix = name.partition("/")
         if kind in ("metric", "multiplier"):
             found.setdefault(kind, {})[matrix.replace("blocks/", "").replace("/kernel", "")] = value

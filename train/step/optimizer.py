@@ -19,6 +19,7 @@ import optax_decay
 from train.config.fields import Config
 from train.config.optimizer import Optimizer
 from train.config.parts.schedules import number
+from train.config.parts.strength import coupling
 from train.config.setting import Setting
 from train.config.tree import flatten
 from train.step import replicas
@@ -37,7 +38,7 @@ def chain(
 ) -> optax.GradientTransformationExtraArgs:
     """The links alone; their state is the `inner_state` of that of `build`.
 
-    With `metrics` the state of the decay tells what it did (`optax_decay.Metrics`), and on a CPU an
+    With `metrics` the state of the decay tells what it did (`optax_decay.states.Metrics`), and on a CPU an
     update takes twice as long: for `observe.py`, not for the step. `params` are the parameters' shardings, which
     one_bit_adam has to know, and by which AlphaDecay shares its matrices over devices.
     """
@@ -86,35 +87,40 @@ def width(config: Config, axes: Any) -> optax.GradientTransformation:
     )
 
 
-def width_multiplier(config: Config, axes: Any) -> optax_decay.Quantity | None:
+def width_multiplier(config: Config, axes: Any) -> optax_decay.PerMatrix | None:
     """What the decay of matrices is multiplied with for the sake of their width."""
     if config.width is None:
         return None
-    law = optax_decay.width_law(config.width.rule, optimizer=config.optimizer.direction.growth)
+    law = optax_decay.width.width_law(
+        config.width.rule, optimizer=config.optimizer.direction.growth
+    )
     # Behind the learning rate nothing multiplies the decay by the learning rate of its matrix.
     exponent = law.decay - law.rate if config.decay.last else law.decay
-    return optax_decay.width_power(config.width.base, exponent, vectors=law.vectors, axes=axes)
+    return optax_decay.multipliers.width_power(
+        config.width.base, exponent, vectors=law.vectors, axes=axes
+    )
 
 
 def decay_table(
     config: Config, params: Any, axes: Any, tokens_per_step: int | None = None
-) -> optax_decay.DecayTable | optax_decay.WidthTable | str:
+) -> optax_decay.DecayTable | optax_decay.width.WidthTable | str:
     """What decays and how fast, at the peak of the learning rate."""
     fields = flatten(config.decay)
     if "weight_decay" not in fields:
         roles = ", ".join(fields["mask"])
         return f"decay {config.decay.name} on the roles {roles}; its state holds how fast"
-    coupling = fields.get("coupling", "lr")
+    rate, peak = schedule(config.optimizer), config.optimizer.learning_rate
+    coupled = coupling(fields.get("coupling", "learning_rate"), rate, peak)
     if config.width is not None:
-        return optax_decay.width_table(
+        return optax_decay.width.width_table(
             params,
-            config.optimizer.learning_rate,
+            peak,
             fields["weight_decay"],
             config.width.base,
             rule=config.width.rule,
             optimizer=config.optimizer.direction.growth,
             mask=fields["mask"],
-            coupling=coupling,
+            coupling=coupled,
             axes=axes,
         )
     return optax_decay.decay_table(
@@ -122,9 +128,8 @@ def decay_table(
         fields["weight_decay"],
         mask=fields["mask"],
         axes=axes,
-        coupling=coupling,
-        learning_rate=schedule(config.optimizer),
-        peak_learning_rate=config.optimizer.learning_rate,
+        coupling=coupled,
+        learning_rate=rate,
         tokens_per_step=tokens_per_step,
         step=number(config.optimizer.schedule.warmup_steps),
     )

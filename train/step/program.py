@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_decay.parameters.axes import resolve, signatures
+from optax_decay.axes import resolve, signatures
 from train.config.fields import Config, model_config
 from train.step import families, observe, optimizer, replicas, sharding, tasks, update
 from train.step.sharding import AnyMesh

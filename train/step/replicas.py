@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from optax_decay import change_workers, local_params, state_partition_specs
-from optax_decay.parameters.paths import path_string
+from optax_decay.axes import path_string
+from optax_decay.one_bit import change_workers, local_params, state_partition_specs
 from train.config.fields import Config
 from train.run import migration
 

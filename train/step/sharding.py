@@ -21,8 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 
 import optax_decay
 from models.layers import Placement
-from optax_decay.parameters.axes import resolve
-from optax_decay.parameters.paths import leaf_paths
+from optax_decay.axes import leaf_paths, partition_specs, resolve
 from train.config.fields import Mesh, UserError
 from train.step import replicas
 
@@ -99,7 +98,7 @@ def of_parameters(axes: Any, params: Any, mesh: AnyMesh) -> Any:
     """A tree of NamedSharding like `params`; a dimension that its mesh axis does not divide stays whole."""
     axes = resolve(axes, params)
     used = {name for signature in jax.tree.leaves(axes) for name in signature.names}
-    specs = optax_decay.partition_specs(
+    specs = partition_specs(
         axes, params, {letter: axis for letter, axis in LETTERS.items() if letter in used}
     )
 

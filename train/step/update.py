@@ -106,7 +106,7 @@ def train_step(
     if not curvature:
         return advance(tx, rate, state, value, gradient)
     pieces = parts(tokens, micro_batches)
-    hessian = optax_decay.gnb_hessian(
+    hessian = optax_decay.curvature.gnb_hessian(
         forward, inputs(pieces), pieces[..., 1:] >= 0, micro_batches=True
     )
     return advance(tx, rate, state, value, gradient, hessian)
@@ -141,7 +141,7 @@ def advance(
         gradients=None if replicas.inside() else gradient,
         hessian_fn=hessian,
     )
-    if isinstance(optimizer, optax_decay.SkipOnSpikeState):
+    if isinstance(optimizer, optax_decay.states.SkipOnSpikeState):
         noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
     params = optax.apply_updates(params, change)
     return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, noted

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 def compare(
     run: pathlib.Path, proxy: pathlib.Path, tolerance: float
-) -> tuple[optax_decay.GainReport, list[str]]:
+) -> tuple[optax_decay.width.GainReport, list[str]]:
     """The report of two run folders, and what to bear in mind when reading it.
 
     Raises:
@@ -63,7 +63,7 @@ def compare(
         here, there = (flatten(c).get(name) for c in (config, base))
         if here != there:
             notes.append(f"{name} is {here} in {run} but {there} in {proxy}: not a transfer")
-    report = optax_decay.spectral_gain_report(
+    report = optax_decay.width.spectral_gain_report(
         params,
         weights,
         rule=config.width.rule,

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from models import llama
-from optax_decay.parameters.axes import resolve
+from optax_decay.axes import resolve
 from train.config.fields import UserError
 from train.data import batches
 from train.step.optimizer import clip

@@ -33,9 +33,9 @@ class Corrected:
     def build(self, setting: Setting) -> Any:
         spectrum = () if self.spectrum is None else (self.spectrum.build(setting.partition),)
         return optax_decay.corrected_decay(
-            setting.rate,
             self.weight_decay,
-            setting.peak,
+            learning_rate=setting.rate,
+            peak_learning_rate=setting.peak,
             normalized=self.normalized,
             mask=self.mask,
             axes=setting.axes,

@@ -20,9 +20,8 @@ class Inflection:
     sample_every: Count = 200
     """Between two looks [steps]."""
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"bound_parameter": self.after, "sample_every": self.sample_every}
+    def build(self) -> Any:
+        return optax_decay.bounds.inflection(self.after, self.sample_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,8 @@ class WarmStart:
             return self
         return dataclasses.replace(self, steps=max(1, 2 * warmup_steps))
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"bound_parameter": self.steps}
+    def build(self) -> Any:
+        return optax_decay.bounds.warm_start(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +51,8 @@ class Dependent:
     factor: Positive = 1.0
     """Bound over initial size."""
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"bound_parameter": self.factor}
+    def build(self) -> Any:
+        return optax_decay.bounds.dependent(self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +64,8 @@ class Uniform:
     size: Positive = 1.0
     """The bound [unit of the measure]."""
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"bound_parameter": self.size}
+    def build(self) -> Any:
+        return optax_decay.bounds.uniform(self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +92,10 @@ class Cpr:
 
     def build(self, setting: Setting) -> Any:
         return optax_decay.cpr_decay(
-            self.bound.name,
+            self.bound.build(),
             measure=self.measure,
             rate=self.rate,
             learning_rate=setting.rate if self.scaled else None,
             mask=self.mask,
             axes=setting.axes,
-            **self.bound.arguments,
         )

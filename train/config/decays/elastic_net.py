@@ -29,4 +29,4 @@ class ElasticNet:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
-        return self.strength.build(optax_decay.elastic_net(self.l1_ratio), self.form, setting)
+        return self.strength.build(optax_decay.pulls.elastic_net(self.l1_ratio), self.form, setting)

@@ -26,4 +26,4 @@ class L1:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
-        return self.strength.build(optax_decay.l1(), self.form, setting)
+        return self.strength.build(optax_decay.pulls.l1(), self.form, setting)

@@ -26,4 +26,4 @@ class L2:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
-        return self.strength.build(optax_decay.l2(), self.form, setting)
+        return self.strength.build(optax_decay.pulls.l2(), self.form, setting)

@@ -31,4 +31,4 @@ class Lp:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
-        return self.strength.build(optax_decay.lp(self.p), self.form, setting)
+        return self.strength.build(optax_decay.pulls.lp(self.p), self.form, setting)

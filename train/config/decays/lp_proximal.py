@@ -28,5 +28,5 @@ class LpProximal:
     )
 
     def build(self, setting: Setting) -> Any:
-        pull = optax_decay.lp(self.p, self.linearize_at)
+        pull = optax_decay.pulls.padam(self.p, self.linearize_at)
         return self.strength.build(pull, "proximal", setting)

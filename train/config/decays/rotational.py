@@ -49,7 +49,7 @@ class Rotational:
             setting.rate,
             self.weight_decay,
             setting.b1,
-            average=self.memory,
+            memory=self.memory,
             zero_mean=self.zero_mean,
             per_neuron=self.per_neuron,
             mask="hidden",

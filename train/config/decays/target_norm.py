@@ -29,5 +29,6 @@ class TargetNorm:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
+        target = None if self.target == "initial" else self.target
         options = self.strength.options(setting, cautious=self.form == "cautious")
-        return optax_decay.target_norm_decay(self.strength.weight_decay, self.target, **options)
+        return optax_decay.target_norm_decay(self.strength.weight_decay, target, **options)

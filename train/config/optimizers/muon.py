@@ -51,7 +51,7 @@ class Muon:
 
 def _numbers(axes: Any, params: Any) -> Any:
     """Input and output axes of hidden matrices; None for everything else."""
-    described = optax_decay.signatures(axes, params)
+    described = optax_decay.axes.signatures(axes, params)
     numbers = [
         optax.contrib.MuonDimensionNumbers(signature.inputs, signature.outputs)
         if signature.role == "hidden"

@@ -45,7 +45,7 @@ class OneBitAdam:
             raise TypeError("freeze stands for a number of steps: call train.config.derived first")
         freeze: Any = self.freeze
         if freeze == "settled":
-            freeze = optax_decay.VarianceCriterion(min_steps=max(1, setting.warmup_steps))
+            freeze = optax_decay.one_bit.VarianceCriterion(min_steps=max(1, setting.warmup_steps))
         return optax_decay.scale_by_one_bit_adam(
             setting.worker_axis,
             freeze,

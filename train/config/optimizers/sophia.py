@@ -31,5 +31,5 @@ class Sophia:
 
     def build(self, setting: Setting) -> Any:
         return optax_decay.scale_by_sophia(
-            self.b1, self.b2, self.eps, self.gamma, update_interval=self.refresh_every
+            self.b1, self.b2, self.eps, self.gamma, refresh_every=self.refresh_every
         )

@@ -19,7 +19,7 @@ class Strength:
 
     weight_decay: NotNegative = 0.1
     """Coefficient; the coupling says what multiplies it."""
-    coupling: Literal["lr", "schedule", "corrected", "none"] = "lr"
+    coupling: Literal["learning_rate", "schedule", "corrected", "independent"] = "learning_rate"
     """Shrink per step, with r the learning rate: weight_decay times r, r/peak, r*r/peak, or 1."""
     mask: tuple[Role, ...] = ("hidden", "head")
     """Roles of parameters that decay."""
@@ -28,15 +28,14 @@ class Strength:
 
     def options(self, setting: Setting, cautious: bool = False) -> dict[str, Any]:
         """Arguments that all explicit decays of the library share."""
-        return self._shared(setting) | {"learning_rate": setting.rate, "cautious": cautious}
+        return self._shared(setting) | {"cautious": cautious}
 
     def _shared(self, setting: Setting) -> dict[str, Any]:
         spectrum = () if self.spectrum is None else (self.spectrum.build(setting.partition),)
         return {
             "mask": self.mask,
             "axes": setting.axes,
-            "coupling": self.coupling,
-            "peak_learning_rate": setting.peak,
+            "coupling": coupling(self.coupling, setting.rate, setting.peak),
             "multiplier": (*setting.multipliers, *spectrum),
             "metrics": setting.metrics,
         }
@@ -44,12 +43,28 @@ class Strength:
     def build(self, pull: Any, form: Form, setting: Setting) -> Any:
         """The link of a pull."""
         if form == "proximal":
-            return optax_decay.proximal_decay(
-                setting.rate, self.weight_decay, pull=pull, **self._shared(setting)
-            )
+            shared = self._shared(setting)
+            if self.coupling == "independent":
+                # The implicit step over a learning rate of 1.
+                shared |= {"coupling": optax_decay.couplings.learning_rate(), "learning_rate": 1.0}
+            else:
+                shared |= {"learning_rate": setting.rate}
+            return optax_decay.proximal_decay(self.weight_decay, pull=pull, **shared)
         options = self.options(setting, cautious=form == "cautious")
         return optax_decay.decay(self.weight_decay, pull=pull, **options)
 
     def last(self, form: str = "explicit") -> bool:
         """Whether the link stands behind the learning rate."""
-        return self.coupling == "none" or form == "proximal"
+        return self.coupling == "independent" or form == "proximal"
+
+
+def coupling(name: str, rate: Any, peak: float) -> optax_decay.Coupling:
+    """The coupling of a name, with the numbers that it needs."""
+    match name:
+        case "schedule":
+            return optax_decay.couplings.schedule(peak)
+        case "corrected":
+            return optax_decay.couplings.corrected(rate, peak)
+        case "independent":
+            return optax_decay.couplings.independent()
+    return optax_decay.couplings.learning_rate()

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import optax_decay
 from train.config.ranges import Momentum, Positive
 
 
@@ -15,9 +16,8 @@ class Mean:
     factor: Positive = 1.5
     """Threshold over the mean of |w|."""
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return ("mean", self.factor)
+    def build(self) -> Any:
+        return optax_decay.thresholds.mean_size(self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +29,23 @@ class Rms:
     factor: Positive = 1.5
     """Threshold over the root of the mean square."""
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return ("rms", self.factor)
+    def build(self) -> Any:
+        return optax_decay.thresholds.rms_size(self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ema:
+class RunningMean:
     """`factor` times a running mean of the mean of |w| in a matrix."""
 
-    name: ClassVar[str] = "ema"
+    name: ClassVar[str] = "running_mean"
 
     factor: Positive = 1.5
     """Threshold over the running mean."""
     memory: Momentum = 0.99
     """Share of the running mean that is kept per step."""
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return ("ema", self.factor, self.memory)
+    def build(self) -> Any:
+        return optax_decay.thresholds.running_mean_size(self.factor, self.memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +58,8 @@ class Fixed:
     value: Positive = 0.05
     """The threshold [unit of the weights]."""
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return (self.value,)
+    def build(self) -> Any:
+        return self.value
 
 
-Threshold = Mean | Rms | Ema | Fixed
+Threshold = Mean | Rms | RunningMean | Fixed

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
-from optax_decay.parameters.axes import resolve
+from optax_decay.axes import resolve
 from train.study.small_runs import Optimizer, Setting
 
 MASK = ("hidden", "head")
@@ -123,7 +123,12 @@ def p_norm(s: Setting) -> optax.GradientTransformation:
         optax.scale_by_adam(B1, B2),
         optax.scale_by_learning_rate(s.rate),
         optax_decay.lp_proximal_decay(
-            s.rate, s.weight_decay, p=0.8, linearize_at="new", mask=MASK, axes=s.axes
+            s.weight_decay,
+            p=0.8,
+            learning_rate=s.rate,
+            linearize_at="new",
+            mask=MASK,
+            axes=s.axes,
         ),
     )
 
@@ -139,8 +144,8 @@ def one_bit_adam(s: Setting) -> optax.GradientTransformation:
         s.rate,
         "worker",
         warmup,
-        B1,
-        0.999,
+        b1=B1,
+        b2=0.999,
         weight_decay=s.weight_decay,
         axes=s.axes,
         bias_correction=True,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from optax_decay import width_law
+from optax_decay.width import width_law
 
 # Rule to parametrisation of the runs that it reads.
 RULES = {"adamw": "standard", "constant": "mup", "fan2025": "mup", "mup_package": "mup"}

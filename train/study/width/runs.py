@@ -130,7 +130,7 @@ def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, j
     """Of the hidden matrices of all members, by path: the geometric mean over layers."""
 
     def of_one(params: Any) -> dict[str, jax.Array]:
-        values, _ = optax_decay.top_singular_values(
+        values, _ = optax_decay.spectra.top_singular_values(
             params, iterations=40, roles=("hidden",), axes=small.axes
         )
         return {path: jnp.exp(jnp.mean(jnp.log(value))) for path, value in values.items()}

@@ -1,0 +1,5 @@
+"""Masks: which parameters decay, and how strongly."""
+
+from optax_decay.product.masks import MATRICES as MATRICES
+from optax_decay.product.masks import Mask as Mask
+from optax_decay.product.masks import strengths as strengths
