@@ -49,7 +49,8 @@ class Slot(NamedTuple):
 class Part(NamedTuple):
     """A part of a config, in its place."""
 
-    path: str  # "optimizer.schedule"
+    path: str  # "optimizer.schedule"; of an inline part that of the part around it
+    field: str  # of the part around it
     slot: Slot
     value: Any
 
@@ -123,7 +124,7 @@ def parts(node: Any, prefix: str = "") -> Iterator[Part]:
         value = getattr(node, slot.field.name)
         path = _path(prefix, slot)
         if slot.classes:
-            yield Part(path[:-1], slot, value)
+            yield Part(path[:-1], slot.field.name, slot, value)
             if value is not None:
                 yield from parts(value, path)
 
@@ -190,7 +191,7 @@ def _replaced(node: Any, changes: dict[str, Any], prefix: str) -> Any:
             continue
         value = value if slot.inline else changes.get(prefix + name, value)
         if slot.choice and path + "name" in changes:
-            value = picked(Part(path[:-1], slot, value), changes[path + "name"])
+            value = picked(Part(path[:-1], name, slot, value), changes[path + "name"])
         if value is None and any(change.startswith(path) for change in changes):
             value = begun(slot)
         new[name] = value if value is None else _replaced(value, changes, path)
@@ -206,7 +207,7 @@ def picked(part: Part, name: Any) -> Any:
         UserError: there is no class of that name.
     """
     classes = part.slot.classes
-    if name not in classes:
+    if name not in list(classes):
         for kind in classes.values():
             if (field := getattr(kind, "written_as", None)) and _is_number(name):
                 return kind(**{field: float(name)})
@@ -237,7 +238,7 @@ def _carried(old: Any, new: Any) -> Any:
 def _is_number(text: Any) -> bool:
     try:
         float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return not isinstance(text, bool)
 
@@ -254,19 +255,30 @@ def begun(slot: Slot) -> Any:
 
 
 def owners(node: Any, name: str, depth: int = 2) -> list[tuple[str, str]]:
-    """The choices that would have a field or part `name`: (path, name of the choice)."""
-    found = []
+    """The choices that would have a field or part `name`: (path, name of the choice), all on the innermost path."""
+    found: list[tuple[str, str]] = []
     for part in parts(node):
         for choice in part.slot.classes if part.slot.choice and part.value is not None else ():
             if choice == part.value.name:
                 continue
             other = replace(node, {f"{part.path}.name": choice})
-            if name in leaves(other) or name in {p.path for p in parts(other)}:
+            if _has(other, name):
                 found.append((part.path, choice))
             elif depth > 1 and name.startswith(part.path + "."):
                 inner = owners(other, name, depth - 1)
                 found += [(part.path, choice)] if any(i[0] != part.path for i in inner) else []
-    return found
+    innermost = max((path for path, _ in found), key=len, default="")
+    return [(path, choice) for path, choice in found if path == innermost]
+
+
+def _has(node: Any, name: str) -> bool:
+    """Whether a field or part of this name could be set, in a part that is switched off too."""
+    absent = [part.path for part in parts(node) if part.value is None]
+    return (
+        name in leaves(node)
+        or name in {part.path for part in parts(node)}
+        or any(name.startswith(path + ".") for path in absent)
+    )
 
 
 def _path(prefix: str, slot: Slot) -> str:
