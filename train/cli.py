@@ -39,13 +39,14 @@ def parse(arguments: list[str]) -> Config:
 
 def _checked(config: Config, start: Config, origin: str) -> Config:
     # Here, because these import all models and JAX's devices: --help does without.
-    from train.config.checks import check
+    from train.config.checks import check, check_values
     from train.weights.hugging_face_config import shaped
 
     if config.model.weights is not None and origin != "--resume":
         config = shaped(config)
     if origin == "experiment":
         config = _without_idle(config, start)
+    check_values(config)
     config = derived(config)
     check(config)
     return config
@@ -90,14 +91,14 @@ def experiment(name: str) -> Config:
 
 def _choose(config: Config, arguments: list[str]) -> Config:
     """The config with the parts that the arguments pick or switch on; takes the picks out of the arguments."""
-    done: set[str] = set()
+    done: set[tuple[str, str]] = set()  # an inline part has the path of the part around it
     while True:
-        waiting = [part for part in tree.parts(config) if part.path not in done]
+        waiting = [part for part in tree.parts(config) if part[:2] not in done]
         if not waiting:
             return config
         # Parts that hold others come first: --decay decides which parts a decay has.
         part = min(waiting, key=lambda part: part.path.count("."))
-        done.add(part.path)
+        done.add(part[:2])
         if part.slot.choice:
             for flag in (f"--{part.path}", f"--{part.path}.name"):
                 while (name := _take(arguments, flag)) is not None:
@@ -106,10 +107,9 @@ def _choose(config: Config, arguments: list[str]) -> Config:
             text = _take(arguments, f"--{part.path}")
             fields = [a for a in arguments if _name(a).startswith(part.path + ".")]
             if text is not None and text != "None":
-                example = f"--{part.path}.{dataclasses.fields(*part.slot.classes.values())[0].name}"
                 raise UserError(
-                    f"--{part.path} {text}: allowed is None, which switches it off; any of its fields switches it on,"
-                    f" such as {example}."
+                    f"--{part.path} {text}: allowed is None, which switches it off; any of its flags switches it on,"
+                    f" such as {_example(part)}."
                 )
             if text is not None or (part.value is None and fields):
                 value = None if text is not None else tree.begun(part.slot)
@@ -125,10 +125,10 @@ def _check_owners(config: Config, arguments: list[str]) -> None:
         if not owners:
             continue
         path = owners[0][0]
-        here = next(part.value for part in tree.parts(config) if part.path == path)
+        (here,) = (p.value for p in tree.parts(config) if p.slot.choice and p.path == path)
         own = [f"--{field}" for field in tree.leaves(here, path + ".")]
         raise UserError(
-            f"--{name} belongs to {belongs(owners, '--')}; {here.name} has: {', '.join(own)};"
+            f"--{name} belongs to --{belongs(owners)}; {here.name} has: {', '.join(own)};"
             f" nearest: {nearest('--' + name, own)}."
         )
 
@@ -141,35 +141,50 @@ def _name(argument: str) -> str:
 
 def _with_flags(config: Config, arguments: list[str]) -> Config:
     """The config with the values of all flags, which tyro reads."""
+    shape = _shape(config, "", "", _idle(config, arguments))
     read = tyro.cli(
-        type(shape := _shape(config, "", _description())),
+        type(shape),
         args=arguments,
         default=shape,
         prog=f"{PROGRAM} [EXPERIMENT | --config FILE | --resume FOLDER]",
-        description=_description(),
+        description=f"{_description()}\n\n{_about_absent('', config)}",
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
     return replace(config, _values(read))
 
 
-def _shape(node: Any, path: str, text: str) -> Any:
-    """A node as tyro reads it: of one class, with a field for every flag."""
+def _idle(config: Config, arguments: list[str]) -> set[str]:
+    """Fields that only presets of other families use, which the help leaves out."""
+    if not {"-h", "--help"} & set(arguments):
+        return set()
+    from train.config.checks import effective
+
+    preset = _take(list(arguments), "--model.preset")
+    chosen = config if preset is None else replace(config, {"model.preset": preset})
+    return {name for name, (used, _) in effective(chosen).items() if not used}
+
+
+def _shape(node: Any, path: str, text: str, idle: set[str]) -> Any:
+    """A node as tyro reads it: of one class, with a field for every flag; flags of `idle` fields are not shown."""
     fields: list[Any] = []
     values: dict[str, Any] = {}
 
     def add(node: Any, path: str) -> None:
         for slot in tree.slots(type(node)):
             name, value = slot.field.name, getattr(node, slot.field.name)
-            below = path if slot.inline else f"{path}.{name}".lstrip(".")
+            below = path if slot.inline else path + name + "."
             if not slot.classes:
                 text = tree.texts(type(node))[name]
-                fields.append((name, Annotated[slot.hint, tyro.conf.arg(help=text)]))
+                hint = Annotated[slot.hint, tyro.conf.arg(help=text)]
+                fields.append((name, tyro.conf.Suppress[hint] if below[:-1] in idle else hint))
                 values[name] = tyro.MISSING if value is dataclasses.MISSING else value
             elif value is not None and slot.inline:
                 add(value, below)
             elif value is not None:
-                values[name] = _shape(value, below, _about(tree.Part(below, slot, value)))
+                values[name] = _shape(
+                    value, below, _about(tree.Part(below[:-1], name, slot, value)), idle
+                )
                 fields.append((name, type(values[name])))
 
     add(node, path)
@@ -178,27 +193,43 @@ def _shape(node: Any, path: str, text: str) -> Any:
 
 
 def _about(part: tree.Part) -> str:
-    """What the help says above the flags of a part."""
+    """The help above the flags of a part: what it is, the other choices, and parts to switch on."""
     lines = [(type(part.value).__doc__ or "").strip()]
-    inside = [part, *tree.parts(part.value, part.path + ".")]
-    for choice in (p for p in inside if p.slot.choice and p.value is not None):
-        if choice is not part and choice.path != part.path:
-            continue
-        others = [name for name in choice.slot.classes if name != choice.value.name]
-        if choice is not part:
-            lines.append(f"{choice.value.name}: {(type(choice.value).__doc__ or '').strip()}")
+    inline = [p for p in tree.parts(part.value, part.path + ".") if p.path == part.path]
+    for choice in (p for p in (part, *inline) if p.slot.choice):
+        name = choice.value.name
+        others = [other for other in choice.slot.classes if other != name]
         lines.append(
-            f"--{choice.path} {choice.value.name} is chosen; others: {', '.join(others)}."
-            f" `--{choice.path} {others[0]} --help` shows its flags."
+            f"--{part.path} {name} is chosen"
+            + (
+                f" ({(type(choice.value).__doc__ or '').strip().rstrip('.')})"
+                if choice in inline
+                else ""
+            )
+            + f"; others: {', '.join(others)}. `--{part.path} {others[0]} --help` shows its flags."
         )
-    for absent in (p for p in inside if p.value is None and p.path.rpartition(".")[0] == part.path):
-        (kind,) = absent.slot.classes.values()
-        first, *_ = tree.slots(kind)
-        lines.append(
-            f"--{absent.path} is None: it is switched on by its flags, such as"
-            f" --{absent.path}.{first.field.name}. {(kind.__doc__ or '').strip()}"
-        )
+    return "\n".join([*lines, _about_absent(part.path + ".", part.value)]).strip()
+
+
+def _about_absent(prefix: str, node: Any) -> str:
+    """Of the parts of a node that are switched off: what they do, and how they are switched on."""
+    lines = []
+    for part in tree.parts(node, prefix):
+        if part.value is None and part.path.rpartition(".")[0] == prefix[:-1]:
+            (kind,) = part.slot.classes.values()
+            lines.append(
+                f"--{part.path} is None; any of its flags switches it on, such as {_example(part)}."
+                f" {(kind.__doc__ or '').strip()}"
+            )
     return "\n".join(lines)
+
+
+def _example(part: tree.Part) -> str:
+    """A flag that switches an optional part on."""
+    (kind,) = part.slot.classes.values()
+    first = tree.slots(kind)[0].field
+    default = "NUMBER" if first.default is dataclasses.MISSING else first.default
+    return f"--{part.path}.{first.name} {default}"
 
 
 def _values(read: Any, prefix: str = "") -> dict[str, Any]:

@@ -223,8 +223,9 @@ def introduce(run: Run, folder: Folder, start: int) -> None:
         f"folder    {folder.path}" + (f", continued after step {start}" if start else "")
     )
     if replicas.used(config) and mesh.shape[replicas.AXIS] == 1:
+        name = config.optimizer.direction.name
         say(
-            f"network   one replica: nothing is compressed; for workers of {config.optimizer.direction.name} set --mesh.replica"
+            f"network   one replica: nothing is compressed; for workers of {name} set --mesh.replica"
         )
     say(f"\n{table}\n")
 

@@ -18,9 +18,7 @@ def check(config: Config) -> None:
     Args:
         config: with numbers in place of names that stand for them (train/config/derived.py).
     """
-    for name, leaf in tree.leaves(config).items():
-        _check_range(name, leaf.value, leaf.hint)
-        _check_text(name, leaf.value)
+    check_values(config)
     shape = model_config(config, config.model.vocab_size or 1)
     values, untouched = flatten(config), flatten(Config())
     for name, (used, where) in effective(config).items():
@@ -45,6 +43,13 @@ def check(config: Config) -> None:
             f"run.micro_batches = {parts} does not divide data.batch_size = {batch};"
             f" nearest: {min(divisors, key=lambda n: abs(n - parts))}."
         )
+
+
+def check_values(config: Config) -> None:
+    """Raises UserError for the first number that is out of range and the first text that cannot be a name."""
+    for name, leaf in tree.leaves(config).items():
+        _check_range(name, leaf.value, leaf.hint)
+        _check_text(name, leaf.value)
 
 
 def _check_links(config: Config) -> None:

@@ -8,7 +8,7 @@ from train.config.setting import Setting
 class Decay(Protocol):
     """What every class in train/config/decays/ has. Three methods are optional:
 
-    `rate(setting)` returns the link that stands in place of the learning rate; `derived(steps, warmup_steps)` and
+    `build_rate(setting)` returns the link that stands in place of the learning rate; `derived(steps, warmup_steps)` and
     `check(config)` are as for optimizers (train/config/optimizer.py).
     """
 

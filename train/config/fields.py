@@ -19,7 +19,7 @@ from train.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network: a preset, and single changes to it."""
+    """The network: a preset, and changes to it. `--model.preset NAME --help` shows the fields of another family."""
 
     preset: str = "tiny"
     """LLaMA (models/llama.py): toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B, 13B, 33B, 65B, root-1B, llama.
@@ -211,11 +211,6 @@ def model_config(config: Config, outputs: int = 1) -> Any:
         )
     fields["vocab_size" if hasattr(preset, "vocab_size") else "classes"] = rows
     if config.width is not None:
-        if not hasattr(preset, "base_width"):
-            raise UserError(
-                f"width.base = {config.width.base} would have no effect: presets of this family"
-                f" ({config.model.preset}) do not follow a width; leave it out."
-            )
         fields |= {"base_width": config.width.base, "base_head_width": config.width.base_head}
     try:
         return dataclasses.replace(preset, **fields)

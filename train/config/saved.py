@@ -56,13 +56,13 @@ def _flat(groups: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str
 
 def _with_parts(config: Config, changes: dict[str, Any]) -> Config:
     """The config with the parts that the changes speak of; what is left in `changes` are values."""
-    done: set[str] = set()
+    done: set[tuple[str, str]] = set()  # an inline part has the path of the part around it
     while True:
-        waiting = [part for part in tree.parts(config) if part.path not in done]
+        waiting = [part for part in tree.parts(config) if part[:2] not in done]
         if not waiting:
             return config
         part = waiting[0]
-        done.add(part.path)
+        done.add(part[:2])
         if part.slot.choice and f"{part.path}.name" in changes:
             name = changes.pop(f"{part.path}.name")
             config = tree.replace(config, {f"{part.path}.name": name})
@@ -73,6 +73,11 @@ def _with_parts(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def _unknown(config: Config, name: str) -> str:
+    for part in tree.parts(config):
+        if part.path == name:
+            first = tree.slots(next(iter(part.slot.classes.values())))[0].field.name
+            field = "name" if part.slot.choice else first
+            return f'{name} must hold fields, such as {{"{field}": ...}}.'
     owners = tree.owners(config, name)
     names = list(tree.flatten(config))
     near = f"nearest: {nearest(name, names)!r}."
@@ -81,9 +86,10 @@ def _unknown(config: Config, name: str) -> str:
     return f"unknown field {name!r}; {near}"
 
 
-def belongs(owners: list[tuple[str, str]], flag: str = "") -> str:
-    """The choices that have a field, such as "optimizer sophia"."""
-    return " or ".join(f"{flag}{path} {name}" for path, name in dict.fromkeys(owners))
+def belongs(owners: list[tuple[str, str]]) -> str:
+    """The choices that have a field, such as "optimizer conda or sophia"."""
+    *first, last = (name for _, name in owners)
+    return f"{owners[0][0]} {', '.join(first)}{' or ' if first else ''}{last}"
 
 
 def converted(hint: Any, value: Any, name: str) -> Any:

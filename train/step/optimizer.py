@@ -75,8 +75,8 @@ def setting(config: Config, axes: Any, metrics: bool = False, params: Any = None
 
 def rate(config: Config, around: Setting) -> optax.GradientTransformation:
     """The learning rate, or what a decay puts in its place."""
-    if hasattr(config.decay, "rate"):
-        return config.decay.rate(around)
+    if hasattr(config.decay, "build_rate"):
+        return config.decay.build_rate(around)
     return optax.scale_by_learning_rate(around.rate)
 
 

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-import optax_decay
 from models.layers import Placement
 from optax_decay.axes import leaf_paths, partition_specs, resolve
 from train.config.fields import Mesh, UserError

@@ -43,7 +43,7 @@ class Rotational:
             self.weight_decay, mask=self.mask, axes=setting.axes, metrics=setting.metrics
         )
 
-    def rate(self, setting: Setting) -> Any:
+    def build_rate(self, setting: Setting) -> Any:
         """The link in place of the learning rate; the angle assumes Adam's moments, with its b1."""
         return optax_decay.rotational_update(
             setting.rate,
