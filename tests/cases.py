@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, pulls, thresholds
+from optax_decay import bounds, couplings, newton, pulls, thresholds
 from tests.support import toy
 
 RATE = 0.03
@@ -349,8 +349,8 @@ CASES = (
         "scale_by_sophia",
         direction,
         {
-            "update_interval": 2,
-            "refresh": "optax",
+            "refresh_every": 2,
+            "refresh_after_update": True,
             "bias_correction": True,
             "gamma": 1.0,
             "b2": 0.5,
@@ -368,7 +368,7 @@ CASES = (
     Case(
         "sophia_g",
         whole,
-        {"update_interval": 3, "gamma": 1.0, "b2": 0.5},
+        {"refresh_every": 3, "gamma": 1.0, "b2": 0.5},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -377,7 +377,7 @@ CASES = (
             "weight_decay": 0.3,
             "gamma": 2.0,
             "clip_threshold": 0.5,
-            "update_interval": 2,
+            "refresh_every": 2,
         },
         ("learning_rate", "weight_decay"),
         extra=curvature,
@@ -386,7 +386,7 @@ CASES = (
     Case(
         "sophia_h",
         whole,
-        {"update_interval": 3, "b2": 0.5},
+        {"refresh_every": 3, "b2": 0.5},
         {"weight_decay": 0.3, "gamma": 2.0},
         ("weight_decay",),
         extra=curvature,
@@ -425,20 +425,19 @@ CASES = (
     Case(
         "scale_by_root",
         direction,
-        {"coefficients": "polar_express", "threshold": 0.2},
+        {"coefficients": newton.polar_express(), "threshold": 0.2},
         {"learning_rate": 0.05, "momentum": 0.8, "threshold": 0.1, "update_rms": 0.3},
-        static=("ns_steps",),
         reduction=True,
     ),
     Case(
         "root",
         whole,
-        {},
+        {"threshold": of(newton.quantile), "coefficients": of(newton.published)},
         {
             "learning_rate": 0.05,
             "momentum": 0.8,
-            "quantile": 0.6,
-            "ns_steps": 4,
+            "threshold.q": 0.6,
+            "coefficients.steps": 4,
             "weight_decay": 0.3,
             "update_rms": 0.3,
             "b1": 0.8,
@@ -446,7 +445,6 @@ CASES = (
             "eps": 1e-2,
         },
         ("learning_rate", "weight_decay"),
-        static=("ns_steps",),
         reduction=True,
     ),
     Case(
@@ -639,7 +637,7 @@ CASES = (
         "rotational_update",
         in_place_of_rate,
         {},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "average": 0.5, "eps": 1.0},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "memory": 0.5, "eps": 1.0},
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
@@ -648,7 +646,14 @@ CASES = (
         "rotational_adamw",
         whole,
         {},
-        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "weight_decay": 0.3,
+            "memory": 0.5,
+        },
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
