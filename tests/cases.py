@@ -177,6 +177,8 @@ class Case:
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
         steps: updates per check; enough to pass every refresh and phase.
+        others: for arguments of this factory alone that are not numbers, other values, of which one must matter;
+            `test_nothing_is_ignored.py` knows those of the arguments that several factories share.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Case:
     mask: bool = True
     reduction: bool = False
     steps: int = 6
+    others: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -502,6 +505,7 @@ CASES = (
         {"weight_decay": 0.3},
         ("weight_decay",),
         static=("p",),
+        others={"p": (1.2, 1.7)},
     ),
     Case(
         "lp_proximal_decay",
@@ -510,6 +514,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         static=("p",),
+        others={"p": (1.2, 1.7), "linearize_at": ("old", "new")},
     ),
     Case(
         "elastic_net_decay",
@@ -538,6 +543,7 @@ CASES = (
         {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
+        others={"normalized": ("head", "hidden")},
     ),
     Case(
         "target_norm_decay",
@@ -625,6 +631,7 @@ CASES = (
         {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
+        others={"bound": (bounds.uniform(0.4), bounds.dependent(0.5)), "measure": ("l1", "std")},
     ),
     Case(
         "cpr_decay inflection",
@@ -667,5 +674,6 @@ CASES = (
         extra=with_loss,
         mask=False,
         reduction=True,
+        others={"inner": (optax.sgd(0.1),), "window": (6, 8)},
     ),
 )
