@@ -243,6 +243,20 @@ def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
+# Other values of arguments that are no numbers, for the two rows of one rule.
+CONDA = {"side": ("smaller_or_outputs", "inputs", "outputs"), "basis": ("svd", "eigh")}
+ROOT = {
+    "threshold": (newton.quantile(0.6), None),
+    "coefficients": (newton.released(4), newton.triple((2.0, -1.5, 0.5))),
+    "iteration_dtype": ("bfloat16",),
+}
+ONE_BIT = {
+    "layout": ("flat", "per_leaf"),
+    "compress": ("head", ("vector", "hidden")),
+    "bias_correction": ("frozen_variance", False, True),
+    "largest_direction": (1.0, 0.5),
+}
+
 CASES = (
     Case(
         "decay",
@@ -340,6 +354,7 @@ CASES = (
         on_one_worker(direction),
         {"axis_name": "worker", "warmup_steps": 3, "bias_correction": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "warmup_steps": 2},
+        others=ONE_BIT,
     ),
     Case(
         "one_bit_adam",
@@ -347,6 +362,7 @@ CASES = (
         {"axis_name": "worker", "warmup_steps": 3, "weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
+        others=ONE_BIT,
     ),
     Case(
         "scale_by_sophia",
@@ -408,6 +424,7 @@ CASES = (
             "scale": 0.5,
         },
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "conda",
@@ -424,6 +441,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "scale_by_root",
@@ -431,6 +449,7 @@ CASES = (
         {"coefficients": newton.polar_express(), "threshold": 0.2},
         {"learning_rate": 0.05, "momentum": 0.8, "threshold": 0.1, "update_rms": 0.3},
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "root",
@@ -449,6 +468,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "width_scaled_decay",
@@ -664,6 +684,7 @@ CASES = (
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
+        others={"decay_mask": ("vector", None)},
     ),
     Case(
         "skip_on_spike",

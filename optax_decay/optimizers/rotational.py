@@ -308,8 +308,8 @@ def rotational_adamw(
         both = [path for path in signatures if decayed[path] and rotated[path]]
         if both:
             raise ValueError(
-                f"{both[0]!r} and {len(both) - 1} more parameters are in mask and in decay_mask. Rotation keeps the norm "
-                "of a parameter, so its decay would be ignored: leave it out of one of the two."
+                f"{both[0]!r} and {len(both) - 1} more parameters are in mask and in decay_mask. Rotation keeps the "
+                "norm of a parameter, so its decay would be ignored: leave it out of one of the two."
             )
         return chain.init(params)
 

@@ -53,7 +53,7 @@ OTHERS = {
     "base_width": (4, 3),
 }
 # Where arrays live: seen only on a mesh, so the tests of sharding look at them.
-PLACEMENT = {"mesh", "param_specs", "partition"}
+PLACEMENT = {"mesh", "param_specs", "partition", "stack_axes"}
 
 
 def params():

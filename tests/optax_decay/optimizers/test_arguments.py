@@ -1,4 +1,4 @@
-"""Every argument of the optimizers acts or raises, whatever the others are; defaults and types are written once."""
+"""Every argument of the optimizers acts or raises on a mesh and with two workers; defaults are written once."""
 
 import inspect
 import random
@@ -179,7 +179,7 @@ def may_be_silent(name, arguments, argument):
     return argument == "mask" and arguments["axes"] is None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_argument_acts_or_raises(name, seed):
     """Whatever the other arguments are: a changed one changes the program or the state, or raises."""
