@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, pulls, thresholds
+from optax_decay import bounds, couplings, newton, pulls, thresholds
 from tests.support import toy
 
 RATE = 0.03
@@ -177,6 +177,8 @@ class Case:
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
         steps: updates per check; enough to pass every refresh and phase.
+        others: for arguments of this factory alone that are not numbers, other values, of which one must matter;
+            `test_nothing_is_ignored.py` knows those of the arguments that several factories share.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Case:
     mask: bool = True
     reduction: bool = False
     steps: int = 6
+    others: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -239,6 +242,20 @@ def narrow(given: Given) -> dict[str, int]:
 def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
+
+# Other values of arguments that are no numbers, for the two rows of one rule.
+CONDA = {"side": ("smaller_or_outputs", "inputs", "outputs"), "basis": ("svd", "eigh")}
+ROOT = {
+    "threshold": (newton.quantile(0.6), None),
+    "coefficients": (newton.released(4), newton.triple((2.0, -1.5, 0.5))),
+    "iteration_dtype": ("bfloat16",),
+}
+ONE_BIT = {
+    "layout": ("flat", "per_leaf"),
+    "compress": ("head", ("vector", "hidden")),
+    "bias_correction": ("frozen_variance", False, True),
+    "largest_direction": (1.0, 0.5),
+}
 
 CASES = (
     Case(
@@ -337,6 +354,7 @@ CASES = (
         on_one_worker(direction),
         {"axis_name": "worker", "warmup_steps": 3, "bias_correction": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "warmup_steps": 2},
+        others=ONE_BIT,
     ),
     Case(
         "one_bit_adam",
@@ -344,13 +362,14 @@ CASES = (
         {"axis_name": "worker", "warmup_steps": 3, "weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
+        others=ONE_BIT,
     ),
     Case(
         "scale_by_sophia",
         direction,
         {
-            "update_interval": 2,
-            "refresh": "optax",
+            "refresh_every": 2,
+            "refresh_after_update": True,
             "bias_correction": True,
             "gamma": 1.0,
             "b2": 0.5,
@@ -368,7 +387,7 @@ CASES = (
     Case(
         "sophia_g",
         whole,
-        {"update_interval": 3, "gamma": 1.0, "b2": 0.5},
+        {"refresh_every": 3, "gamma": 1.0, "b2": 0.5},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -377,7 +396,7 @@ CASES = (
             "weight_decay": 0.3,
             "gamma": 2.0,
             "clip_threshold": 0.5,
-            "update_interval": 2,
+            "refresh_every": 2,
         },
         ("learning_rate", "weight_decay"),
         extra=curvature,
@@ -386,7 +405,7 @@ CASES = (
     Case(
         "sophia_h",
         whole,
-        {"update_interval": 3, "b2": 0.5},
+        {"refresh_every": 3, "b2": 0.5},
         {"weight_decay": 0.3, "gamma": 2.0},
         ("weight_decay",),
         extra=curvature,
@@ -405,6 +424,7 @@ CASES = (
             "scale": 0.5,
         },
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "conda",
@@ -421,24 +441,25 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "scale_by_root",
         direction,
-        {"coefficients": "polar_express", "threshold": 0.2},
+        {"coefficients": newton.polar_express(), "threshold": 0.2},
         {"learning_rate": 0.05, "momentum": 0.8, "threshold": 0.1, "update_rms": 0.3},
-        static=("ns_steps",),
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "root",
         whole,
-        {},
+        {"threshold": of(newton.quantile), "coefficients": of(newton.published)},
         {
             "learning_rate": 0.05,
             "momentum": 0.8,
-            "quantile": 0.6,
-            "ns_steps": 4,
+            "threshold.q": 0.6,
+            "coefficients.steps": 4,
             "weight_decay": 0.3,
             "update_rms": 0.3,
             "b1": 0.8,
@@ -446,8 +467,8 @@ CASES = (
             "eps": 1e-2,
         },
         ("learning_rate", "weight_decay"),
-        static=("ns_steps",),
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "width_scaled_decay",
@@ -504,6 +525,7 @@ CASES = (
         {"weight_decay": 0.3},
         ("weight_decay",),
         static=("p",),
+        others={"p": (1.2, 1.7)},
     ),
     Case(
         "lp_proximal_decay",
@@ -512,6 +534,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         static=("p",),
+        others={"p": (1.2, 1.7), "linearize_at": ("old", "new")},
     ),
     Case(
         "elastic_net_decay",
@@ -540,6 +563,7 @@ CASES = (
         {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
+        others={"normalized": ("head", "hidden")},
     ),
     Case(
         "target_norm_decay",
@@ -627,6 +651,7 @@ CASES = (
         {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
+        others={"bound": (bounds.uniform(0.4), bounds.dependent(0.5)), "measure": ("l1", "std")},
     ),
     Case(
         "cpr_decay inflection",
@@ -639,7 +664,7 @@ CASES = (
         "rotational_update",
         in_place_of_rate,
         {},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "average": 0.5, "eps": 1.0},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "memory": 0.5, "eps": 1.0},
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
@@ -648,10 +673,18 @@ CASES = (
         "rotational_adamw",
         whole,
         {},
-        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "weight_decay": 0.3,
+            "memory": 0.5,
+        },
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
+        others={"decay_mask": ("vector", None)},
     ),
     Case(
         "skip_on_spike",
@@ -662,5 +695,6 @@ CASES = (
         extra=with_loss,
         mask=False,
         reduction=True,
+        others={"inner": (optax.sgd(0.1),), "window": (6, 8)},
     ),
 )
