@@ -51,6 +51,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.per_matrix import accumulator_dtype
@@ -186,10 +187,8 @@ def cpr_decay(
         return {path: s for path, s in signatures.items() if strength[path]}
 
     def init(params: Any) -> CprState:
-        count = jnp.zeros([], jnp.int32)
-        if not jax.tree.leaves(params):
-            # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-            return CprState(count, *(jnp.zeros([], jnp.int32) for _ in range(4)))
+        if has_no_leaves(params):
+            return placeholder_state(CprState)
         leaves = by_path(params)
 
         def full(value: float) -> dict[str, jax.Array]:
@@ -198,7 +197,9 @@ def cpr_decay(
                 for path, s in chosen(params).items()
             }
 
-        return CprState(count, full(0.0), full(float("inf")), full(0.0), full(0.0))
+        return CprState(
+            jnp.zeros([], jnp.int32), full(0.0), full(float("inf")), full(0.0), full(0.0)
+        )
 
     def bounded(
         size: jax.Array, before: jax.Array, path: str, state: CprState

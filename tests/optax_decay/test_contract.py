@@ -233,13 +233,15 @@ def test_inject_hyperparams(case):
     """Injected and plain runs agree (F17, F18)."""
     numbers = {name: value for name, value in case.numbers.items() if isinstance(value, float)}
 
-    def factory(**numbers):
-        return case.build(**numbers)
+    def factory(**given):
+        return case.build(**{names[name]: value for name, value in given.items()})
 
+    # Injected from outside of the factory, so that numbers inside of its values are traced too.
+    names = {name.replace(".", "_of_"): name for name in numbers}
     factory.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in numbers]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     )
-    injected = optax.inject_hyperparams(factory)(**numbers)
+    injected = optax.inject_hyperparams(factory)(**{n: numbers[name] for n, name in names.items()})
     got, _ = run(case, injected)
     plain, _ = run(case, case.build(**numbers))
     assert largest_difference(got, plain) <= 5e-5
@@ -329,7 +331,7 @@ def test_sharded_over_two_axes(case, mode):
     """Eight devices give the numbers of one, and the state keeps its sharding and dtype from step to step."""
     axis_type = getattr(jax.sharding.AxisType, mode)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
-    specs = optax_decay.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
+    specs = optax_decay.axes.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs)
     tx = case.build()
     with jax.set_mesh(mesh):
