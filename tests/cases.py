@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import couplings, pulls, thresholds
+from optax_decay import couplings, pulls, spectra, thresholds, width
 from tests.support import toy
 
 RATE = 0.03
@@ -452,23 +452,23 @@ CASES = (
     Case(
         "width_scaled_decay",
         before_rate,
-        {"base_width": 2, "head": "matrix"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
     ),
     Case(
         "width_scaled_decay mup_package",
         before_rate,
-        {"base_width": From(narrow), "rule": "mup_package"},
-        {"weight_decay": 0.3, "exponent": 0.6},
+        {"base_width": From(narrow), "law": of(width.law, rule="mup_package")},
+        {"weight_decay": 0.3, "law.exponent": 0.6},
         ("weight_decay",),
     ),
     Case(
         "width_scaling",
         before_rate,
-        {"base_width": 2, "head": "matrix", "optimizer": "conda"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix", optimizer="conda")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
     ),
@@ -484,7 +484,7 @@ CASES = (
     Case(
         "mup_adamw",
         whole,
-        {"base_width": 2, "head": "matrix"},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -492,7 +492,7 @@ CASES = (
             "eps": 1e-2,
             "eps_root": 1e-2,
             "weight_decay": 0.3,
-            "exponent": 0.9,
+            "law.exponent": 0.9,
         },
         ("learning_rate", "weight_decay"),
         static=("base_width",),
@@ -601,8 +601,18 @@ CASES = (
     Case(
         "spectral_alpha_decay",
         before_rate,
-        {"min_eigenvalues": 4, "refresh_every": 4},
-        {"weight_decay": 0.3, "min_ratio": 0.2, "max_ratio": 5.0, "refresh_every": 2},
+        {
+            "assignment": of(spectra.linear),
+            "refresh": of(spectra.every, steps=4),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
+        },
+        {
+            "weight_decay": 0.3,
+            "assignment.low": 0.2,
+            "assignment.high": 5.0,
+            "assignment.quantile_clip": 0.2,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
     ),
@@ -610,13 +620,17 @@ CASES = (
         "spectral_alpha_decay sigmoid",
         before_adam,
         {
-            "min_eigenvalues": 4,
-            "refresh_every": 3,
-            "schedule": "all",
-            "metric": "stable_rank",
-            "assignment": "sigmoid",
+            "score": spectra.stable_rank(),
+            "assignment": of(spectra.sigmoid),
+            "refresh": of(spectra.all_at_once, steps=3),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
         },
-        {"weight_decay": 0.3, "sharpness": 1.0, "start_step": 4, "refresh_every": 2},
+        {
+            "weight_decay": 0.3,
+            "assignment.sharpness": 1.0,
+            "refresh.start_step": 4,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
     ),
