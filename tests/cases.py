@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import couplings, pulls, spectra, thresholds, width
+from optax_decay import bounds, couplings, pulls, spectra, thresholds, width
 from tests.support import toy
 
 RATE = 0.03
@@ -177,6 +177,8 @@ class Case:
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
         steps: updates per check; enough to pass every refresh and phase.
+        others: for arguments of this factory alone that are not numbers, other values, of which one must matter;
+            `test_nothing_is_ignored.py` knows those of the arguments that several factories share.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Case:
     mask: bool = True
     reduction: bool = False
     steps: int = 6
+    others: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -504,6 +507,7 @@ CASES = (
         {"weight_decay": 0.3},
         ("weight_decay",),
         static=("p",),
+        others={"p": (1.2, 1.7)},
     ),
     Case(
         "lp_proximal_decay",
@@ -512,6 +516,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         static=("p",),
+        others={"p": (1.2, 1.7), "linearize_at": ("old", "new")},
     ),
     Case(
         "elastic_net_decay",
@@ -540,6 +545,7 @@ CASES = (
         {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
+        others={"normalized": ("head", "hidden")},
     ),
     Case(
         "target_norm_decay",
@@ -577,7 +583,7 @@ CASES = (
         "awd_decay",
         before_adam,
         {},
-        {"weight_decay": 0.3, "average": 0.5, "eps": 1.0},
+        {"weight_decay": 0.3, "memory": 0.5, "eps": 1.0},
         ("weight_decay",),
         reduction=True,
     ),
@@ -637,15 +643,16 @@ CASES = (
     Case(
         "cpr_decay",
         last,
-        {"bound": "uniform", "bound_parameter": 0.5},
-        {"learning_rate": 0.05, "bound_parameter": 1.0, "rate": 0.5},
+        {"bound": of(bounds.uniform, bound=0.5)},
+        {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
+        others={"bound": (bounds.uniform(0.4), bounds.dependent(0.5)), "measure": ("l1", "std")},
     ),
     Case(
         "cpr_decay inflection",
         last,
-        {"bound_parameter": 1},
+        {"bound": of(bounds.inflection, steps=1)},
         {"rate": 4.0},
         reduction=True,
     ),
@@ -676,5 +683,6 @@ CASES = (
         extra=with_loss,
         mask=False,
         reduction=True,
+        others={"inner": (optax.sgd(0.1),), "window": (6, 8)},
     ),
 )
