@@ -243,6 +243,9 @@ def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
+# Other laws of width, each with another exponent than the rows have.
+LAWS = (width.law(optimizer="conda"), width.law("qiu2025", optimizer="root", head="matrix"))
+
 CASES = (
     Case(
         "decay",
@@ -459,6 +462,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaled_decay mup_package",
@@ -466,6 +470,7 @@ CASES = (
         {"base_width": From(narrow), "law": of(width.law, rule="mup_package")},
         {"weight_decay": 0.3, "law.exponent": 0.6},
         ("weight_decay",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaling",
@@ -474,6 +479,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaled_learning_rate",
@@ -483,6 +489,7 @@ CASES = (
         ("learning_rate",),
         static=("base_width",),
         mask=False,
+        others={"law": LAWS},
     ),
     Case(
         "mup_adamw",
@@ -499,6 +506,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "lp_decay",
@@ -621,6 +629,17 @@ CASES = (
         },
         ("weight_decay",),
         reduction=True,
+        others={
+            "score": (spectra.entropy(), spectra.frobenius_norm()),
+            "assignment": (spectra.sqrt(), spectra.log2(preserve_mean=True)),
+            "refresh": (spectra.all_at_once(3), spectra.once()),
+            "select": (
+                spectra.matrices(lambda name, _: True, min_eigenvalues=4),
+                spectra.reference_matrices(min_eigenvalues=4),
+            ),
+            # A mask without hidden matrices leaves nothing to measure.
+            "mask": ("hidden", None),
+        },
     ),
     Case(
         "spectral_alpha_decay sigmoid",

@@ -221,7 +221,10 @@ def width_scaling(
     It can replace the decay in any chain, and the number that is the ``weight_decay`` of this library's optimizers:
     ``conda(1e-3, weight_decay=width_scaling(0.1, 256, law=width.law(optimizer="conda"), axes=axes), axes=axes)``.
 
-    Arguments as in `width_scaled_decay`.
+    Args:
+        weight_decay, base_width: as in `width_scaled_decay`.
+        options: law, as in `width_scaled_decay`; and pull, multiplier, cautious, mask, axes, coupling, metrics, as in
+            `decay`.
 
     Raises:
         ValueError: as in `width_scaled_decay`; or the coupling ``couplings.independent()``, whose two links stand on

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import spectra
 from tests.references.skip_on_spike import reference_skips
 from tests.support import toy
 
@@ -19,7 +20,11 @@ def inner() -> optax.GradientTransformationExtraArgs:
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
         optax_decay.spectral_alpha_decay(
-            0.1, axes=toy.AXES, min_eigenvalues=4, refresh_every=2, metric="stable_rank"
+            0.1,
+            axes=toy.AXES,
+            score=spectra.stable_rank(),
+            refresh=spectra.every(2),
+            select=spectra.hidden_matrices(min_eigenvalues=4),
         ),
         optax.scale_by_schedule(lambda count: -0.01 / (1 + count)),
     )
@@ -124,7 +129,9 @@ def watched(losses, norms, **options) -> list[bool]:
     return np.asarray(skipped).tolist()
 
 
-@pytest.mark.parametrize(("sigma", "window", "bound"), [(3.0, 8, 2), (1.5, 16, 5), (math.inf, 8, 2)])
+@pytest.mark.parametrize(
+    ("sigma", "window", "bound"), [(3.0, 8, 2), (1.5, 16, 5), (math.inf, 8, 2)]
+)
 def test_what_is_left_out_against_float64(sigma, window, bound):
     generator = np.random.default_rng(3)
     losses = 3 + 0.1 * generator.normal(size=300) - np.linspace(0, 1, 300)
