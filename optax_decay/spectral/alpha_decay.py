@@ -83,7 +83,13 @@ from optax_decay.spectral.selection import (
     hidden_matrices,
     specs_by_path,
 )
-from optax_decay.spectral.state import SpectralAlphaState, gather, initial_state, make_rule, renew
+from optax_decay.spectral.state import (
+    SpectralAlphaState,
+    gather,
+    initial_state,
+    make_score_map,
+    renew,
+)
 from optax_decay.spectral.sweep import Measurements, Sweep, find_placement, plan
 
 
@@ -243,8 +249,8 @@ def _per_matrix(settings: SpectralSettings) -> PerMatrix:
         def measured(state: SpectralAlphaState) -> SpectralAlphaState:
             centres = gather(sweep.parameters, state.centre, wide)
             found = _measure_range(settings.score, sweep, context, centres, low, high)
-            rule = make_rule(settings.score, settings.assignment, sweep.parameters)
-            return renew(state, found, rule)
+            score_map = make_score_map(settings.score, settings.assignment, sweep.parameters)
+            return renew(state, found, score_map)
 
         if isinstance(requested, bool):
             state = measured(state) if requested else state

@@ -34,7 +34,7 @@ from optax_decay.spectral.alpha_decay import Scoring, ScoringOptions, measured_p
 from optax_decay.spectral.measure import Measurement, measure
 from optax_decay.spectral.scores import MatrixProducts, Score
 from optax_decay.spectral.selection import MeasuredParameter
-from optax_decay.spectral.state import SpectralAlphaState, make_rule, renew
+from optax_decay.spectral.state import SpectralAlphaState, make_score_map, renew
 from optax_decay.spectral.sweep import Measurements
 
 Pending = concurrent.futures.Future
@@ -88,8 +88,8 @@ class SpectralRefresh:
         """Waits for the scores, and returns `opt_state` with them and the multipliers that follow from them."""
         parameters, found = pending.result()
         old = _find(opt_state)
-        rule = make_rule(self._scoring.score, self._scoring.assignment, parameters)
-        new = renew(old, found, rule)
+        score_map = make_score_map(self._scoring.score, self._scoring.assignment, parameters)
+        new = renew(old, found, score_map)
         new = jax.tree.map(lambda n, o: jax.device_put(n, o.sharding), new, old)
         return jax.tree.map(
             lambda s: new if isinstance(s, SpectralAlphaState) else s,

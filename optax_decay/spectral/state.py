@@ -78,7 +78,7 @@ def initial_state(
     )
 
 
-class Rule(NamedTuple):
+class ScoreMap(NamedTuple):
     """How scores of fixed matrices become multipliers, with everything that is known when the step is compiled.
 
     Attributes:
@@ -102,10 +102,10 @@ class Rule(NamedTuple):
         return assign(scores, valid, self.assignment, blocks=self.blocks, weights=self.weights)
 
 
-def make_rule(
+def make_score_map(
     score: Score, assignment: Assignment, parameters: Sequence[MeasuredParameter]
-) -> Rule:
-    """The `Rule` for the chosen matrices of `parameters`."""
+) -> ScoreMap:
+    """The `ScoreMap` for the chosen matrices of `parameters`."""
     numbers: dict[Any, int] = {}
     blocks, weights, random = [], [], []
     for parameter in parameters:
@@ -116,7 +116,7 @@ def make_rule(
             weights.append(parameter.weights)
             if score.aspect_correction and score.fit is not None:
                 random.append(random_matrix_alpha(*parameter.sides, score.fit.xmin_pos))
-    return Rule(
+    return ScoreMap(
         tuple(parameters),
         assignment,
         np.asarray(blocks),
@@ -162,9 +162,11 @@ def scatter(
     return new
 
 
-def renew(state: SpectralAlphaState, found: Measurements, rule: Rule) -> SpectralAlphaState:
+def renew(
+    state: SpectralAlphaState, found: Measurements, score_map: ScoreMap
+) -> SpectralAlphaState:
     """The state after some matrices have been measured."""
-    parameters = rule.parameters
+    parameters = score_map.parameters
     wide = found.value.dtype
 
     def merge(table: Any, new: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -177,7 +179,7 @@ def renew(state: SpectralAlphaState, found: Measurements, rule: Rule) -> Spectra
     _, error = merge(state.error, found.error)
     resolved, resolved_table = merge(state.resolved, found.resolved)
     valid = stable > 0.5
-    factors = rule.multipliers(score, valid)
+    factors = score_map.multipliers(score, valid)
     return SpectralAlphaState(
         score_table,
         scatter(parameters, factors, state.multiplier),
@@ -188,7 +190,7 @@ def renew(state: SpectralAlphaState, found: Measurements, rule: Rule) -> Spectra
         _saturating_sum(state.measured, jnp.sum(found.fresh).astype(jnp.int32)),
         jnp.sum(~valid).astype(jnp.int32),
         jnp.sum(valid & (resolved < 0.5)).astype(jnp.int32),
-        mean_ratio(factors, rule.weights).astype(state.mean_ratio.dtype),
+        mean_ratio(factors, score_map.weights).astype(state.mean_ratio.dtype),
     )
 
 
