@@ -50,6 +50,7 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import couplings, masks
 from optax_decay.product.couplings import check_coupling
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
@@ -174,14 +175,15 @@ def width_scaled_learning_rate(
         ValueError: as in `width_scaled_decay`.
     """
     plan = width_plan(base_width, law, axes)
+    rates_of = once_per_structure(lambda params: plan.rates(axes_lib.signatures(axes, params)))
 
     def init(params: Any) -> optax.EmptyState:
-        plan.rates(axes_lib.signatures(axes, params))
+        rates_of(params)  # raises for unknown sizes before the first step
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
-        rates = plan.rates(axes_lib.signatures(axes, updates if params is None else params))
+        rates = rates_of(updates if params is None else params)
 
         def scale(key: tuple[Any, ...], u: jax.Array) -> jax.Array:
             rate = rates[path_string(key)]
