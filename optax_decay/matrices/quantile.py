@@ -85,7 +85,7 @@ def quantile(
     if axis_name:
         n *= jax.lax.psum(1, axis_name)
     if n == 0:
-        raise ValueError(f"an empty slice has no quantile: shape {x.shape}, axis {axis}.")
+        raise ValueError(f"a slice with no numbers has no quantile: shape {x.shape}, axis {axis}.")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rank, weight = _position(q, n, dtype)
     keys = _order_keys(x)
