@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, newton, pulls, thresholds
+from optax_decay import bounds, couplings, newton, pulls, spectra, thresholds, width
 from tests.support import toy
 
 RATE = 0.03
@@ -257,6 +257,9 @@ ONE_BIT = {
     "largest_direction": (1.0, 0.5),
 }
 
+# Other laws of width, each with another exponent than the rows have.
+LAWS = (width.law(optimizer="conda"), width.law("qiu2025", optimizer="root", head="matrix"))
+
 CASES = (
     Case(
         "decay",
@@ -473,25 +476,28 @@ CASES = (
     Case(
         "width_scaled_decay",
         before_rate,
-        {"base_width": 2, "head": "matrix"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaled_decay mup_package",
         before_rate,
-        {"base_width": From(narrow), "rule": "mup_package"},
-        {"weight_decay": 0.3, "exponent": 0.6},
+        {"base_width": From(narrow), "law": of(width.law, rule="mup_package")},
+        {"weight_decay": 0.3, "law.exponent": 0.6},
         ("weight_decay",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaling",
         before_rate,
-        {"base_width": 2, "head": "matrix", "optimizer": "conda"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix", optimizer="conda")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "width_scaled_learning_rate",
@@ -501,11 +507,12 @@ CASES = (
         ("learning_rate",),
         static=("base_width",),
         mask=False,
+        others={"law": LAWS},
     ),
     Case(
         "mup_adamw",
         whole,
-        {"base_width": 2, "head": "matrix"},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -513,10 +520,11 @@ CASES = (
             "eps": 1e-2,
             "eps_root": 1e-2,
             "weight_decay": 0.3,
-            "exponent": 0.9,
+            "law.exponent": 0.9,
         },
         ("learning_rate", "weight_decay"),
         static=("base_width",),
+        others={"law": LAWS},
     ),
     Case(
         "lp_decay",
@@ -625,22 +633,47 @@ CASES = (
     Case(
         "spectral_alpha_decay",
         before_rate,
-        {"min_eigenvalues": 4, "refresh_every": 4},
-        {"weight_decay": 0.3, "min_ratio": 0.2, "max_ratio": 5.0, "refresh_every": 2},
+        {
+            "assignment": of(spectra.linear),
+            "refresh": of(spectra.every, steps=4),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
+        },
+        {
+            "weight_decay": 0.3,
+            "assignment.low": 0.2,
+            "assignment.high": 5.0,
+            "assignment.quantile_clip": 0.2,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
+        others={
+            "score": (spectra.entropy(), spectra.frobenius_norm()),
+            "assignment": (spectra.sqrt(), spectra.log2(preserve_mean=True)),
+            "refresh": (spectra.all_at_once(3), spectra.once()),
+            "select": (
+                spectra.matrices(lambda name, _: True, min_eigenvalues=4),
+                spectra.reference_matrices(min_eigenvalues=4),
+            ),
+            # A mask without hidden matrices leaves nothing to measure.
+            "mask": ("hidden", None),
+        },
     ),
     Case(
         "spectral_alpha_decay sigmoid",
         before_adam,
         {
-            "min_eigenvalues": 4,
-            "refresh_every": 3,
-            "schedule": "all",
-            "metric": "stable_rank",
-            "assignment": "sigmoid",
+            "score": spectra.stable_rank(),
+            "assignment": of(spectra.sigmoid),
+            "refresh": of(spectra.all_at_once, steps=3),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
         },
-        {"weight_decay": 0.3, "sharpness": 1.0, "start_step": 4, "refresh_every": 2},
+        {
+            "weight_decay": 0.3,
+            "assignment.sharpness": 1.0,
+            "refresh.start_step": 4,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
     ),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay import multipliers, pulls, thresholds
+from optax_decay import multipliers, pulls, spectra, thresholds, width
 from tests.references import decays as references
 from tests.support import toy
 
@@ -82,16 +82,14 @@ def product(chosen):
     if "spectral" in chosen:
         factors.append(
             multipliers.spectral_alpha(
-                refresh_every=EVERY,
-                schedule="all",
-                min_ratio=0.5,
-                max_ratio=2.0,
-                min_eigenvalues=2,
-                method="svd",
+                score=spectra.hill(method="svd"),
+                assignment=spectra.linear(0.5, 2.0),
+                refresh=spectra.all_at_once(EVERY),
+                select=spectra.hidden_matrices(min_eigenvalues=2),
             )
         )
     if "width" in chosen:
-        factors.append(multipliers.width_power(2, 0.5))
+        factors.append(multipliers.width_power(2, width.law(exponent=0.5)))
 
     def lam(step):
         return DECAY * (1 + step.astype(float) / STEPS)

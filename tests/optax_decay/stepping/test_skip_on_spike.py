@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import spectra
 from tests.references.skip_on_spike import reference_skips
 from tests.support import toy
 
@@ -19,7 +20,11 @@ def inner() -> optax.GradientTransformationExtraArgs:
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
         optax_decay.spectral_alpha_decay(
-            0.1, axes=toy.AXES, min_eigenvalues=4, refresh_every=2, metric="stable_rank"
+            0.1,
+            axes=toy.AXES,
+            score=spectra.stable_rank(),
+            refresh=spectra.every(2),
+            select=spectra.hidden_matrices(min_eigenvalues=4),
         ),
         optax.scale_by_schedule(lambda count: -0.01 / (1 + count)),
     )
