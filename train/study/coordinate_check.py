@@ -102,7 +102,7 @@ def sizes_by_width(
     task = dataclasses.replace(task, warmup=1 / ENDLESS)  # a constant learning rate
     records = []
     for width in widths:
-        small = program(task, parametrisation, width, vocab_size)
+        small = program(task, ENDLESS, parametrisation, width, vocab_size)
         runs = compiled(small)
         look = jax.jit(functools.partial(activations, small.model))
         for seed in seeds:
