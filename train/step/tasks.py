@@ -54,9 +54,17 @@ class Task(Protocol):
         ...
 
     def train_step(
-        self, forward: Any, tx: Any, rate: Any, parts: int, curvature: bool, /, *inputs: Any
+        self,
+        forward: Any,
+        tx: Any,
+        rate: Any,
+        micro_batches: int,
+        curvature: bool,
+        state: State,
+        batch: Any,
+        /,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """The state after one step and scalars to note, from state and batch; as `update.train_step`."""
+        """The state after one step, and scalars to note; as `update.train_step`."""
         ...
 
     def gradient(self, forward: Any, micro_batches: int, params: Any, batch: Any, /) -> Any:

@@ -13,6 +13,7 @@ import optax
 
 import optax_decay
 from models import llama
+from train.config.fields import UserError
 from train.data.batches import Data
 from train.study.population import side_by_side
 from train.study.small_runs import (
@@ -31,18 +32,29 @@ Parametrisation = Literal["standard", "mup"]
 
 def proxy(width: int = 32, head_width: int = 16, **changes: Any) -> SmallTask:
     """The task of a sweep at its narrowest width; wider models have more heads of the same width."""
-    shape = {
-        "width": width,
-        "mlp_width": 3 * width,
-        "heads": max(1, width // head_width),
-        "chunk": 20,
-    }
-    return SmallTask(**shape | changes)
+    heads = max(1, width // head_width)
+    task = SmallTask(width=width, mlp_width=3 * width, heads=heads, chunk=20)
+    return dataclasses.replace(task, **changes)
 
 
 def head_width(task: SmallTask) -> int:
     """Of attention heads at all widths [features]; every width is a multiple of it."""
     return task.width // task.heads
+
+
+def check_widths(task: SmallTask, widths: Sequence[int]) -> None:
+    """Raises UserError for a proxy that does not work out, or a width that its heads do not divide."""
+    try:
+        task.model(1)
+    except ValueError as error:
+        raise UserError(f"The task of the proxy does not work out: {error}.") from None
+    unit = head_width(task)
+    for width in widths:
+        if width < unit or width % unit:
+            raise UserError(
+                f"width {width} is not a multiple of the width of a head, {unit};"
+                f" nearest: {max(1, round(width / unit)) * unit}."
+            )
 
 
 def model(task: SmallTask, width: int, vocab_size: int, parametrisation: str) -> llama.Config:
