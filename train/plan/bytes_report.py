@@ -1,6 +1,6 @@
-"""What crosses the network per step and per run with 1-bit Adam, read off the compiled programs, and when it pays.
+"""Bytes over the network per step and per run with 1-bit Adam, read off the compiled programs, and when it pays.
 
-    python -m train.bytes_report
+    python -m train.plan.bytes_report
     python -m train.plan.bytes_report --preset 1B --workers 8 --fsdp 4 --run-steps 20000 --warmup-steps 3000
 
 Compiled for `workers` devices and searched for collectives: plain means of all gradients, and 1-bit Adam's step in the
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from optax_decay.one_bit import compression as sc
+from optax_decay.one_bit import compression
 from optax_decay.one_bit.adam import scale_by_one_bit_adam
 from optax_decay.one_bit.state import state_partition_specs
-from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.axes import Signature, resolve
 from optax_decay.product.masks import MATRICES
 from train.plan.collectives import Collective, collectives, operations, sent
 from train.step import families
@@ -72,20 +72,19 @@ class Programs:
         self.options = options
         config = families.PRESETS[options.preset]
         self.params = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))
-        self.axes = families.of(config).axes(config)
+        self.axes = families.of(config).axes(
+            config
+        )  # as rules: inside of a shard_map shapes are those of shards
         devices = jax.devices("cpu")[: options.workers * options.fsdp]
         grid = np.array(devices).reshape(options.workers, options.fsdp)
         self.mesh = jax.sharding.Mesh(grid, ("worker", "fsdp"))
-        described = axes_lib.signatures(self.axes, self.params)
-        self.specs = jax.tree.map(
-            lambda x, s: _split(x, s, options.fsdp),
-            self.params,
-            jax.tree.unflatten(jax.tree.structure(self.params), list(described.values())),
-        )
-        self.roles = [s.role for s in described.values()]
-        self.sizes = [math.prod(x.shape) // self._parts(x) for x in described.values()]
+        resolved = resolve(self.axes, self.params)
+        self.specs = jax.tree.map(lambda x, s: _split(x, s, options.fsdp), self.params, resolved)
+        described = jax.tree.leaves(resolved)
+        self.roles = [s.role for s in described]
+        self.sizes = [math.prod(s.shape) // self._parts(s) for s in described]
 
-    def _parts(self, signature: axes_lib.Signature) -> int:
+    def _parts(self, signature: Signature) -> int:
         x = jax.ShapeDtypeStruct(signature.shape, jnp.float32)
         return self.options.fsdp if any(_split(x, signature, self.options.fsdp)) else 1
 
@@ -144,7 +143,7 @@ class Programs:
         return collectives(lowered.compile().as_text())
 
 
-def _split(x: Any, signature: axes_lib.Signature, parts: int) -> jax.sharding.PartitionSpec:
+def _split(x: Any, signature: Signature, parts: int) -> jax.sharding.PartitionSpec:
     """Split the first dimension that is no batch axis and divides evenly, as FSDP does."""
     for i in signature.reduced:
         if parts > 1 and x.shape[i] % parts == 0:
@@ -154,15 +153,15 @@ def _split(x: Any, signature: axes_lib.Signature, parts: int) -> jax.sharding.Pa
 
 def codec_seconds(size: int, workers: int, repeats: int = 5) -> float:
     """Seconds that one device spends on coding `size` elements for one step, without the network; the median."""
-    total = sc.padded_size(size, workers)
+    total = compression.padded_size(size, workers)
 
     def code(z: jax.Array, server_error: jax.Array, scales: jax.Array) -> Any:
-        packed, scale, error = sc.encode(z)
+        packed, scale, error = compression.encode(z)
         shares = scales * scale
-        c = sc.decode_sum(packed.reshape(workers, 1, -1), shares)
-        packed, scale, server_error = sc.encode(c + server_error)
+        c = compression.decode_sum(packed.reshape(workers, 1, -1), shares)
+        packed, scale, server_error = compression.encode(c + server_error)
         everyone = jnp.tile(packed, (workers, 1))
-        return sc.decode(everyone, (scales * scale)[:, 0]), error, server_error
+        return compression.decode(everyone, (scales * scale)[:, 0]), error, server_error
 
     args = (
         jax.random.normal(jax.random.key(0), [1, total]),

@@ -258,11 +258,12 @@ def complete(config: Config, outputs: int) -> Config:
     """A resolved config with the one number that only the data knows: tokens of the tokenizer, or classes.
 
     Raises:
-        UserError: a shape of the model that does not work out, or an embedding that is too small.
+        UserError: the config asks for fewer.
     """
-    model = model_config(config, outputs)
-    rows = model.vocab_size if hasattr(model, "vocab_size") else model.classes
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=rows))
+    if config.model.vocab_size is not None:
+        model_config(config, outputs)  # raises
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=outputs))
 
 
 def only_language(config: Config, command: str) -> None:
