@@ -56,7 +56,7 @@ def cut(whole, folder):
 def restored(folder, *grid):
     """The newest state in a folder, placed for a mesh, and what was said."""
     ready, said = program(folder, *ONE_BIT, *grid), []
-    meta = describe(ready.program.config, ready.data.digest, ready.program.shapes)
+    meta = describe(ready.config, ready.data.digest, ready.program.shapes)
     with Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         (step,) = checkpoints.steps
         found = checkpoints.restore(ready.program.placed_shapes(), meta, said.append)
