@@ -67,8 +67,15 @@ def train(config: Config) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A program and the data that it trains on."""
+    """A program and the data that it trains on.
 
+    Attributes:
+        config: resolved; that of the program is complete as well, with what only the data knows.
+        program: everything but the data.
+        data: text as tokens, or images.
+    """
+
+    config: Config
     program: Program
     data: Any
 
@@ -107,7 +114,7 @@ class Run:
 def assemble(config: Config, data: Any) -> Run:
     """The run of a config on its data and the devices that are here. Allocates no weights."""
     complete = tasks.complete(config, tasks.of(config).outputs(data))
-    return Run(describe(complete, real_mesh(complete)), data)
+    return Run(config, describe(complete, real_mesh(complete)), data)
 
 
 def loop(

@@ -101,7 +101,7 @@ def test_two_processes_are_one_run(alone, both):
 
     # What eight devices of two processes have saved, eight of one read.
     ready = program(folder, *two_processes.SPARE, *two_processes.GRID)
-    meta = checkpoint.describe(ready.program.config, ready.data.digest, ready.program.shapes)
+    meta = checkpoint.describe(ready.config, ready.data.digest, ready.program.shapes)
     with checkpoint.Checkpoints(folder / "stopped/checkpoints", 9) as checkpoints:
         found = checkpoints.restore(ready.program.placed_shapes(), meta, pytest.fail)
     assert found is not None and found[1] == int(found[0]["step"]) == last

@@ -1,6 +1,6 @@
-"""What crosses the network per step and per run with 1-bit Adam, read off the compiled programs, and when it pays.
+"""Bytes over the network per step and per run with 1-bit Adam, read off the compiled programs, and when it pays.
 
-    python -m train.bytes_report
+    python -m train.plan.bytes_report
     python -m train.plan.bytes_report --preset 1B --workers 8 --fsdp 4 --run-steps 20000 --warmup-steps 3000
 
 Compiled for `workers` devices and searched for collectives: plain means of all gradients, and 1-bit Adam's step in the
@@ -23,6 +23,8 @@ import numpy as np
 import tyro
 
 import optax_decay
+from optax_decay import one_bit
+from optax_decay.axes import Signature, resolve
 from optax_decay.masks import MATRICES
 from train.plan.collectives import Collective, collectives, operations, sent
 from train.step import families
@@ -69,20 +71,19 @@ class Programs:
         self.options = options
         config = families.PRESETS[options.preset]
         self.params = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))
-        self.axes = families.of(config).axes(config)
+        self.axes = families.of(config).axes(
+            config
+        )  # as rules: inside of a shard_map shapes are those of shards
         devices = jax.devices("cpu")[: options.workers * options.fsdp]
         grid = np.array(devices).reshape(options.workers, options.fsdp)
         self.mesh = jax.sharding.Mesh(grid, ("worker", "fsdp"))
-        described = optax_decay.axes.signatures(self.axes, self.params)
-        self.specs = jax.tree.map(
-            lambda x, s: _split(x, s, options.fsdp),
-            self.params,
-            jax.tree.unflatten(jax.tree.structure(self.params), list(described.values())),
-        )
-        self.roles = [s.role for s in described.values()]
-        self.sizes = [math.prod(x.shape) // self._parts(x) for x in described.values()]
+        resolved = resolve(self.axes, self.params)
+        self.specs = jax.tree.map(lambda x, s: _split(x, s, options.fsdp), self.params, resolved)
+        described = jax.tree.leaves(resolved)
+        self.roles = [s.role for s in described]
+        self.sizes = [math.prod(s.shape) // self._parts(s) for s in described]
 
-    def _parts(self, signature: optax_decay.axes.Signature) -> int:
+    def _parts(self, signature: Signature) -> int:
         x = jax.ShapeDtypeStruct(signature.shape, jnp.float32)
         return self.options.fsdp if any(_split(x, signature, self.options.fsdp)) else 1
 
@@ -124,7 +125,7 @@ class Programs:
             mesh=self.mesh,
         )
         state = jax.eval_shape(tx.init, self.params)
-        placed = optax_decay.one_bit.state_partition_specs(state, "worker", self.specs)
+        placed = one_bit.state_partition_specs(state, "worker", self.specs)
 
         def update(gradients: Any, state: Any) -> Any:
             return tx.update(jax.tree.map(lambda g: g[0], gradients), state, phase=phase)
@@ -141,7 +142,7 @@ class Programs:
         return collectives(lowered.compile().as_text())
 
 
-def _split(x: Any, signature: optax_decay.axes.Signature, parts: int) -> jax.sharding.PartitionSpec:
+def _split(x: Any, signature: Signature, parts: int) -> jax.sharding.PartitionSpec:
     """Split the first dimension that is no batch axis and divides evenly, as FSDP does."""
     for i in signature.reduced:
         if parts > 1 and x.shape[i] % parts == 0:
@@ -151,15 +152,15 @@ def _split(x: Any, signature: optax_decay.axes.Signature, parts: int) -> jax.sha
 
 def codec_seconds(size: int, workers: int, repeats: int = 5) -> float:
     """Seconds that one device spends on coding `size` elements for one step, without the network; the median."""
-    total = optax_decay.one_bit.padded_size(size, workers)
+    total = one_bit.padded_size(size, workers)
 
     def code(z: jax.Array, server_error: jax.Array, scales: jax.Array) -> Any:
-        packed, scale, error = optax_decay.one_bit.encode(z)
+        packed, scale, error = one_bit.encode(z)
         shares = scales * scale
-        c = optax_decay.one_bit.decode_sum(packed.reshape(workers, 1, -1), shares)
-        packed, scale, server_error = optax_decay.one_bit.encode(c + server_error)
+        c = one_bit.decode_sum(packed.reshape(workers, 1, -1), shares)
+        packed, scale, server_error = one_bit.encode(c + server_error)
         everyone = jnp.tile(packed, (workers, 1))
-        return optax_decay.one_bit.decode(everyone, (scales * scale)[:, 0]), error, server_error
+        return one_bit.decode(everyone, (scales * scale)[:, 0]), error, server_error
 
     args = (
         jax.random.normal(jax.random.key(0), [1, total]),

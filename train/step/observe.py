@@ -1,4 +1,4 @@
-"""What the weights look like and what the decay does to them, per role of parameter.
+"""Sizes of the weights and effects of the decay on them, per role of parameter.
 
     weights        number of weights
     rms            root of the mean square of the weights
@@ -11,7 +11,7 @@
 
 The last three are of the step that comes next, tried without taking it. Both RMS stand before the
 learning rate (after it for the decays that stand last in the chain), so that their ratio says how
-much of a step is decay. Looking moves no weight: the step itself keeps no such numbers, which would
+much of a step is decay. To observe moves no weight: the step itself keeps no such numbers, which would
 cost it passes over memory.
 """
 
@@ -31,6 +31,7 @@ from optax_decay.axes import Signature, leaf_paths
 from optax_decay.spectra import sublayer_gains, top_singular_values, top_singular_vectors
 from optax_decay.states import DecayState, Metrics
 from train.step import replicas
+from train.step.sharding import AnyMesh
 from train.step.update import State
 
 SAMPLE = 65_536  # weights per role for the quantiles
@@ -64,18 +65,18 @@ def weights(signatures: dict[str, Signature], params: Any) -> dict[str, dict[str
 
 
 def try_decay(
-    gradient: Callable[[Any, jax.Array], Any],
+    gradient: Callable[[Any, Any], Any],
     observed: optax.GradientTransformationExtraArgs,
     state: State,
-    tokens: jax.Array,
+    batch: Any,
 ) -> dict[str, Metrics]:
-    """What the decay would do in a step on `tokens`, by path. Pure; to be jitted.
+    """Effects of the decay in a step on a batch that is not taken, by path. Pure; to be jitted.
 
     Args:
-        gradient: (params, tokens) to a tree like params.
+        gradient: (params, batch) to a tree like params.
         observed: the chain of the state's optimizer, built with metrics.
         state: of the training step.
-        tokens: a batch.
+        batch: of a step.
     """
     params, kept = state["params"], state["optimizer"].inner_state
     if not isinstance(kept["decay"], DecayState):
@@ -83,7 +84,7 @@ def try_decay(
     empty = jax.eval_shape(observed.init, params)["decay"].metrics
     room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     before = {**kept, "decay": kept["decay"]._replace(metrics=room)}
-    found = gradient(params, tokens)
+    found = gradient(params, batch)
     mean = None if replicas.inside() else found
     after: Any = observed.update(found, before, params, gradients=mean, hessian=None)[1]
     return after["decay"].metrics
@@ -92,7 +93,7 @@ def try_decay(
 def decay(
     signatures: dict[str, Signature], metrics: dict[str, Metrics]
 ) -> dict[str, dict[str, float]]:
-    """What a decay does, by role, from its metrics by path."""
+    """Effects of a decay by role, from its metrics by path."""
     sums: Any = collections.defaultdict(lambda: collections.defaultdict(float))
     for path, signature in signatures.items():
         total, size = sums[signature.role], math.prod(signature.shape)
@@ -116,7 +117,7 @@ def decay(
 
 
 def spectrum(state: Any) -> dict[str, dict[str, float]]:
-    """Per hidden matrix, what a spectral multiplier measured last and what it made of it; empty without one."""
+    """The last metric and multiplier of each hidden matrix under a spectral decay; empty without one."""
     found: dict[str, dict[str, float]] = {}
     for name, value in optax_decay.metrics(state).items():
         kind, _, matrix = name.partition("/")
@@ -125,8 +126,8 @@ def spectrum(state: Any) -> dict[str, dict[str, float]]:
     return found
 
 
-def gain_meter(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, Any]]:
-    """A function from weights to what `gains` makes of them; it carries its vectors from call to call."""
+def gain_meter(axes: Any, shapes: Any, mesh: AnyMesh) -> Callable[[Any], dict[str, Any]]:
+    """A function from weights to their `gains`; it carries its vectors from call to call."""
     measure = jax.jit(
         functools.partial(
             top_singular_values, iterations=8, roles=("hidden",), axes=axes, mesh=mesh
@@ -135,12 +136,12 @@ def gain_meter(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Callable[[Any
     )
     vectors = top_singular_vectors(shapes, roles=("hidden",), axes=axes)
 
-    def look(params: Any) -> dict[str, Any]:
+    def measured(params: Any) -> dict[str, Any]:
         nonlocal vectors
         values, vectors = measure(params, vectors)
         return gains(jax.device_get(values))
 
-    return look
+    return measured
 
 
 def gains(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -157,6 +158,6 @@ def gains(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def merge(*parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """One record per role, as numbers, from several looks."""
+    """One record per role, as numbers, from several."""
     roles = dict.fromkeys(role for part in parts for role in part)
     return {r: {k: float(v) for p in parts for k, v in p.get(r, {}).items()} for r in roles}

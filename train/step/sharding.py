@@ -1,12 +1,12 @@
 """Which device holds what: from the letters of a model's `AXES` to the axes of a mesh.
 
-    replica  copies of the model with a slow network between them (slices, machines), on other sequences; what
-             one_bit_adam compresses over, and nothing but gradients or momenta crosses
+    replica  copies of the model with a slow network between them (slices, machines), on other sequences; only
+             gradients or momenta cross it, which some optimizers compress (`replicas.py`)
     data     copies of the model, each working on other sequences
     fsdp     every weight is split, and gathered where it is used; sequences are split as well
     tensor   heads, MLP features and vocabulary are split, and so is the work on them
 
-Axes are of the Auto kind: the compiler places what is not said here.
+Axes are of the Auto kind: the compiler places everything that is not placed here.
 """
 
 import functools
@@ -32,7 +32,7 @@ KINDS = (AxisType.Auto,) * len(NAMES)
 
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
-# What the first dimension of a batch is split over.
+# Axes that the first dimension of a batch is split over.
 ROWS = ("replica", "data", "fsdp")
 
 
@@ -43,7 +43,7 @@ def make_mesh(
 
     Args:
         config: sizes; without `data`, as many copies as devices and sequences allow.
-        sequences: that are worked on at once, a batch or a micro batch.
+        sequences: number of them that are worked on at once, in a batch or a micro batch.
 
     Raises:
         UserError: more devices are asked for than there are, or sequences cannot be shared evenly.
@@ -175,7 +175,7 @@ class Activations(Placement):
 
 
 def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """`function`, traced with the mesh in context: what works on whole matrices then shares them over its devices."""
+    """`function`, traced with the mesh in context: work on whole matrices is then shared over its devices."""
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
@@ -201,7 +201,7 @@ def over_devices(
     return on_mesh(function, jax.tree.leaves(shardings)[0].mesh)
 
 
-def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
+def put_batch(make: Any, shape: Any, mesh: AnyMesh) -> Any:
     """A batch over the devices, where each process makes only the rows that its devices hold.
 
     Args:
@@ -223,7 +223,7 @@ def put_batch(make: Any, shape: Any, mesh: jax.sharding.Mesh) -> Any:
     return put(shape, lambda array: array)
 
 
-def put_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def put_whole(batch: Any, mesh: AnyMesh) -> Any:
     """A batch over the devices, of which every process has all rows."""
     part = lambda rows: jax.tree.map(lambda array: array[rows], batch)
     return put_batch(part, jax.tree.map(np.shape, batch), mesh)

@@ -54,9 +54,17 @@ class Task(Protocol):
         ...
 
     def train_step(
-        self, forward: Any, tx: Any, rate: Any, parts: int, curvature: bool, /, *inputs: Any
+        self,
+        forward: Any,
+        tx: Any,
+        rate: Any,
+        micro_batches: int,
+        curvature: bool,
+        state: State,
+        batch: Any,
+        /,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """The state after one step and scalars to note, from state and batch; as `update.train_step`."""
+        """The state after one step, and scalars to note; as `update.train_step`."""
         ...
 
     def gradient(self, forward: Any, micro_batches: int, params: Any, batch: Any, /) -> Any:
@@ -250,11 +258,12 @@ def complete(config: Config, outputs: int) -> Config:
     """A config with the one number that only the data knows: tokens of the tokenizer, or classes.
 
     Raises:
-        UserError: a shape of the model that does not work out, or an embedding that is too small.
+        UserError: the config asks for fewer.
     """
-    model = model_config(config, outputs)
-    rows = model.vocab_size if hasattr(model, "vocab_size") else model.classes
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=rows))
+    if config.model.vocab_size is not None:
+        model_config(config, outputs)  # raises
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=outputs))
 
 
 def only_language(config: Config, command: str) -> None:

@@ -30,11 +30,10 @@ import tyro
 from flax import nnx
 
 from models import llama
-from train.config.fields import UserError
 from train.display import say
 from train.run import figures
 from train.study.small_runs import SmallTask, compiled, numbers
-from train.study.width.runs import head_width, program, proxy
+from train.study.width.runs import check_widths, program, proxy
 
 ENDLESS = 10**9  # steps, of which the first few have one learning rate
 NAMES = ("embedding", "attention", "mlp", "residual", "logits")
@@ -102,7 +101,7 @@ def sizes_by_width(
     task = dataclasses.replace(task, warmup=1 / ENDLESS)  # a constant learning rate
     records = []
     for width in widths:
-        small = program(task, parametrisation, width, vocab_size)
+        small = program(task, ENDLESS, parametrisation, width, vocab_size)
         runs = compiled(small)
         look = jax.jit(functools.partial(activations, small.model))
         for seed in seeds:
@@ -195,13 +194,7 @@ def main(arguments: list[str]) -> int:
         use_underscores=True,
     )
     task = proxy(options.widths[0])
-    unit = head_width(task)
-    for width in options.widths:
-        if width < unit or width % unit:
-            raise UserError(
-                f"width {width} is not a multiple of the width of a head, {unit};"
-                f" nearest: {max(1, round(width / unit)) * unit}."
-            )
+    check_widths(task, options.widths)
     data = task.read_text("stdlib")
     batches = [data.batch(i) for i in range(options.steps)]
     found: dict[str, list[dict[str, Any]]] = {}

@@ -1,12 +1,13 @@
-"""Runs of one small program side by side: members that differ in learning rate, decay and seed, in one `jax.vmap`.
+"""Runs of one small program side by side: a grid of seeds and points (learning rate, decay), in one program.
 
-All members are at the same step, so that counters are not mapped: a `jax.lax.cond` that looks at a counter stays one,
-and an optimizer that computes bases or spectra every k steps does so every k steps. Under a mapped counter both
-branches would be computed in each step.
+States, losses and results have two leading axes, seeds and points; tokens have that of seeds, so that all points of a
+seed see the same text in the same order. Every run is at the same step. With shared counters a counter has no such
+axes, and a `jax.lax.cond` that looks at it stays one: an optimizer that computes bases or spectra every k steps does so
+every k steps. Where counters are mapped, both branches of such a `cond` are computed in each step.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,33 +15,51 @@ import jax.numpy as jnp
 
 from train.study.small_runs import Compiled, Numbers, SmallProgram, numbers
 
-MAPPED = Numbers(learning_rate=0, weight_decay=0, steps=None, seed=0)
+SEEDS = Numbers(learning_rate=None, weight_decay=None, steps=None, seed=0)
+TUNED = ("learning_rate", "weight_decay")
 
 
-def members(points: Sequence[tuple[float, float, int]], steps: int) -> Numbers:
-    """The numbers of runs of equal length, from (learning rate, weight decay, seed) of each."""
-    rates, decays, seeds = zip(*points)
-    return numbers(rates, decays, steps, seeds)
+def mapped(program: SmallProgram, shared_counters: bool) -> Any:
+    """A tree like a run's state: None for counters (integer scalars) that are shared, 0 for mapped leaves."""
 
+    def axis(x: jax.ShapeDtypeStruct) -> int | None:
+        counter = x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)
+        return None if shared_counters and counter else 0
 
-def counters(program: SmallProgram, own: Numbers) -> Any:
-    """Which leaves of a state are mapped over members: a tree of 0, and of None for counters (integer scalars)."""
-    first = Numbers(*(x if axis is None else x[0] for x, axis in zip(own, MAPPED)))
-    shapes = jax.eval_shape(program.init, first)
-
-    def is_counter(x: jax.ShapeDtypeStruct) -> bool:
-        return x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)
-
-    return jax.tree.map(lambda x: None if is_counter(x) else 0, shapes)
+    return jax.tree.map(axis, jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0)))
 
 
 @functools.lru_cache(maxsize=4)
-def side_by_side(program: SmallProgram) -> Compiled:
-    """All members at once; states, tokens (behind the steps) and losses have an axis of members."""
+def side_by_side(
+    program: SmallProgram, varied: tuple[str, ...] = TUNED, shared_counters: bool = True
+) -> Compiled:
+    """A grid of runs at once.
+
+    Args:
+        program: of one run, without simulated workers.
+        varied: fields of `Numbers` that differ between points; all runs share the others.
+        shared_counters: whether counters have no axes of runs; an optimizer whose counters depend on the run's own
+            numbers, such as steps that were left out, needs them mapped.
+
+    Returns:
+        Functions of `Numbers` (seeds [seeds], varied numbers [points]), states [seeds, points, ...] and tokens
+        [steps, seeds, B, T + 1].
+
+    Raises:
+        ValueError: simulated workers; when called, shared counters that depend on the run.
+    """
     if program.workers > 1:
-        raise ValueError("members side by side have no simulated workers; run them one at a time.")
-    state = counters(program, members([(1.0, 0.0, 0)], 1))
-    init = jax.vmap(program.init, in_axes=(MAPPED,), out_axes=state)
-    advance = jax.vmap(program.advance, in_axes=(state, MAPPED, 1), out_axes=(state, 1))
-    held_out_loss = jax.vmap(program.held_out_loss, in_axes=(state, None))
+        raise ValueError("runs side by side have no simulated workers: train them one at a time.")
+    state = mapped(program, shared_counters)
+
+    def over_runs(function: Callable[..., Any], axes: tuple[tuple[Any, Any], ...], out: Any) -> Any:
+        """`axes`: of every argument, what is mapped over seeds and what over points."""
+        outer, inner = zip(*axes)
+        return jax.vmap(jax.vmap(function, inner, out), outer, out)
+
+    points = Numbers(*(0 if name in varied else None for name in Numbers._fields))
+    own, tokens = (SEEDS, points), (1, None)
+    init = over_runs(program.init, (own,), state)
+    advance = over_runs(program.advance, ((state, state), own, tokens), (state, 1))
+    held_out_loss = over_runs(program.held_out_loss, ((state, state), (None, None)), 0)
     return Compiled(jax.jit(init), jax.jit(advance, donate_argnums=0), jax.jit(held_out_loss))

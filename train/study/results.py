@@ -80,8 +80,8 @@ def _digests(facts: Any, name: str = "") -> dict[str, str]:
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of results.jsonl, each once.
 
-    A last line that a kill has torn is cut off. Any other that cannot be read, is not what was written, or is there
-    twice, is told and left out, and the file as it was is kept beside it.
+    A last line that a kill has torn is cut off. Any other line that cannot be read, differs from what was written, or
+    is there twice is reported and left out, and the file as it was is kept beside it.
     """
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines()

@@ -122,7 +122,8 @@ class Numbers(NamedTuple):
 def numbers(learning_rate: Any, weight_decay: Any, steps: int, seed: Any) -> Numbers:
     """`Numbers` as arrays of their types."""
     types = (jnp.float32, jnp.float32, jnp.int32, jnp.uint32)
-    return Numbers(*map(jnp.asarray, (learning_rate, weight_decay, steps, seed), types))
+    given = (learning_rate, weight_decay, steps, seed)
+    return Numbers(*(jnp.asarray(x, kind) for x, kind in zip(given, types)))
 
 
 def climb_and_fall(peak: Any, steps: Any, warmup: float) -> Callable[[Any], Any]:
@@ -146,6 +147,7 @@ class SmallProgram:
         build: the chain behind the clipping.
         workers: simulated workers with gradients of their own, on a mapped axis called "worker".
         curvature: whether the optimizer needs a sampled-label gradient now and then.
+        steps: of every run, where all have the same length and it is compiled in; None: `Numbers.steps`.
     """
 
     task: SmallTask
@@ -153,6 +155,7 @@ class SmallProgram:
     build: Optimizer
     workers: int = 1
     curvature: bool = False
+    steps: int | None = None
 
     @functools.cached_property
     def axes(self) -> Any:
@@ -165,7 +168,7 @@ class SmallProgram:
 
     def optimizer(self, own: Numbers) -> tuple[optax.GradientTransformationExtraArgs, Any]:
         """The whole chain, and its learning rate by step."""
-        eta, lam, steps, _ = own
+        eta, lam, steps, _ = own if self.steps is None else own._replace(steps=self.steps)
         rate = climb_and_fall(eta, steps, self.task.warmup)
         setting = Setting(rate, eta, lam, steps, self.axes, self.model.width)
         tx = optax.chain(clip(self.task.clip), self.build(setting))
@@ -237,7 +240,7 @@ def train(
     Args:
         runs: one run, or some side by side.
         own: their numbers.
-        batch: tokens by step, [B, T + 1] or [members, B, T + 1].
+        batch: tokens by step, [B, T + 1], or of some seeds [seeds, B, T + 1].
         steps: of the whole run.
         chunk: steps per call of the compiled program.
     """

@@ -162,3 +162,17 @@ def test_partition_specs():
         axes.partition_specs(toy.AXES, toy.params(), {"D": "fsdp", "F": ("data", "fsdp")})
     with pytest.raises(ValueError, match=r"names 'Q', which no parameter has"):
         axes.partition_specs(toy.AXES, toy.params(), {"Q": "fsdp"})
+
+
+def test_resolved_axes_are_checked_and_not_parsed(monkeypatch):
+    params = toy.params()
+    found = axes.resolve(toy.AXES, params)
+    assert axes.signatures(found, params) == axes.signatures(toy.AXES, params)
+    monkeypatch.setattr(axes, "parse", None)
+    assert list(axes.signatures(found, params)) == paths.leaf_paths(params)
+    letters = {"D": "fsdp", "F": "tensor"}
+    specs = axes.partition_specs(found, params, letters)
+    assert specs["blocks"]["up"]["kernel"] == jax.P(None, "fsdp", "tensor")
+    wrong = params | {"bias": jnp.zeros(9)}
+    with pytest.raises(ValueError, match=r"'bias' with shape \(8,\) stands where .* \(9,\)"):
+        axes.signatures(found, wrong)

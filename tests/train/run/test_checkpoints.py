@@ -145,7 +145,7 @@ def test_the_weights_alone_are_written_where_asked(copied, tmp_path, capsys):
     assert "step 6 cannot be read" in said and "of step 4" in said
     assert (run / "checkpoints/6").is_dir()  # reading changes nothing
     ready = program(copied)
-    meta = checkpoint.describe(ready.program.config, "", ready.program.shapes)
+    meta = checkpoint.describe(ready.config, "", ready.program.shapes)
     with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         whole, _ = checkpoints.parameters(4, ready.program.shardings["step"])
     host = jax.sharding.SingleDeviceSharding(jax.devices()[1])

@@ -15,7 +15,7 @@ from train import main
 from train.cli import parse
 from train.config.fields import UserError
 from train.plan.collectives import collectives, operations
-from train.run import checkpoints as checkpoint
+from train.run.checkpoints import Checkpoints, describe
 from train.step import sharding
 
 ONE_BIT = [
@@ -56,8 +56,8 @@ def cut(whole, folder):
 def restored(folder, *grid):
     """The newest state in a folder, placed for a mesh, and what was said."""
     ready, said = program(folder, *ONE_BIT, *grid), []
-    meta = checkpoint.describe(ready.program.config, ready.data.digest, ready.program.shapes)
-    with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
+    meta = describe(ready.config, ready.data.digest, ready.program.shapes)
+    with Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         (step,) = checkpoints.steps
         found = checkpoints.restore(ready.program.placed_shapes(), meta, said.append)
     assert found is not None and found[1] == step == 4

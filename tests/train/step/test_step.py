@@ -19,7 +19,7 @@ from train.config.fields import Config, Mesh, Optimizer, UserError
 from train.config.parts.schedules import Cosine, Linear
 from train.config.tree import replace
 from train.step import optimizer, sharding
-from train.step import update as step
+from train.step.update import compile_update, loss, loss_and_gradient
 
 
 def trajectory(tx: optax.GradientTransformation, steps: int = 3) -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def example():
 def test_padding_moves_nothing(example):
     """Neither what stands in its place nor the model's output there changes loss or gradient."""
     params, tokens = example
-    both = jax.jit(jax.value_and_grad(functools.partial(step.loss, causal)))
+    both = jax.jit(jax.value_and_grad(functools.partial(loss, causal)))
     kept = np.array([13, 5, 5, 2, 13, 1, 2, 5])
     padded = np.where(np.arange(13) < kept[:, None], tokens, -1)
     value, gradient = both(params, padded)
@@ -194,7 +194,7 @@ def test_padding_moves_nothing(example):
 
 def test_micro_batches_weigh_tokens_not_parts(example):
     params, tokens = example
-    both = jax.jit(functools.partial(step.loss_and_gradient, causal), static_argnums=2)
+    both = jax.jit(functools.partial(loss_and_gradient, causal), static_argnums=2)
     padded = np.where(np.arange(13) < np.array([13, 2, 13, 2, 13, 2, 13, 1])[:, None], tokens, -1)
     whole, parts = (both(params, padded, n) for n in (1, 2))
     means = [float(both(params, padded[i::2], 1)[0]) for i in (0, 1)]
@@ -216,7 +216,7 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 
     tx = optimizer.build(ready.program.config, ready.program.axes)
     rate = optimizer.schedule(ready.program.config.optimizer)
-    update = step.compile_update(forward, tx, rate, 1, ready.program.shardings)
+    update = compile_update(forward, tx, rate, 1, ready.program.shardings)
     state, calls = ready.program.init(jax.random.key(0)), []
     for index in range(4):
         before = jax.tree.leaves(state)
@@ -235,7 +235,7 @@ def test_one_compilation_donated_state_and_numbers(tmp_path):
 def test_micro_batches_give_the_gradient_of_the_batch(tmp_path):
     ready = program(tmp_path)
     forward = functools.partial(llama.forward, ready.program.model)
-    both = jax.jit(functools.partial(step.loss_and_gradient, forward), static_argnums=2)
+    both = jax.jit(functools.partial(loss_and_gradient, forward), static_argnums=2)
     params, tokens = ready.program.init(jax.random.key(1))["params"], ready.batch(0)
     whole, parts = (both(params, tokens, n) for n in (1, 4))
     # Means of 96 terms in another order: some tens of float32 roundings.

@@ -17,19 +17,17 @@ import pytest
 from models import llama
 from tests.support.runs import write_text
 from train.config.fields import UserError
-from train.data import batches as data_lib
-from train.step import update as step
+from train.data import batches
+from train.step.update import loss as language_loss
 from train.study import results
-from train.study.compare import figures as compare_figures
+from train.study.compare import figures, runs, verdicts
 from train.study.compare import main as compare
-from train.study.compare import runs as compare_runs
-from train.study.compare import verdicts as compare_verdicts
-from train.study.compare.arms import ARMS, B1, B2, CONTROLS, Setting, quasi_hyperbolic
+from train.study.compare.arms import ARMS, B1, B2, CONTROLS, quasi_hyperbolic
 from train.study.compare.points import POINTS
-from train.study.compare.runs import Task
 from train.study.compare.tuning import FIRST_SEED, means, next_trials, tuned
+from train.study.small_runs import Setting, SmallTask, compiled, numbers
 
-TINY = Task(
+TINY = SmallTask(
     width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=4, eval_batches=2, chunk=4
 )
 RATES, DECAYS = (0.004, 0.008, 0.016), (0.0, 0.5, 2.0)
@@ -97,12 +95,12 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(text):
-    return data_lib.load(str(text), "bytes", length=12, batch_size=4, seed=0)
+    return batches.load(str(text), "bytes", length=12, batch_size=4, seed=0)
 
 
 def test_a_run_is_adamw_by_hand(data):
     numbers = {"learning_rate": 0.02, "weight_decay": 3.0, "steps": 12}
-    found = compare_runs.run(TINY, data, "adamw", **numbers, seed=7)
+    found = runs.run(TINY, data, "adamw", **numbers, seed=7)
     config = llama.Config(
         vocab_size=257, width=16, mlp_width=24, layers=1, heads=2, init_std=TINY.init_std
     )
@@ -118,7 +116,7 @@ def test_a_run_is_adamw_by_hand(data):
         optax.clip_by_global_norm(1.0),
         optax.adamw(rate, b2=0.95, weight_decay=3.0, mask=decayed),
     )
-    loss = jax.jit(functools.partial(step.loss, functools.partial(llama.forward, config)))
+    loss = jax.jit(functools.partial(language_loss, functools.partial(llama.forward, config)))
 
     @jax.jit
     def update(params, state, tokens):
@@ -134,15 +132,15 @@ def test_a_run_is_adamw_by_hand(data):
     final = np.mean([loss(params, batch) for batch in data.held_out(2)])
     assert found["loss"] == pytest.approx(final, abs=1e-4)
     np.testing.assert_allclose(found["curve"], curve, atol=2e-4)
-    other = compare_runs.run(TINY, data, "adamw", **(numbers | {"weight_decay": 0.0}), seed=7)
+    other = runs.run(TINY, data, "adamw", **(numbers | {"weight_decay": 0.0}), seed=7)
     assert abs(other["loss"] - found["loss"]) > 1e-3
-    again = compare_runs.run(TINY, data, "again", **numbers, seed=8)
+    again = runs.run(TINY, data, "again", **numbers, seed=8)
     assert abs(again["loss"] - found["loss"]) > 1e-3
 
 
 def test_a_run_that_diverges_is_infinitely_bad(data):
     numbers = {"learning_rate": math.inf, "weight_decay": 0.0, "steps": 4, "seed": 0}
-    found = compare_runs.run(TINY, data, "adamw", **numbers)
+    found = runs.run(TINY, data, "adamw", **numbers)
     assert found["loss"] == math.inf
     assert json.loads(json.dumps(found)) == found
 
@@ -197,11 +195,11 @@ def test_all_arms_have_their_own_rule():
 
 def test_workers_of_one_bit_adam_agree(data):
     """After the variance froze, all simulated workers have the same weights, and other gradients each."""
-    init, advance, _ = compare_runs.program(TINY, "one_bit_adam", data.vocab_size)
-    numbers = (jnp.float32(0.01), jnp.float32(0.3), jnp.int32(12))
-    state = init(jnp.uint32(0), *numbers)
+    small = compiled(runs.program(TINY, "one_bit_adam", data.vocab_size))
+    own = numbers(0.01, 0.3, 12, 0)
+    state = small.init(own)
     tokens = jnp.asarray(np.stack([data.batch(i) for i in range(4)]))
-    state, _ = advance(state, *numbers, tokens)
+    state, _ = small.advance(state, own, tokens)
     for leaf in jax.tree.leaves(state["params"]):
         assert leaf.shape[0] == ARMS["one_bit_adam"].workers > 1
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
@@ -271,7 +269,7 @@ def test_a_report_with_both_controls(without_training, text, tmp_path, capsys):
 @pytest.fixture
 def without_pictures(monkeypatch):
     for name in ("speedups", "curves", "ladders", "costs"):
-        monkeypatch.setattr(compare_figures, name, lambda *arguments: False)
+        monkeypatch.setattr(figures, name, lambda *arguments: False)
 
 
 @pytest.mark.parametrize(
@@ -415,18 +413,18 @@ def records(speed, texts=("one", "two"), seeds=6):
 
 def test_a_claim_needs_every_text_and_every_run():
     both = records(SLOPE | {"sophia": math.inf})
-    rows = compare_verdicts.rows(both, 400)
+    rows = verdicts.rows(both, 400)
     texts = ("one", "two")
-    assert compare_verdicts.void(rows, texts) == []
-    assert compare_verdicts.overall(rows, "conda", texts) == "faster"
-    assert compare_verdicts.overall(rows, "sophia", texts) == "diverged (1 of 6)"
+    assert verdicts.void(rows, texts) == []
+    assert verdicts.overall(rows, "conda", texts) == "faster"
+    assert verdicts.overall(rows, "sophia", texts) == "diverged (1 of 6)"
     # On the second text, Conda is AdamW.
     mixed = records(SLOPE, ("one",)) + records(SLOPE | {"conda": 1.0}, ("two",))
-    verdict = compare_verdicts.overall(compare_verdicts.rows(mixed, 400), "conda", texts)
+    verdict = verdicts.overall(verdicts.rows(mixed, 400), "conda", texts)
     assert verdict == "not resolved (faster on one, not resolved on two)"
-    one = compare_verdicts.rows(records(SLOPE, ("one",)), 400)
-    assert compare_verdicts.overall(one, "conda", texts) == "not finished"
-    assert len(compare_verdicts.void(one, texts)) == 3  # no control on the second text
+    one = verdicts.rows(records(SLOPE, ("one",)), 400)
+    assert verdicts.overall(one, "conda", texts) == "not finished"
+    assert len(verdicts.void(one, texts)) == 3  # no control on the second text
     table = {row.arm: row for row in one}
     assert table["conda"].not_inferior and table["huber"].not_inferior
     assert not table["none"].not_inferior  # 0.055 nats worse
@@ -438,12 +436,10 @@ def test_nothing_is_said_of_an_arm_whose_search_ended_at_an_edge():
     trial = {"arm": "conda", "text": "one", "stage": "trial", "steps": 200, "seed": FIRST_SEED}
     for rate, loss in ((0.004, 2.6), (0.008, 2.5), (0.016, 2.4)):
         found.append(trial | {"learning_rate": rate, "weight_decay": 0.5, "loss": loss})
-    row = {row.arm: row for row in compare_verdicts.rows(found, 400)}["conda"]
+    row = {row.arm: row for row in verdicts.rows(found, 400)}["conda"]
     assert row.speedup.low > 1 and row.verdict == "not tuned: η at the edge"
     edge = [r | {"arm": "muon"} if r["stage"] == "trial" else r for r in found]
-    assert (
-        "ended at an edge" in compare_verdicts.void(compare_verdicts.rows(edge, 400), ("one",))[0]
-    )
+    assert "ended at an edge" in verdicts.void(verdicts.rows(edge, 400), ("one",))[0]
 
 
 def test_the_smoke_tier_smaller_still(monkeypatch, text, tmp_path):
@@ -487,14 +483,14 @@ def test_the_tiers_are_what_their_texts_say():
     for name in compare.TIERS:
         compare.parse([name])
     for name, weights in (("smoke", 134_000), ("cpu", 134_000)):
-        config = compare_runs.model(compare.TIERS[name]().task, 257)
+        config = compare.TIERS[name]().task.model(257)
         assert llama.count(config) == pytest.approx(weights, rel=0.01)
         task = compare.TIERS[name]().task
         assert task.length * task.batch_size == 512
     assert set(compare.cpu().arms) | set(CONTROLS) == set(ARMS)
     large = compare.TIERS["h200"]()
     task = large.task
-    config = compare_runs.model(task, 257)
+    config = task.model(257)
     assert llama.count(config) - 2 * 257 * task.width == pytest.approx(14e6, rel=0.02)
     assert large.steps * task.length * task.batch_size == pytest.approx(100e6, rel=0.02)
     # Three learning rates around the point of the CPU tier, for a model six times as wide.

@@ -18,14 +18,13 @@ from tests.support.runs import flags as run_flags
 from tests.support.runs import records, write_text
 from train import main
 from train.config.fields import UserError
-from train.data import batches as data_lib
+from train.data import batches
 from train.step import optimizer
-from train.step import update as step
+from train.step.update import loss as language_loss
 from train.study import coordinate_check, gains
-from train.study.width import analysis as width_analysis
-from train.study.width import figures as width_figures
+from train.study.width import analysis, figures
 from train.study.width import main as width
-from train.study.width.runs import Task, model, run_group
+from train.study.width.runs import model, proxy, run_group
 
 ETAS = [0.002, 0.004, 0.008, 0.016, 0.032]
 LAMBDAS = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
@@ -55,15 +54,15 @@ def planted(parametrisation, width_, eta, lam, noise=0.0, seeds=3):
 
 
 def test_the_optimum_of_a_known_surface_is_found_between_the_points_of_the_grid():
-    (surface,) = width_analysis.surfaces(planted("mup", 32, 0.0093, 1.3), "constant", 32)
-    best = width_analysis.optimum(surface)
+    (surface,) = analysis.surfaces(planted("mup", 32, 0.0093, 1.3), "constant", 32)
+    best = analysis.optimum(surface)
     assert best.learning_rate == pytest.approx(0.0093, rel=1e-6)
     assert best.weight_decay == pytest.approx(1.3, rel=1e-6)
     assert best.inside
     assert best.rate_error == pytest.approx(0, abs=1e-6)
-    edge = width_analysis.surfaces(planted("mup", 32, 0.0093, 30.0), "constant", 32)[0]
-    assert not width_analysis.optimum(edge).inside
-    assert width_analysis.optimum(edge).weight_decay <= LAMBDAS[-1]
+    edge = analysis.surfaces(planted("mup", 32, 0.0093, 30.0), "constant", 32)[0]
+    assert not analysis.optimum(edge).inside
+    assert analysis.optimum(edge).weight_decay <= LAMBDAS[-1]
 
 
 def test_the_error_of_an_optimum_is_that_of_its_noise():
@@ -71,8 +70,8 @@ def test_the_error_of_an_optimum_is_that_of_its_noise():
     found = []
     for i in range(40):
         records = planted("mup", 100 + i, 0.0093, 1.3, noise=0.01, seeds=5)
-        surface = width_analysis.surfaces(records, "constant", 100 + i)[0]
-        found.append(width_analysis.optimum(surface))
+        surface = analysis.surfaces(records, "constant", 100 + i)[0]
+        found.append(analysis.optimum(surface))
     actual = np.std([math.log2(best.learning_rate) for best in found])
     claimed = np.sqrt(np.mean([best.rate_error**2 for best in found]))
     # Resampling n of n gives the deviation times sqrt((n-1)/n), n = 5; 40 draws know it to 11 %.
@@ -84,7 +83,7 @@ def test_rules_are_readings_of_the_same_runs():
     """A planted optimum with λ_i ∝ m^½ stays put under fan2025 and moves by known amounts under the others."""
     records = planted("mup", 32, 0.008, 1.0) + planted("mup", 128, 0.008, 2.0)
     records += planted("standard", 32, 0.008, 1.0) + planted("standard", 128, 0.0025, 1.2)
-    shifts = {rule: width_analysis.transfer(records, rule, 32) for rule in width_analysis.RULES}
+    shifts = {rule: analysis.transfer(records, rule, 32) for rule in analysis.RULES}
     for rule, want in (("fan2025", 0.0), ("constant", 1.0), ("mup_package", -1.0)):
         assert shifts[rule].decay_shift == pytest.approx(want, abs=1e-6)
         assert shifts[rule].rate_shift == pytest.approx(0, abs=1e-6)
@@ -105,39 +104,31 @@ def test_diverged_runs_do_not_bend_the_fit():
     for record in records:
         if record["learning_rate"] == ETAS[-1]:
             record["loss"] = math.inf
-    (surface,) = width_analysis.surfaces(records, "constant", 32)
-    best = width_analysis.optimum(surface)
+    (surface,) = analysis.surfaces(records, "constant", 32)
+    best = analysis.optimum(surface)
     assert best.learning_rate == pytest.approx(0.0093, rel=1e-6)
 
 
 def test_an_unfinished_width_is_left_out():
     records = planted("mup", 32, 0.01, 1.0) + planted("mup", 64, 0.01, 1.0)[:-1]
-    assert [s.width for s in width_analysis.surfaces(records, "fan2025", 32)] == [32]
-    assert width_analysis.transfer(records, "fan2025", 32) is None
+    assert [s.width for s in analysis.surfaces(records, "fan2025", 32)] == [32]
+    assert analysis.transfer(records, "fan2025", 32) is None
 
 
 def test_exponents_of_spectra():
     records = planted("mup", 32, 0.01, 1.0) + planted("mup", 128, 0.01, 1.0)
-    found = width_analysis.spectral_exponents(records, 0.008, 1.0)
+    found = analysis.spectral_exponents(records, 0.008, 1.0)
     assert found["up"][0] == pytest.approx(0.8, abs=1e-9)
 
 
 def test_a_picture_of_a_sweep_is_drawn_also_before_it_is_complete(tmp_path):
     records = planted("mup", 32, 0.01, 1.0) + planted("mup", 64, 0.01, 1.0)
     for some in ([], records[:7], records):
-        path = width_figures.draw(some, 32, tmp_path / "width.png")
+        path = figures.draw(some, 32, tmp_path / "width.png")
         assert path.stat().st_size > 10_000
 
 
-TINY = Task(
-    base_width=8,
-    head_width=8,
-    layers=1,
-    length=12,
-    batch_size=2,
-    steps=25,
-    eval_batches=2,
-)
+TINY = proxy(8, 8, layers=1, length=12, batch_size=2, eval_batches=2)
 
 
 @pytest.fixture(scope="module")
@@ -147,17 +138,16 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(text):
-    return data_lib.load(text, "bytes", length=12, batch_size=2, seed=0)
+    return batches.load(text, "bytes", length=12, batch_size=2, seed=0)
 
 
 def test_runs_side_by_side_are_runs_alone(data):
     """One of the runs again: by itself, with `mup_adamw` at the default rule and the proxy's λ."""
-    task = dataclasses.replace(TINY, steps=25)
-    records = run_group(task, data, "mup", 16, 0.02, [0.5, 3.0], [0, 7])
+    records = run_group(TINY, 25, data, "mup", 16, 0.02, [0.5, 3.0], [0, 7])
     assert [(r["seed"], r["weight_decay"]) for r in records] == [
         (0, 0.5), (0, 3.0), (7, 0.5), (7, 3.0),
     ]  # fmt: skip
-    config = model(task, 16, data.vocab_size, "mup")
+    config = model(TINY, 16, data.vocab_size, "mup")
     assert config.base_width == 8
     climb = round(0.1 * 25)
 
@@ -179,14 +169,14 @@ def test_runs_side_by_side_are_runs_alone(data):
 
     @jax.jit
     def update(params, state, tokens):
-        gradient = jax.grad(lambda p: step.loss(forward, p, tokens))(params)
+        gradient = jax.grad(lambda p: language_loss(forward, p, tokens))(params)
         change, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, change), state
 
     source = dataclasses.replace(data, seed=7)
     for i in range(25):
         params, state = update(params, state, source.batch(i))
-    alone = np.mean([step.loss(forward, params, batch) for batch in data.held_out(2)])
+    alone = np.mean([language_loss(forward, params, batch) for batch in data.held_out(2)])
     # The same float32 arithmetic up to fusion and batching; 25 steps amplify roundings little.
     assert records[3]["loss"] == pytest.approx(alone, abs=1e-4)
     assert abs(records[3]["loss"] - records[2]["loss"]) > 1e-3
@@ -200,10 +190,10 @@ def test_runs_side_by_side_are_runs_alone(data):
 def flags(text, folder):
     asked = (
         "quick --seeds 1 --widths 8 --learning_rates 0.01 0.04 --weight_decays 0.5 1"
-        " --task.base_width 8 --task.head_width 8 --task.layers 1 --task.steps 3"
+        " --task.width 8 --task.heads 1 --task.mlp_width 24 --task.layers 1 --steps 3"
         " --task.length 12 --task.batch_size 2 --task.eval_batches 2"
     )
-    return [*asked.split(), "--task.text", text, "--folder", str(folder)]
+    return [*asked.split(), "--text", text, "--folder", str(folder)]
 
 
 def test_a_stopped_sweep_goes_on(text, tmp_path, monkeypatch, capsys):
@@ -225,7 +215,7 @@ def test_a_stopped_sweep_goes_on(text, tmp_path, monkeypatch, capsys):
     plain = width.run_group
 
     def interrupted(*arguments):
-        trained.append(len(arguments[5]))
+        trained.append(len(arguments[6]))
         if len(trained) == 1:
             signal.raise_signal(signal.SIGINT)
         return plain(*arguments)
@@ -252,7 +242,7 @@ def test_a_stopped_sweep_goes_on(text, tmp_path, monkeypatch, capsys):
     [
         (["fast"], "nearest: "),
         (["--widths", "32", "40"], "width 40 is not a multiple .* nearest: 32"),
-        (["--widths", "64", "128"], "task.base_width = 32 .* nearest: 64"),
+        (["--widths", "64", "128"], "task.width = 32 .* nearest: 64"),
         (["--learning_rates", "0.1", "-0.1"], "learning_rates"),
         (["--seeds", "0"], "seeds = 0"),
     ],
@@ -269,17 +259,17 @@ def test_the_sweeps_are_what_their_texts_say():
         grid = len(sweep.learning_rates) * len(sweep.weight_decays) * sweep.seeds
         assert 2 * len(sweep.widths) * grid == runs
         assert str(runs) in (make.__doc__ or "")
-        assert max(sweep.widths) == 4 * min(sweep.widths) == 4 * sweep.task.base_width
+        assert max(sweep.widths) == 4 * min(sweep.widths) == 4 * sweep.task.width
 
 
 @pytest.fixture(scope="module")
 def checked(data):
     """Sizes of activations at two widths, under both parametrisations."""
-    task = dataclasses.replace(TINY, base_width=16, init_std=0.2)
+    task = proxy(16, 8, layers=1, length=12, batch_size=2, eval_batches=2, init_std=0.2)
     source = dataclasses.replace(data, batch_size=16)
     batches = [source.batch(i) for i in range(4)]
     return {
-        parametrisation: coordinate_check.coordinate_check(
+        parametrisation: coordinate_check.sizes_by_width(
             *(task, parametrisation, (16, 64), batches, data.vocab_size),
             learning_rate=0.03,
             seeds=range(3),

@@ -202,7 +202,7 @@ ARMS = {
     "exadam": Arm("EXAdam v2", exadam(False), "optimizer", learning_rates=(0.002, 0.004, 0.008)),
     "exadam_v1": Arm("EXAdam v1", exadam(True), "optimizer", learning_rates=(0.001, 0.002, 0.004)),
     "one_bit_adam": Arm("1-bit Adam", one_bit_adam, "optimizer", workers=WORKERS),
-    # Adam's own ways of weighing the latest gradient more, which EXAdam has to be told from.
+    # Adam's own ways of weighing the latest gradient more, which EXAdam has to be distinguished from.
     "adamw_b1_08": Arm("AdamW, β₁ = 0.8", shorter(0.8), "baseline"),
     "adamw_b1_05": Arm("AdamW, β₁ = 0.5", shorter(0.5), "baseline"),
     "nadamw": Arm(

@@ -167,8 +167,8 @@ def run_all(
 ) -> list[Record]:
     """All runs, until `stop` is not empty: taken from `stored` where they are there, else run and added to `path`.
 
-    What is stored is asked for run by run, so that nothing else can get into a report: no other seed, no point that the
-    search does not lead to, no run twice.
+    Stored results are looked up run by run, so that nothing else can get into a report: no other seed, no point that
+    the search does not lead to, no run twice.
     """
     known = {_identity(record): record for record in reversed(stored) if _whole(record)}
     if known:

@@ -39,7 +39,7 @@ from train.study.width.analysis import (
     transfer,
 )
 from train.study.width.figures import draw
-from train.study.width.runs import head_width, proxy, run_group
+from train.study.width.runs import check_widths, proxy, run_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +157,7 @@ def parse(arguments: Sequence[str]) -> Sweep:
 
 def check(sweep: Sweep) -> None:
     """Raises UserError for the first field that is out of its range or does not fit the others."""
-    try:
-        sweep.task.model(1)
-    except ValueError as error:
-        raise UserError(f"The task of the proxy does not work out: {error}.") from None
-    unit = head_width(sweep.task)
-    for width in sweep.widths:
-        if width < unit or width % unit:
-            raise UserError(
-                f"width {width} is not a multiple of the width of a head, {unit};"
-                f" nearest: {max(1, round(width / unit)) * unit}."
-            )
+    check_widths(sweep.task, sweep.widths)
     if sweep.task.width != min(sweep.widths):
         raise UserError(
             f"task.width = {sweep.task.width} is not the narrowest of the widths"

@@ -13,9 +13,17 @@ import optax
 
 import optax_decay
 from models import llama
+from train.config.fields import UserError
 from train.data.batches import Data
-from train.study.population import members, side_by_side
-from train.study.small_runs import Optimizer, Setting, SmallProgram, SmallTask, train
+from train.study.population import side_by_side
+from train.study.small_runs import (
+    Optimizer,
+    Setting,
+    SmallProgram,
+    SmallTask,
+    numbers,
+    train,
+)
 
 # standard: one learning rate for all parameters, and the model as it is at any width.
 # mup: learning rates of matrices ∝ 1/width, and the model with `base_width`.
@@ -24,18 +32,29 @@ Parametrisation = Literal["standard", "mup"]
 
 def proxy(width: int = 32, head_width: int = 16, **changes: Any) -> SmallTask:
     """The task of a sweep at its narrowest width; wider models have more heads of the same width."""
-    shape = {
-        "width": width,
-        "mlp_width": 3 * width,
-        "heads": max(1, width // head_width),
-        "chunk": 20,
-    }
-    return SmallTask(**shape | changes)
+    heads = max(1, width // head_width)
+    task = SmallTask(width=width, mlp_width=3 * width, heads=heads, chunk=20)
+    return dataclasses.replace(task, **changes)
 
 
 def head_width(task: SmallTask) -> int:
     """Of attention heads at all widths [features]; every width is a multiple of it."""
     return task.width // task.heads
+
+
+def check_widths(task: SmallTask, widths: Sequence[int]) -> None:
+    """Raises UserError for a proxy that does not work out, or a width that its heads do not divide."""
+    try:
+        task.model(1)
+    except ValueError as error:
+        raise UserError(f"The task of the proxy does not work out: {error}.") from None
+    unit = head_width(task)
+    for width in widths:
+        if width < unit or width % unit:
+            raise UserError(
+                f"width {width} is not a multiple of the width of a head, {unit};"
+                f" nearest: {max(1, round(width / unit)) * unit}."
+            )
 
 
 def model(task: SmallTask, width: int, vocab_size: int, parametrisation: str) -> llama.Config:
@@ -63,10 +82,13 @@ def mup_adamw(base_width: int) -> Optimizer:
     )
 
 
-def program(task: SmallTask, parametrisation: str, width: int, vocab_size: int) -> SmallProgram:
-    """The runs at one width under one parametrisation."""
+def program(
+    task: SmallTask, steps: int, parametrisation: str, width: int, vocab_size: int
+) -> SmallProgram:
+    """The runs of so many steps at one width under one parametrisation."""
     build = mup_adamw(task.width) if parametrisation == "mup" else adamw
-    return SmallProgram(task, model(task, width, vocab_size, parametrisation), build)
+    network = model(task, width, vocab_size, parametrisation)
+    return SmallProgram(task, network, build, steps=steps)
 
 
 def run_group(
@@ -96,16 +118,13 @@ def run_group(
         (infinite if it is not a number), that of the last fifth of the training, and the largest
         singular value of every hidden matrix (geometric mean over layers).
     """
-    small = program(task, parametrisation, width, data.vocab_size)
-    runs = side_by_side(small)
-    points = [(learning_rate, decay, seed) for seed in seeds for decay in weight_decays]
-    sources = {seed: dataclasses.replace(data, seed=seed) for seed in seeds}
-
-    def batch(step: int) -> np.ndarray:
-        tokens = {seed: source.batch(step) for seed, source in sources.items()}
-        return np.stack([tokens[seed] for _, _, seed in points])
-
-    state, losses = train(runs, members(points, steps), batch, steps, task.chunk)
+    small = program(task, steps, parametrisation, width, data.vocab_size)
+    # AdamW has no branches. Scalar counters would change the last digit of its bias correction on CPUs.
+    runs = side_by_side(small, varied=("weight_decay",), shared_counters=False)
+    own = numbers(learning_rate, weight_decays, steps, seeds)
+    sources = [dataclasses.replace(data, seed=seed) for seed in seeds]
+    batch = lambda step: np.stack([source.batch(step) for source in sources])
+    state, losses = train(runs, own, batch, steps, task.chunk)
     held_out = np.stack(data.held_out(task.eval_batches))
     final = np.asarray(runs.held_out_loss(state, jnp.asarray(held_out)))
     tops = jax.device_get(_largest_singular_values(small)(state["params"]))
@@ -117,17 +136,18 @@ def run_group(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "seed": seed,
-            "loss": float(final[i]) if np.isfinite(final[i]) else math.inf,
-            "training_loss": float(last[i]),
-            "top": {path: float(value[i]) for path, value in tops.items()},
+            "loss": float(final[i, j]) if np.isfinite(final[i, j]) else math.inf,
+            "training_loss": float(last[i, j]),
+            "top": {path: float(value[i, j]) for path, value in tops.items()},
         }
-        for i, (_, weight_decay, seed) in enumerate(points)
+        for i, seed in enumerate(seeds)
+        for j, weight_decay in enumerate(weight_decays)
     ]
 
 
 @functools.lru_cache(maxsize=4)
 def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, jax.Array]]:
-    """Of the hidden matrices of all members, by path: the geometric mean over layers."""
+    """Of the hidden matrices of all runs, by path: the geometric mean over layers."""
 
     def of_one(params: Any) -> dict[str, jax.Array]:
         values, _ = optax_decay.spectra.top_singular_values(
@@ -135,4 +155,4 @@ def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, j
         )
         return {path: jnp.exp(jnp.mean(jnp.log(value))) for path, value in values.items()}
 
-    return jax.jit(jax.vmap(of_one))
+    return jax.jit(jax.vmap(jax.vmap(of_one)))
