@@ -39,7 +39,13 @@ from optax_decay.decays.cpr import cpr_decay as cpr_decay
 from optax_decay.decays.elastic_net import elastic_net_proximal_decay as elastic_net_proximal_decay
 from optax_decay.decays.huber import huber_proximal_decay as huber_proximal_decay
 from optax_decay.decays.lp import lp_proximal_decay as lp_proximal_decay
+from optax_decay.norms.hyperball import hyperball as hyperball
+from optax_decay.norms.radial_brake import radial_brake as radial_brake
 from optax_decay.optimizers.rotational import rotational_update as rotational_update
+
+# Links that scale the direction by norms, before any decay.
+from optax_decay.norms.relative_update import relative_update as relative_update
+from optax_decay.norms.relative_update import relative_update_floor as relative_update_floor
 
 # Optimizers.
 from optax_decay.decays.huber import adam_huber_decay as adam_huber_decay
