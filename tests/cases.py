@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import couplings, pulls, thresholds
+from optax_decay import bounds, couplings, pulls, thresholds
 from tests.support import toy
 
 RATE = 0.03
@@ -577,7 +577,7 @@ CASES = (
         "awd_decay",
         before_adam,
         {},
-        {"weight_decay": 0.3, "average": 0.5, "eps": 1.0},
+        {"weight_decay": 0.3, "memory": 0.5, "eps": 1.0},
         ("weight_decay",),
         reduction=True,
     ),
@@ -623,15 +623,15 @@ CASES = (
     Case(
         "cpr_decay",
         last,
-        {"bound": "uniform", "bound_parameter": 0.5},
-        {"learning_rate": 0.05, "bound_parameter": 1.0, "rate": 0.5},
+        {"bound": of(bounds.uniform, bound=0.5)},
+        {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
     ),
     Case(
         "cpr_decay inflection",
         last,
-        {"bound_parameter": 1},
+        {"bound": of(bounds.inflection, steps=1)},
         {"rate": 4.0},
         reduction=True,
     ),
