@@ -8,6 +8,7 @@ The names below stand under headings. What is only needed to configure them live
 * `width`: laws, multipliers and reports of decay and learning rate that follow the width.
 * `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
 * `newton`: how ROOT clips a matrix, and the coefficients of its iteration.
+* `shape_scales`: by how much Muon multiplies an orthogonal factor, given its shape.
 * `low_precision`: rounding of updates. `states`: the states of the transformations.
 """
 
@@ -59,6 +60,10 @@ from optax_decay.optimizers.conda import conda as conda
 from optax_decay.optimizers.conda import scale_by_conda as scale_by_conda
 from optax_decay.optimizers.exadam import exadam as exadam
 from optax_decay.optimizers.exadam import scale_by_exadam as scale_by_exadam
+from optax_decay.optimizers.muon import muon as muon
+from optax_decay.optimizers.muon import normuon as normuon
+from optax_decay.optimizers.muon import scale_by_muon as scale_by_muon
+from optax_decay.optimizers.muon import scale_by_normuon as scale_by_normuon
 from optax_decay.optimizers.root import root as root
 from optax_decay.optimizers.root import scale_by_root as scale_by_root
 from optax_decay.optimizers.rotational import rotational_adamw as rotational_adamw
@@ -89,6 +94,7 @@ from optax_decay import states as states
 from optax_decay import width as width
 from optax_decay.decays import bounds as bounds
 from optax_decay.optimizers import curvature as curvature
+from optax_decay.optimizers import shape_scales as shape_scales
 from optax_decay.parameters import axes as axes
 from optax_decay.product import couplings as couplings
 from optax_decay.product import pulls as pulls

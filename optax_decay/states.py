@@ -5,6 +5,7 @@ from optax_decay.norms.hyperball import HyperballState as HyperballState
 from optax_decay.one_bit.adam import OneBitAdamState as OneBitAdamState
 from optax_decay.optimizers.conda import ScaleByCondaState as ScaleByCondaState
 from optax_decay.optimizers.exadam import ScaleByExadamState as ScaleByExadamState
+from optax_decay.optimizers.muon import ScaleByMuonState as ScaleByMuonState
 from optax_decay.optimizers.root import ScaleByRootState as ScaleByRootState
 from optax_decay.optimizers.rotational import RotationalState as RotationalState
 from optax_decay.optimizers.sophia import ScaleBySophiaState as ScaleBySophiaState

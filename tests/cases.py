@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, pulls, thresholds
+from optax_decay import bounds, couplings, pulls, shape_scales, thresholds
 from tests.support import toy
 
 RATE = 0.03
@@ -419,6 +419,45 @@ CASES = (
             "scale": 0.5,
             "weight_decay": 0.3,
         },
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+    ),
+    Case(
+        "scale_by_muon",
+        direction,
+        {"shape_scale": of(shape_scales.sqrt_outputs_per_input, at_least=1.2)},
+        {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "shape_scale.at_least": 2.5},
+        reduction=True,
+    ),
+    Case(
+        "muon",
+        whole,
+        {"shape_scale": of(shape_scales.sqrt_larger_side)},
+        {
+            "learning_rate": 0.05,
+            "momentum": 0.8,
+            "weight_decay": 0.3,
+            "shape_scale.factor": 0.3,
+            "eps": 0.1,
+            "b1": 0.8,
+            "b2": 0.9,
+            "adam_eps": 1e-2,
+        },
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+    ),
+    Case(
+        "scale_by_normuon",
+        direction,
+        {"shape_scale": shape_scales.one(), "momentum_form": "bias_corrected_nesterov"},
+        {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "output_memory": 0.5},
+        reduction=True,
+    ),
+    Case(
+        "normuon",
+        whole,
+        {"momentum_form": "plain"},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "output_memory": 0.5, "adam_eps": 1e-2},
         ("learning_rate", "weight_decay"),
         reduction=True,
     ),

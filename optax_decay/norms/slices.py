@@ -104,7 +104,7 @@ def slices(
     """
     signatures = axes_lib.signatures(axes, params)
     strength = masks.strengths(mask, params, signatures)
-    specs = _specs(param_specs, params, signatures)
+    specs = specs_by_path(param_specs, params, signatures)
     found = {}
     for path, signature in signatures.items():
         if not strength[path]:
@@ -127,8 +127,12 @@ def slices(
     return found
 
 
-def _specs(param_specs: Any, params: Any, signatures: Any) -> dict[str, Any]:
-    """Partitions by path, which matter inside ``shard_map`` only."""
+def specs_by_path(param_specs: Any, params: Any, signatures: Any) -> dict[str, Any]:
+    """Partitions by path inside ``shard_map``; empty elsewhere, where they do not matter.
+
+    Raises:
+        ValueError: `param_specs` is not a prefix of the tree of parameters.
+    """
     manual = jax.sharding.AxisType.Manual
     if param_specs is None or manual not in (jax.sharding.get_abstract_mesh().axis_types or ()):
         return {}
