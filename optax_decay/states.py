@@ -1,6 +1,7 @@
 """The states of the transformations, for those who read or migrate optimizer states."""
 
 from optax_decay.decays.cpr import CprState as CprState
+from optax_decay.decays.toward_initial import TowardInitialState as TowardInitialState
 from optax_decay.norms.hyperball import HyperballState as HyperballState
 from optax_decay.one_bit.adam import OneBitAdamState as OneBitAdamState
 from optax_decay.optimizers.conda import ScaleByCondaState as ScaleByCondaState

@@ -423,6 +423,31 @@ CASES = (
         reduction=True,
     ),
     Case(
+        "adam_hyperball",
+        whole,
+        {"weight_decay": 0.1, "pull": pulls.huber(0.2), "per": "layer"},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "weight_decay": 0.3,
+            "radius": 0.4,
+            "min_direction": 0.9,
+        },
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+    ),
+    Case(
+        "muon_hyperball",
+        whole,
+        {"weight_decay": 0.1},
+        {"learning_rate": 0.05, "momentum": 0.8, "weight_decay": 0.3, "radius": 0.4},
+        ("learning_rate", "weight_decay"),
+        mask=False,  # every form of a mask that decays a hidden matrix contradicts the sphere
+        reduction=True,
+    ),
+    Case(
         "scale_by_muon",
         direction,
         {"shape_scale": of(shape_scales.sqrt_outputs_per_input, at_least=1.2)},
@@ -595,6 +620,21 @@ CASES = (
         {"weight_decay": 0.3},
         reduction=True,
     ),
+    Case(
+        "toward_initial_decay",
+        before_rate,
+        {"weight_decay": 0.5},
+        {"learning_rate": 0.05, "weight_decay": 3.0},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "toward_initial_decay cautious",
+        before_rate,
+        {"weight_decay": 3.0, "cautious": True},
+        {"weight_decay": 1.0},
+        ("weight_decay",),
+    ),
+    Case("soda_decay", last, {}, {"learning_rate": 0.05, "start": 5.0}, ("learning_rate",)),
     Case(
         "stable_decay",
         before_rate,

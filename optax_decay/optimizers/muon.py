@@ -386,7 +386,8 @@ def muon(
             ``scale_by_learning_rate``, such as ``huber_decay(0.1)``.
         mask: which leaves decay (`masks.strengths`).
         axes: what the parameters' axes mean (`axes.signatures`).
-        options: momentum, coefficients, shape_scale and the others of `scale_by_muon`.
+        options: momentum, coefficients, shape_scale, momentum_form, eps, b1, b2, adam_eps, iteration_dtype, stack_axes
+            and param_specs, as in `scale_by_muon`.
 
     >>> import optax_decay
     >>> tx = optax_decay.muon(1e-3, weight_decay=0.1)
@@ -411,7 +412,8 @@ def normuon(
 
     Args:
         learning_rate, weight_decay, mask, axes: as in `muon`.
-        options: output_memory, momentum and the others of `scale_by_normuon`.
+        options: momentum, coefficients, shape_scale, output_memory, momentum_form, eps, b1, b2, adam_eps,
+            iteration_dtype, stack_axes and param_specs, as in `scale_by_normuon`.
 
     >>> import optax_decay
     >>> tx = optax_decay.normuon(1e-3, weight_decay=optax_decay.cautious_decay(0.1, mask="hidden"))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_decay import hyperball
+from optax_decay import adam_hyperball, hyperball, muon_hyperball
 from tests.references import neighbours as reference
 from tests.references import norms
 from tests.support import neighbours, toy
@@ -111,7 +111,7 @@ def test_the_examples_descend():
         optax.scale_by_learning_rate(schedule),
         hyperball(learning_rate=schedule),
     )
-    for tx in (chain,):
+    for tx in (chain, adam_hyperball(schedule), muon_hyperball(schedule)):
         state, w = tx.init(weights), weights
         step = jax.jit(tx.update)
         for _ in range(60):
