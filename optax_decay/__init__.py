@@ -77,6 +77,11 @@ from optax_decay.optimizers.sophia import sophia_g as sophia_g
 from optax_decay.optimizers.sophia import sophia_h as sophia_h
 from optax_decay.width.scaled import mup_adamw as mup_adamw
 
+# One optimizer per role.
+from optax_decay.optimizers.by_role import RoleTable as RoleTable
+from optax_decay.optimizers.by_role import by_role as by_role
+from optax_decay.optimizers.by_role import role_table as role_table
+
 # Low precision.
 from optax_decay.stepping.low_precision import apply_updates as apply_updates
 from optax_decay.stepping.low_precision import kahan_apply_updates as kahan_apply_updates

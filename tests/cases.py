@@ -240,6 +240,16 @@ def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
+def roles(given: Given) -> dict[Any, Link | None]:
+    """An optimizer for each role; vectors are frozen, but for one that a rule exempts."""
+    return {
+        "hidden": optax_decay.muon_hyperball(given.learning_rate, axes=given.axes),
+        ("head", "embedding"): optax.adamw(given.learning_rate, weight_decay=0.2),
+        "bias": optax.sgd(given.learning_rate),
+        "vector": None,
+    }
+
+
 CASES = (
     Case(
         "decay",
@@ -445,6 +455,15 @@ CASES = (
         {"learning_rate": 0.05, "momentum": 0.8, "weight_decay": 0.3, "radius": 0.4},
         ("learning_rate", "weight_decay"),
         mask=False,  # every form of a mask that decays a hidden matrix contradicts the sphere
+        reduction=True,
+    ),
+    Case(
+        "by_role",
+        whole,
+        {"transforms": From(roles), "rules": ((r"bias", "bias"),)},
+        {"learning_rate": 0.05},
+        ("learning_rate",),
+        mask=False,
         reduction=True,
     ),
     Case(
