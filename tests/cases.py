@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, pulls, shape_scales, thresholds
+from optax_decay import bounds, couplings, newton, pulls, shape_scales, thresholds
 from tests.support import toy
 
 RATE = 0.03
@@ -177,6 +177,8 @@ class Case:
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
         steps: updates per check; enough to pass every refresh and phase.
+        others: for arguments of this factory alone that are not numbers, other values, of which one must matter;
+            `test_nothing_is_ignored.py` knows those of the arguments that several factories share.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Case:
     mask: bool = True
     reduction: bool = False
     steps: int = 6
+    others: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -240,15 +243,43 @@ def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
-def roles(given: Given) -> dict[Any, Link | None]:
-    """An optimizer for each role; vectors are frozen, but for one that a rule exempts."""
-    return {
+def roles(given: Given) -> dict[str, Link | None]:
+    """An optimizer for each role of the model; vectors are frozen."""
+    optimizers = {
         "hidden": optax_decay.muon_hyperball(given.learning_rate, axes=given.axes),
-        ("head", "embedding"): optax.adamw(given.learning_rate, weight_decay=0.2),
-        "bias": optax.sgd(given.learning_rate),
+        "head": optax.adamw(given.learning_rate, weight_decay=0.2),
+        "embedding": optax.sgd(given.learning_rate),
         "vector": None,
     }
+    signatures = optax_decay.axes.signatures(given.axes, given.params).values()
+    return {role: optimizers[role] for role in sorted({s.role for s in signatures})}
 
+
+# Other values of arguments that are no numbers, for the two rows of one rule.
+CONDA = {"side": ("smaller_or_outputs", "inputs", "outputs"), "basis": ("svd", "eigh")}
+MUON = {
+    "coefficients": (newton.polar_express(3), newton.triple((2.0, -1.5, 0.5))),
+    "shape_scale": (shape_scales.one(), shape_scales.sqrt_larger_side(0.3)),
+    "momentum_form": ("plain", "nesterov", "bias_corrected_nesterov"),
+    "iteration_dtype": ("bfloat16",),
+}
+NORMS = {
+    "per": ("leaf", "output", "matrix"),
+    "radius": (0.3, 0.4),
+    "rule": ("norm", "first_order"),
+    "sphere": (("hidden", "head"), "head"),
+}
+ROOT = {
+    "threshold": (newton.quantile(0.6), None),
+    "coefficients": (newton.released(4), newton.triple((2.0, -1.5, 0.5))),
+    "iteration_dtype": ("bfloat16",),
+}
+ONE_BIT = {
+    "layout": ("flat", "per_leaf"),
+    "compress": ("head", ("vector", "hidden")),
+    "bias_correction": ("frozen_variance", False, True),
+    "largest_direction": (1.0, 0.5),
+}
 
 CASES = (
     Case(
@@ -347,6 +378,7 @@ CASES = (
         on_one_worker(direction),
         {"axis_name": "worker", "warmup_steps": 3, "bias_correction": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "warmup_steps": 2},
+        others=ONE_BIT,
     ),
     Case(
         "one_bit_adam",
@@ -354,13 +386,14 @@ CASES = (
         {"axis_name": "worker", "warmup_steps": 3, "weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
+        others=ONE_BIT,
     ),
     Case(
         "scale_by_sophia",
         direction,
         {
-            "update_interval": 2,
-            "refresh": "optax",
+            "refresh_every": 2,
+            "refresh_after_update": True,
             "bias_correction": True,
             "gamma": 1.0,
             "b2": 0.5,
@@ -378,7 +411,7 @@ CASES = (
     Case(
         "sophia_g",
         whole,
-        {"update_interval": 3, "gamma": 1.0, "b2": 0.5},
+        {"refresh_every": 3, "gamma": 1.0, "b2": 0.5},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -387,7 +420,7 @@ CASES = (
             "weight_decay": 0.3,
             "gamma": 2.0,
             "clip_threshold": 0.5,
-            "update_interval": 2,
+            "refresh_every": 2,
         },
         ("learning_rate", "weight_decay"),
         extra=curvature,
@@ -396,7 +429,7 @@ CASES = (
     Case(
         "sophia_h",
         whole,
-        {"update_interval": 3, "b2": 0.5},
+        {"refresh_every": 3, "b2": 0.5},
         {"weight_decay": 0.3, "gamma": 2.0},
         ("weight_decay",),
         extra=curvature,
@@ -415,6 +448,7 @@ CASES = (
             "scale": 0.5,
         },
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "conda",
@@ -431,6 +465,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=CONDA,
     ),
     Case(
         "adam_hyperball",
@@ -447,6 +482,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=NORMS,
     ),
     Case(
         "muon_hyperball",
@@ -456,15 +492,20 @@ CASES = (
         ("learning_rate", "weight_decay"),
         mask=False,  # every form of a mask that decays a hidden matrix contradicts the sphere
         reduction=True,
+        others={**MUON, **NORMS},
     ),
     Case(
         "by_role",
         whole,
-        {"transforms": From(roles), "rules": ((r"bias", "bias"),)},
+        {"transforms": From(roles)},
         {"learning_rate": 0.05},
         ("learning_rate",),
         mask=False,
         reduction=True,
+        others={
+            "transforms": ({("hidden", "head", "embedding", "vector"): optax.sgd(0.1)},),
+            "rules": (((r"bias", "head"),), ((r"head", "hidden"),)),
+        },
     ),
     Case(
         "scale_by_muon",
@@ -472,6 +513,7 @@ CASES = (
         {"shape_scale": of(shape_scales.sqrt_outputs_per_input, at_least=1.2)},
         {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "shape_scale.at_least": 2.5},
         reduction=True,
+        others=MUON,
     ),
     Case(
         "muon",
@@ -489,6 +531,7 @@ CASES = (
         },
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=MUON,
     ),
     Case(
         "scale_by_normuon",
@@ -496,6 +539,7 @@ CASES = (
         {"shape_scale": shape_scales.one(), "momentum_form": "bias_corrected_nesterov"},
         {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "output_memory": 0.5},
         reduction=True,
+        others=MUON,
     ),
     Case(
         "normuon",
@@ -504,24 +548,25 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3, "output_memory": 0.5, "adam_eps": 1e-2},
         ("learning_rate", "weight_decay"),
         reduction=True,
+        others=MUON,
     ),
     Case(
         "scale_by_root",
         direction,
-        {"coefficients": "polar_express", "threshold": 0.2},
+        {"coefficients": newton.polar_express(), "threshold": 0.2},
         {"learning_rate": 0.05, "momentum": 0.8, "threshold": 0.1, "update_rms": 0.3},
-        static=("ns_steps",),
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "root",
         whole,
-        {},
+        {"threshold": of(newton.quantile), "coefficients": of(newton.published)},
         {
             "learning_rate": 0.05,
             "momentum": 0.8,
-            "quantile": 0.6,
-            "ns_steps": 4,
+            "threshold.q": 0.6,
+            "coefficients.steps": 4,
             "weight_decay": 0.3,
             "update_rms": 0.3,
             "b1": 0.8,
@@ -529,8 +574,8 @@ CASES = (
             "eps": 1e-2,
         },
         ("learning_rate", "weight_decay"),
-        static=("ns_steps",),
         reduction=True,
+        others=ROOT,
     ),
     Case(
         "width_scaled_decay",
@@ -587,6 +632,7 @@ CASES = (
         {"weight_decay": 0.3},
         ("weight_decay",),
         static=("p",),
+        others={"p": (1.2, 1.7)},
     ),
     Case(
         "lp_proximal_decay",
@@ -595,6 +641,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         static=("p",),
+        others={"p": (1.2, 1.7), "linearize_at": ("old", "new")},
     ),
     Case(
         "elastic_net_decay",
@@ -623,6 +670,7 @@ CASES = (
         {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
+        others={"normalized": ("head", "hidden")},
     ),
     Case(
         "target_norm_decay",
@@ -725,6 +773,7 @@ CASES = (
         {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
+        others={"bound": (bounds.uniform(0.4), bounds.dependent(0.5)), "measure": ("l1", "std")},
     ),
     Case(
         "cpr_decay inflection",
@@ -741,6 +790,7 @@ CASES = (
         ("learning_rate",),
         mask=False,
         reduction=True,
+        others=NORMS,
     ),
     Case(
         "hyperball radius",
@@ -759,6 +809,7 @@ CASES = (
         ("learning_rate",),
         mask=False,
         reduction=True,
+        others=NORMS,
     ),
     Case(
         "radial_brake first_order",
@@ -777,6 +828,7 @@ CASES = (
         ("learning_rate",),
         mask=False,
         reduction=True,
+        others=NORMS,
     ),
     Case(
         "relative_update_floor",
@@ -786,12 +838,13 @@ CASES = (
         ("learning_rate",),
         mask=False,
         reduction=True,
+        others=NORMS,
     ),
     Case(
         "rotational_update",
         in_place_of_rate,
         {},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "average": 0.5, "eps": 1.0},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "memory": 0.5, "eps": 1.0},
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
@@ -800,10 +853,18 @@ CASES = (
         "rotational_adamw",
         whole,
         {},
-        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "weight_decay": 0.3,
+            "memory": 0.5,
+        },
         ("learning_rate", "weight_decay"),
         mask=False,
         reduction=True,
+        others={"decay_mask": ("vector", None)},
     ),
     Case(
         "skip_on_spike",
@@ -814,5 +875,6 @@ CASES = (
         extra=with_loss,
         mask=False,
         reduction=True,
+        others={"inner": (optax.sgd(0.1),), "window": (6, 8)},
     ),
 )

@@ -46,7 +46,7 @@ from optax_decay.product.per_matrix import (
     accumulator_dtype,
     slice_mean,
 )
-from optax_decay.product.product import by_path
+from optax_decay.product.product import by_path, resolver
 
 
 def _sigmoid(z: jax.Array, sharpness: Any) -> jax.Array:
@@ -79,7 +79,7 @@ def adadecay(
     """
     check("sharpness", sharpness, 0.0, open_low=True)
     inner = decay(weight_decay, **options)
-    axes = options.get("axes")
+    signatures_of = resolver(None, options.get("axes"))
 
     def scaled(w: jax.Array, g: jax.Array, signature: axes_lib.Signature) -> jax.Array:
         size = jnp.abs(g).astype(accumulator_dtype(g.dtype))
@@ -95,7 +95,7 @@ def adadecay(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:
             return inner.update(updates, state, params, **extra)
-        signatures = axes_lib.signatures(axes, params)
+        signatures = signatures_of(params).signatures
         given = extra.get("gradients")
         gradients = by_path(updates if given is None else given)
 

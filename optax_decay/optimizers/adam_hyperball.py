@@ -30,7 +30,6 @@ from optax_decay.optimizers import shape_scales
 from optax_decay.optimizers.muon import MuonOptions, scale_by_muon
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
-from optax_decay.parameters.paths import path_string
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, decay, in_order
 
@@ -47,6 +46,7 @@ def adam_hyperball(
     eps: float | jax.Array = 1e-8,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: masks.Mask = "head",
     sphere: masks.Mask = "hidden",
     radius: float | jax.Array | None = None,
     per: str = "matrix",
@@ -54,7 +54,7 @@ def adam_hyperball(
     axes: axes_lib.Axes = None,
     **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamH: Adam on the sphere of every hidden matrix, and Adam with an optional decay elsewhere.
+    """AdamH: Adam on the sphere of every hidden matrix, and Adam elsewhere, with a decay of the head if asked for.
 
     Published rates of AdamH and MuonH are 0.0025 to 0.02, falling to zero over the whole run: nothing else makes the
     steps smaller. For other rates on and off the sphere, see `by_role`.
@@ -62,11 +62,12 @@ def adam_hyperball(
     Args:
         learning_rate: η, a number or schedule.
         b1, b2, eps: as in ``optax.adam``.
-        weight_decay: λ, a number or schedule. By default of the head and of hidden matrices that are off the sphere.
+        weight_decay: λ, a number or schedule.
+        mask: which leaves decay, as in `decay`.
         sphere: which leaves keep their norm, as `mask` of `hyperball`; they must be matrices.
         radius, per, min_direction: as in `hyperball`.
         axes: what the parameters' axes mean (`axes.signatures`).
-        options: pull, multiplier, cautious, mask, coupling, metrics of the decay, as in `decay`.
+        options: pull, multiplier, cautious, coupling and metrics of the decay, as in `decay`.
 
     Returns:
         A transformation whose ``update`` needs params.
@@ -87,7 +88,8 @@ def adam_hyperball(
         axes=axes,
     )
     adam = optax.scale_by_adam(b1, b2, eps)
-    return _assemble(adam, on_sphere, learning_rate, weight_decay, sphere, axes, options)
+    chosen: DecayOptions = {"mask": mask, "axes": axes, **options}
+    return _assemble(adam, on_sphere, learning_rate, weight_decay, sphere, chosen)
 
 
 @passes_options_to(scale_by_muon, "shape_scale")
@@ -96,6 +98,7 @@ def muon_hyperball(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: masks.Mask = "head",
     sphere: masks.Mask = "hidden",
     radius: float | jax.Array | None = None,
     per: str = "matrix",
@@ -103,15 +106,15 @@ def muon_hyperball(
     axes: axes_lib.Axes = None,
     **options: Unpack[MuonHyperballOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """MuonH: Muon on the sphere of every hidden matrix, and Adam with an optional decay elsewhere.
+    """MuonH: Muon on the sphere of every hidden matrix, and Adam elsewhere, with a decay of the head if asked for.
 
     There is no shape scale, because the sphere reads the direction only.
 
     Args:
-        learning_rate, weight_decay, sphere, radius, per, axes: as in `adam_hyperball`.
+        learning_rate, weight_decay, mask, sphere, radius, per, axes: as in `adam_hyperball`.
         min_direction: as in `hyperball`. It compares with the RMS of an orthogonal factor, ``1/sqrt(max(in, out))``.
         options: momentum, coefficients, momentum_form, eps, b1, b2, adam_eps, iteration_dtype, stack_axes and
-            param_specs as in `scale_by_muon`; pull, multiplier, cautious, mask, coupling and metrics as in `decay`.
+            param_specs as in `scale_by_muon`; pull, multiplier, cautious, coupling and metrics as in `decay`.
 
     Returns:
         A transformation whose ``update`` needs params.
@@ -122,7 +125,7 @@ def muon_hyperball(
     >>> import optax, optax_decay
     >>> tx = optax_decay.muon_hyperball(optax.linear_schedule(0.02, 0.0, 1000))
     """
-    names = DecayOptions.__annotations__
+    names = set(DecayOptions.__annotations__)
     of_decay: Any = {name: value for name, value in options.items() if name in names}
     of_muon: Any = {name: value for name, value in options.items() if name not in names}
     on_sphere = hyperball(
@@ -135,7 +138,8 @@ def muon_hyperball(
         param_specs=of_muon.get("param_specs"),
     )
     direction = scale_by_muon(shape_scale=shape_scales.one(), axes=axes, **of_muon)
-    return _assemble(direction, on_sphere, learning_rate, weight_decay, sphere, axes, of_decay)
+    chosen: DecayOptions = {"mask": mask, "axes": axes, **of_decay}
+    return _assemble(direction, on_sphere, learning_rate, weight_decay, sphere, chosen)
 
 
 def _assemble(
@@ -144,7 +148,6 @@ def _assemble(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Any,
     sphere: masks.Mask,
-    axes: axes_lib.Axes,
     options: DecayOptions,
 ) -> optax.GradientTransformationExtraArgs:
     """Direction, decay, learning rate and sphere, with a check at ``init`` that they do not contradict each other."""
@@ -155,27 +158,19 @@ def _assemble(
         )
     check("weight_decay", weight_decay, 0.0)
 
-    def strengths(mask: masks.Mask, params: Any) -> dict[str, float]:
-        return masks.strengths(mask, params, axes_lib.signatures(axes, params))
-
-    def off_sphere(params: Any) -> Any:
-        decays, on = strengths(masks.MATRICES, params), strengths(sphere, params)
-
-        def value(key: Any, leaf: Any) -> float:
-            return 0.0 if on[path_string(key)] else decays[path_string(key)]
-
-        return jax.tree_util.tree_map_with_path(value, params)
-
-    chosen: DecayOptions = {"mask": off_sphere, **options}
     rates = optax.scale_by_learning_rate(learning_rate)
-    chain = in_order(chosen, direction, decay(weight_decay, axes=axes, **chosen), rates)
+    chain = in_order(options, direction, decay(weight_decay, **options), rates)
     chain = optax.chain(chain, on_sphere)
-    pull = chosen.get("pull")
-    radial = (pull is None or pull.name == "l2") and not chosen.get("cautious")
+    pull = options.get("pull")
+    radial = (pull is None or pull.name == "l2") and not options.get("cautious")
+    nothing = isinstance(weight_decay, int | float) and weight_decay == 0
 
     def init(params: Any) -> Any:
-        if radial and "mask" in options:
-            on, decays = strengths(sphere, params), strengths(options["mask"], params)
+        if radial and not nothing:
+            signatures = axes_lib.signatures(options["axes"], params)
+            on, decays = (
+                masks.strengths(mask, params, signatures) for mask in (sphere, options["mask"])
+            )
             both = [path for path in on if on[path] and decays[path]]
             if both:
                 raise ValueError(

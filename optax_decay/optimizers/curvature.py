@@ -70,10 +70,13 @@ def refresh_is_due(
 def check_refresh_every(refresh_every: int | jax.Array) -> None:
     """Raises ValueError unless `refresh_every` is a whole number of steps, or traced."""
     check("refresh_every", refresh_every, 1)
-    if not isinstance(refresh_every, jax.core.Tracer) and int(refresh_every) != refresh_every:
+    if isinstance(refresh_every, jax.core.Tracer):
+        return
+    steps = float(refresh_every)
+    if int(steps) != steps:
         raise ValueError(
             f"refresh_every={refresh_every!r} is not a whole number of steps; "
-            f"the nearest is {max(1, round(float(refresh_every)))}."
+            f"the nearest is {max(1, round(steps))}."
         )
 
 

@@ -289,11 +289,28 @@ def rotational_adamw(
         axes: what the parameters' axes mean (`axes.signatures`).
         options: memory, zero_mean, per_neuron, as in `rotational_update`.
 
+    Raises:
+        ValueError: as in `rotational_update`; at ``init``, a leaf that is in both masks. Rotation keeps its norm, so
+            its decay would be ignored.
+
     >>> import optax_decay
     >>> tx = optax_decay.rotational_adamw(1e-3, weight_decay=0.1)
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.scale_by_adam(b1, b2, eps),
         decay(weight_decay, mask=decay_mask, axes=axes),
         rotational_update(learning_rate, weight_decay, b1, mask=mask, axes=axes, **options),
     )
+
+    def init(params: Any) -> Any:
+        signatures = axes_lib.signatures(axes, params)
+        decayed, rotated = (masks.strengths(m, params, signatures) for m in (decay_mask, mask))
+        both = [path for path in signatures if decayed[path] and rotated[path]]
+        if both:
+            raise ValueError(
+                f"{both[0]!r} and {len(both) - 1} more parameters are in mask and in decay_mask. Rotation keeps the "
+                "norm of a parameter, so its decay would be ignored: leave it out of one of the two."
+            )
+        return chain.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, chain.update)

@@ -351,7 +351,8 @@ def sophia_h(
 
     Args:
         learning_rate, gamma: as in `sophia_g`.
-        options: all other arguments of `sophia_g`.
+        options: weight_decay, mask, axes, b1, b2, eps, clip_threshold, refresh_every, mu_dtype, bias_correction,
+            refresh_after_update, key, as in `sophia_g`.
 
     >>> import optax_decay
     >>> tx = optax_decay.sophia_h(6e-4, weight_decay=0.2, bias_correction=True)

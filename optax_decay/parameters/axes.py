@@ -26,6 +26,7 @@ no rule matches raises, and so does a rule that matches no parameter: a silent m
 """
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -71,28 +72,28 @@ class Signature:
     role: str
     source: str
 
-    @property
+    @functools.cached_property
     def is_matrix(self) -> bool:
         return bool(self.inputs) and bool(self.outputs)
 
-    @property
+    @functools.cached_property
     def batch_shape(self) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in self.batch)
 
-    @property
+    @functools.cached_property
     def fan_in(self) -> int:
         return math.prod(self.shape[i] for i in self.inputs)
 
-    @property
+    @functools.cached_property
     def fan_out(self) -> int:
         return math.prod(self.shape[i] for i in self.outputs)
 
-    @property
+    @functools.cached_property
     def matrix_shape(self) -> tuple[int, int, int]:
         """``(batch, fan_in, fan_out)``, the shape of the matrix view."""
         return math.prod(self.batch_shape), self.fan_in, self.fan_out
 
-    @property
+    @functools.cached_property
     def reduced(self) -> tuple[int, ...]:
         """The dimensions of one slice: all but the batch axes."""
         return tuple(i for i in range(len(self.shape)) if i not in self.batch)

@@ -27,7 +27,7 @@ from optax_decay.parameters.arguments import check
 from optax_decay.product import couplings, masks, pulls
 from optax_decay.product.couplings import Coupling, check_coupling, now
 from optax_decay.product.per_matrix import PerMatrix
-from optax_decay.product.product import DecayState, Product, by_path
+from optax_decay.product.product import DecayState, Product
 from optax_decay.product.pulls import Pull, check_pull
 
 Multiplier = PerMatrix | Sequence[PerMatrix] | None
@@ -66,10 +66,10 @@ class LowPrecisionDecayWarning(UserWarning):
 
 def _warn_if_lost(params: Any, product: Product, shrink: Any) -> None:
     """Warns of decayed weights in 16 bits, unless the shrink per step is known and large enough to act."""
-    signatures, _ = product.decayed(params)
+    paths, signatures, _ = product.resolved(params)
     low = [
         path
-        for path, w in by_path(params).items()
+        for path, w in zip(paths, jax.tree.leaves(params))
         if path in signatures and jnp.finfo(w.dtype).bits == 16
     ]
     if low and not (isinstance(shrink, int | float) and shrink >= 2.0**-9):

@@ -27,6 +27,12 @@ class Metrics(NamedTuple):
     beyond: jax.Array
 
 
+def no_metrics(signature: axes_lib.Signature, dtype: jax.typing.DTypeLike) -> Metrics:
+    """Zeros, before the first update: five arrays, because a donated buffer must not appear twice."""
+    shape, real = signature.batch_shape, accumulator_dtype(dtype)
+    return Metrics(*(jnp.zeros(shape, real) for _ in Metrics._fields))
+
+
 def measure(
     signature: axes_lib.Signature, coefficient: Any, term: Any, update: Any, w: Any, delta: Any
 ) -> Metrics:

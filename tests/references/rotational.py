@@ -13,8 +13,8 @@ def centred(w):
 class Rotation:
     """Call with weights, Adam's direction and ρ to get the new weights. Whole matrices: pass them as one row."""
 
-    def __init__(self, average, eps, zero_mean):
-        self.average, self.eps, self.zero_mean = average, eps, zero_mean
+    def __init__(self, memory, eps, zero_mean):
+        self.memory, self.eps, self.zero_mean = memory, eps, zero_mean
         self.norm, self.square, self.step = None, 0.0, 0
 
     def __call__(self, p, d, angle):
@@ -25,7 +25,7 @@ class Rotation:
             d = d - d.mean(axis=1, keepdims=True)
         d = d - p * (np.sum(d * p, axis=1, keepdims=True) / self.norm**2)
         now = np.sum(d * d, axis=1, keepdims=True)
-        self.square = (1 - self.average) * now + self.average * self.square
-        typical = np.sqrt(self.square / (1 - self.average**self.step))
+        self.square = (1 - self.memory) * now + self.memory * self.square
+        typical = np.sqrt(self.square / (1 - self.memory**self.step))
         new = p - angle * (d / (self.eps + typical)) * self.norm
         return new * self.norm / np.linalg.norm(new, axis=1, keepdims=True)

@@ -36,7 +36,7 @@ def official(
 
 def general(
     w, gradient, diagonal, steps, *, learning_rate, b1, b2, gamma, eps, clip, k, weight_decay,
-    bias_correction, refresh,
+    bias_correction, after_update,
 ):  # fmt: skip
     """The same with an estimate of any sign, either phase, and optax's bias correction. Result as in `official`."""
     w = np.array(w, np.float64)
@@ -44,7 +44,7 @@ def general(
     history = []
     for t in range(steps):
         g, old = gradient(w, t), w
-        if refresh == "official" and t > 0 and t % k == 0:
+        if not after_update and t > 0 and t % k == 0:
             h = b2 * h + (1 - b2) * diagonal(w, t)
         m = b1 * m + (1 - b1) * g
         m_hat = m / (1 - b1 ** (t + 1)) if bias_correction else m
@@ -53,7 +53,7 @@ def general(
         u = np.where(np.abs(u) > clip, clip * np.sign(m_hat), u)
         win_rate = np.mean(np.abs(m_hat) < clip * scale)
         w = w - learning_rate * (u + weight_decay * w)
-        if refresh == "optax" and t % k == 0:
+        if after_update and t % k == 0:
             h = b2 * h + (1 - b2) * diagonal(old, t)
         history.append((w, win_rate, h))
     return history

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_decay.one_bit import compression as sc
+from optax_decay.one_bit import compression
 from optax_decay.one_bit.adam import scale_by_one_bit_adam
 from tests.references.one_bit_adam import Collective, padded
 from tests.support import workers
@@ -23,7 +23,7 @@ def run(xs, worker, server, count, **options):
 
     def body(*parts):
         parts = [[x[0] for x in part] for part in parts]
-        means, *errors = sc.sign_compressed_means(*parts, "data")
+        means, *errors = compression.sign_compressed_means(*parts, "data")
         return means, *([e[None] for e in part] for part in errors)
 
     step = jax.shard_map(
@@ -83,10 +83,10 @@ def test_nothing_is_lost():
 
 def test_zeros_of_either_sign_count_as_positive():
     z = jnp.array([[0.0, -0.0, 3.0, -3.0, 0.0, -0.0, -3.0, 3.0]])
-    packed, scale, error = jax.jit(sc.encode)(z)
+    packed, scale, error = jax.jit(compression.encode)(z)
     np.testing.assert_array_equal(packed, [[0b11101101]])
     assert scale == np.float32(np.sqrt(36 / 8))
-    decoded = sc.decode(packed, scale)
+    decoded = compression.decode(packed, scale)
     assert np.all(np.asarray(decoded)[0, [0, 1, 4, 5]] > 0)
     np.testing.assert_allclose(error, z - decoded, rtol=1e-7)
 
@@ -97,14 +97,14 @@ def test_sum_of_decoded_rows(count):
     packed = rng.integers(0, 256, (count, 3, 5), dtype=np.uint8)
     scales = rng.random((count, 3)).astype(np.float32)
     signs = 2.0 * np.unpackbits(packed, axis=-1) - 1
-    total = jax.jit(sc.decode_sum)(packed, scales)
+    total = jax.jit(compression.decode_sum)(packed, scales)
     want = np.einsum("ns,nsp->sp", scales.astype(np.float64), signs)
     np.testing.assert_allclose(total, want, atol=count * 2.0**-24 * scales.sum())
 
 
 @pytest.mark.parametrize(("size", "count"), [(6, 4), (65, 8), (64, 8), (1, 3), (1000, 12)])
 def test_padding(size, count):
-    total = sc.padded_size(size, count)
+    total = compression.padded_size(size, count)
     assert total == padded(size, count) >= size
     assert total % count == 0 and (total // count) % 8 == 0 and total - size < count * 8 * count
 
@@ -125,7 +125,7 @@ def test_workers_may_span_two_axes():
     e = [np.zeros((8, 1, total), np.float32), np.zeros((8, 1, total // 8), np.float32)]
 
     def body(axis, x, worker, server):
-        means, *_ = sc.sign_compressed_means([x[0]], [worker[0]], [server[0]], axis)
+        means, *_ = compression.sign_compressed_means([x[0]], [worker[0]], [server[0]], axis)
         return means[0]
 
     results = []

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from optax_decay.one_bit import compression as sc
+from optax_decay.one_bit import compression
 from optax_decay.one_bit.adam import OneBitAdamState, one_bit_adam, scale_by_one_bit_adam
-from optax_decay.one_bit.freeze import VarianceCriterion
 from optax_decay.one_bit.state import change_workers, one_bit_phase, state_partition_specs
+from optax_decay.one_bit.warmup import VarianceCriterion
 from tests.references.one_bit_adam import OneBitAdam
 from tests.support import workers
 
@@ -109,7 +109,7 @@ def test_states_that_cannot_be_converted_are_refused():
     assert "reset" in change_workers(state, flat, report=None)[1]
     with pytest.raises(ValueError, match="different chains or parameters"):
         change_workers(state, other)
-    with pytest.raises(ValueError, match="allowed: reset, redistribute"):
+    with pytest.raises(ValueError, match="allowed: 'reset', 'redistribute'"):
         change_workers(state, flat, "keep")
     with pytest.raises(ValueError, match="holds no OneBitAdamState"):
         one_bit_phase(optax.adam(0.1).init(params))
@@ -222,11 +222,11 @@ def test_fsdp_inside_a_slice(layout, manual, as_for_users):
     assert not wide, "nothing but the exchange between slices may cross devices"
 
 
-def test_automatic_freeze_counts_all_shards():
+def test_the_criterion_counts_all_shards():
     params, grads = hierarchical_case(30)
     mesh = workers.mesh_of(2, 4, names=("slice", "fsdp"))
     tx = scale_by_one_bit_adam(
-        "slice", VarianceCriterion(min_steps=2, every=5), b2=0.8, param_specs=SPECS, mesh=mesh
+        "slice", VarianceCriterion(min_steps=2, check_every=5), b2=0.8, param_specs=SPECS, mesh=mesh
     )
     placed = state_partition_specs(jax.eval_shape(tx.init, params), "slice", SPECS)
     state = jax.jit(jax.shard_map(tx.init, mesh=mesh, in_specs=(SPECS,), out_specs=placed))(params)
@@ -242,7 +242,7 @@ def test_automatic_freeze_counts_all_shards():
             step({k: g[t].astype(np.float32) for k, g in grads.items()}, state)
         )
         v = {k: 0.8 * v[k] + 0.2 * g[t].mean(0) ** 2 for k, g in grads.items()}
-    np.testing.assert_allclose(state.look.norm, sum(x.sum() for x in v.values()), rtol=1e-5)
+    np.testing.assert_allclose(state.last_check.norm, sum(x.sum() for x in v.values()), rtol=1e-5)
 
 
 # What is refused.
@@ -262,7 +262,7 @@ def inside(tx, params, grads_of, specs=None):
         placed = state_partition_specs(state, "data")
         if specs != jax.P():  # momenta and errors sharded alike
             placed = jax.tree.map(lambda _: specs, placed, is_leaf=lambda x: isinstance(x, jax.P))
-            placed = placed._replace(count=jax.P(), freeze_count=jax.P(), look=jax.P())
+            placed = placed._replace(count=jax.P(), warmup_end=jax.P(), last_check=jax.P())
 
         def update(params, state):
             return tx.update(grads_of(params), state, params)[0]
@@ -278,7 +278,7 @@ def inside(tx, params, grads_of, specs=None):
 
 def own_gradient(params):
     return jax.grad(lambda p: jnp.sum(p["w"] ** 2) * (1 + jax.lax.axis_index("data")))(
-        sc.local_params(params, "data")
+        compression.local_params(params, "data")
     )
 
 
@@ -320,8 +320,8 @@ def test_momenta_split_over_an_axis_that_is_not_named_are_refused():
 
     def update(params):
         state = tx.init(params)
-        mu = sc.local_params(state.mu, "fsdp")
-        grads = sc.local_params(params, ("data", "fsdp"))
+        mu = compression.local_params(state.mu, "fsdp")
+        grads = compression.local_params(params, ("data", "fsdp"))
         return tx.update(grads, state._replace(mu=mu), params)[0]
 
     with pytest.raises(ValueError, match=r"split over 'fsdp'.*param_specs"):
@@ -339,8 +339,8 @@ def test_momenta_split_over_an_axis_that_is_not_named_are_refused():
         ({"eps": -1e-8}, r"eps=-1e-08"),
         ({"warmup_steps": 0}, r"warmup_steps=0"),
         ({"variance_floor": -1.0}, r"variance_floor=-1.0"),
-        ({"layout": "per_tensor"}, r"layout='per_tensor'.*nearest: 'per_leaf'"),
-        ({"compress": "matrix"}, r"'matrix' is not a role"),
+        ({"layout": "per_tensor"}, r"layout='per_tensor'.*did you mean 'per_leaf'"),
+        ({"compress": "matrix"}, r"mask='matrix' is not known"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -349,7 +349,7 @@ def test_bad_arguments(options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"min_steps": 0}, {"ratio": 1.1}, {"growth": 0.9}, {"every": 0}]
+    "options", [{"min_steps": 0}, {"min_ratio": 1.1}, {"max_ratio": 0.9}, {"check_every": 0}]
 )
 def test_bad_criteria(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -398,5 +398,5 @@ def test_low_precision_gradients_unknown_arguments_and_traced_numbers():
         updates, state = jax.block_until_ready(step(state, {k: g[t] for k, g in grads.items()}))
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
-    assert int(state.inner_state.freeze_count) == 2
+    assert int(state.inner_state.warmup_end) == 2
     assert all(np.all(np.isfinite(np.asarray(x, np.float32))) for x in jax.tree.leaves(updates))

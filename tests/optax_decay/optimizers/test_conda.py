@@ -71,7 +71,7 @@ def run(tx, weights, grads, dtype=jnp.float32, **extra):
 def expected(weights, grads, lr, **options):
     """The reference's weights after each step, in our layout."""
     adam = {k: v for k, v in options.items() if k in ("b1", "b2", "eps", "weight_decay")}
-    side_of = {"square": options.pop("square_side", "inputs")}
+    side_of = {"square": options.pop("side", "smaller_or_inputs").removeprefix("smaller_or_")}
     history = [{} for _ in grads]
 
     def record(name, values):
@@ -107,7 +107,7 @@ SETTINGS = {
     "decay": dict(b2=0.999, gap=5, scale=1.0, weight_decay=0.1),
     "every step": dict(b1=0.8, b2=0.95, gap=1, scale=0.5),
     "large eps": dict(b2=0.99, eps=1e-2, gap=4, scale=0.25, weight_decay=0.01),
-    "output side": dict(b2=0.99, gap=3, scale=0.25, square_side="outputs"),
+    "output side": dict(b2=0.99, gap=3, scale=0.25, side="smaller_or_outputs"),
 }
 
 
@@ -149,11 +149,11 @@ def test_trajectory_float64(name, basis):
 
 
 def test_decay_before_the_update_is_adamw():
-    """``decay_after_update=False`` differs from the released order by η²λu, and only by that."""
+    """A transformation differs from the released order by η²λu, and only by that."""
     weights, grads = tree(0), gradients(steps=1)
-    options = dict(weight_decay=0.5, mask=None, axes=AXES)
-    before, _ = run(conda(0.1, decay_after_update=False, **options), weights, grads)
-    after, _ = run(conda(0.1, decay_after_update=True, **options), weights, grads)
+    link = optax_decay.decay(0.5)
+    before, _ = run(conda(0.1, weight_decay=link, axes=AXES), weights, grads)
+    after, _ = run(conda(0.1, weight_decay=0.5, mask=None, axes=AXES), weights, grads)
     plain, _ = run(conda(0.1, weight_decay=0.0, mask=None, axes=AXES), weights, grads)
     for leaf, w in weights.items():
         u = (w - plain[0][leaf]) / 0.1
@@ -257,16 +257,20 @@ def test_sides():
     weights, grads = {"wide": tree(0)["wide"]}, [{"wide": g["wide"]} for g in gradients(steps=3)]
     axes = (("wide", "A -> B"),)
     history = {}
-    for side in ("std", "right"):
+    for side in ("smaller_or_inputs", "inputs"):
         tx = scale_by_conda(side=side, axes=axes)
         history[side], state = run(tx, weights, grads)
         assert state.basis["wide"].shape == (11, 11)
-    np.testing.assert_array_equal(history["std"][-1]["wide"], history["right"][-1]["wide"])
-    with pytest.raises(ValueError, match=r"side='left' .* larger side of 'wide' \(11 inputs, 23"):
-        scale_by_conda(side="left", axes=axes).init(cast(weights, jnp.float32))
+    np.testing.assert_array_equal(
+        history["smaller_or_inputs"][-1]["wide"], history["inputs"][-1]["wide"]
+    )
+    with pytest.raises(
+        ValueError, match=r"side='outputs' .* larger side of 'wide' \(11 inputs, 23"
+    ):
+        scale_by_conda(side="outputs", axes=axes).init(cast(weights, jnp.float32))
     square = {"w": jnp.asarray(tree(0)["square"], jnp.float32)}
-    for sides in (("std", "outputs"), ("left", "inputs")):
-        tx = scale_by_conda(side=sides[0], square_side=sides[1], axes=(("w", "A -> B"),))
+    for side in ("smaller_or_outputs", "outputs"):
+        tx = scale_by_conda(side=side, axes=(("w", "A -> B"),))
         _, state = tx.update(square, tx.init(square))
         m = np.asarray(square["w"])
         turned = m @ np.asarray(state.basis["w"])
@@ -494,9 +498,9 @@ def test_inside_shard_map():
 
 
 def test_errors_name_the_nearest_choice():
-    with pytest.raises(ValueError, match="did you mean 'right'"):
-        scale_by_conda(side="rigth")
-    with pytest.raises(ValueError, match="basis='qr' is not known; allowed: eigh, svd"):
+    with pytest.raises(ValueError, match="did you mean 'inputs'"):
+        scale_by_conda(side="input")
+    with pytest.raises(ValueError, match="basis='qr' is not known; allowed: 'eigh', 'svd'"):
         scale_by_conda(basis="qr")
     with pytest.raises(ValueError, match=r"refresh_every=0 .* nearest allowed value is 1"):
         scale_by_conda(refresh_every=0)

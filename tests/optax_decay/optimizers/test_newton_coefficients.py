@@ -7,8 +7,21 @@ import optax
 import pytest
 
 from optax_decay.optimizers import newton_coefficients, newton_fit
-from optax_decay.optimizers.newton_coefficients import DERIVED, PUBLISHED, resolve
-from optax_decay.optimizers.newton_fit import error, fit_coefficients, largest_output
+from optax_decay.optimizers.newton_coefficients import (
+    FITTED,
+    PUBLISHED,
+    by_shape,
+    dion,
+    fitted,
+    guarded,
+    muon,
+    per_step,
+    polar_express,
+    published,
+    released,
+    triple,
+)
+from optax_decay.optimizers.newton_fit import fit_coefficients, largest_output, rms_error
 
 # Derived by an independent prototype with exponent 0.8; ours must be at least as good.
 PROTOTYPE = {
@@ -50,25 +63,25 @@ def test_power_law_spectrum():
 
 @pytest.mark.parametrize("shape", PROTOTYPE)
 def test_table_is_bounded_and_as_good_as_the_prototype(shape):
-    ours = DERIVED[shape]
+    ours = FITTED[shape]
     # Where the prototype is itself unbounded (4096 x 4096 after eight steps) any error of ours is better.
-    assert error(ours, shape) <= error(PROTOTYPE[shape], shape) * 1.0005
+    assert rms_error(ours, shape) <= rms_error(PROTOTYPE[shape], shape) * 1.0005
     if shape != (4096, 4096):
         assert largest_output(PROTOTYPE[shape], 8) < 1.35
         np.testing.assert_allclose(ours, PROTOTYPE[shape], atol=0.11)
 
 
-@pytest.mark.parametrize("shape", DERIVED)
+@pytest.mark.parametrize("shape", FITTED)
 def test_table_is_bounded(shape):
-    assert largest_output(DERIVED[shape], 5) <= 1.35
-    assert largest_output(DERIVED[shape], 8) <= 1.35
+    assert largest_output(FITTED[shape], 5) <= 1.35
+    assert largest_output(FITTED[shape], 8) <= 1.35
     assert shape[0] <= shape[1]
 
 
 @pytest.mark.parametrize("shape", [(128, 352), (512, 1376)])
 def test_table_holds_what_the_fit_returns(shape):
     # Four decimals were kept; another build of BLAS may round the last one the other way.
-    np.testing.assert_allclose(fit_coefficients(shape), DERIVED[shape], atol=2e-4)
+    np.testing.assert_allclose(fit_coefficients(shape), FITTED[shape], atol=2e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -76,31 +89,33 @@ def test_any_shape_is_bounded(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(int(x) for x in np.exp(rng.uniform(0, np.log(16384), 2)))
     steps = (5, 8)[seed % 2]
-    triple = resolve("derived", shape, steps)
-    assert triple.shape == (steps, 3)
-    assert largest_output(triple[0], 5) <= 1.35 and largest_output(triple[0], 8) <= 1.35
-    assert error(triple[0], shape, steps) < error(newton_coefficients.MUON, shape, steps)
+    table = fitted(steps).for_shape(shape)
+    assert table.shape == (steps, 3)
+    assert largest_output(table[0], 5) <= 1.35 and largest_output(table[0], 8) <= 1.35
+    assert rms_error(table[0], shape, steps) < rms_error(newton_coefficients.MUON, shape, steps)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 16384), (16384, 16384), (5000, 16384)])
 def test_extreme_shapes_are_bounded(shape):
-    triple = fit_coefficients(shape)
-    assert largest_output(triple, 5) <= 1.35 and largest_output(triple, 8) <= 1.35
+    found = fit_coefficients(shape)
+    assert largest_output(found, 5) <= 1.35 and largest_output(found, 8) <= 1.35
 
 
 def test_published_square_triple_blows_up_and_the_guarded_one_does_not():
     square = (2048, 2048)
-    published, guarded = resolve("published", square), resolve("guarded", square)
-    assert not np.array_equal(published, guarded)
+    unbounded, bounded = published().for_shape(square), guarded().for_shape(square)
+    assert not np.array_equal(unbounded, bounded)
     x = np.array([0.559])
-    assert newton_fit.iterate(x, published)[0] > 3.2
-    assert newton_fit.iterate(x, np.tile(published[0], (6, 1)))[0] > 600
-    assert largest_output(guarded[0], 5) < 1.25 and largest_output(guarded[0], 12) < 1.25
+    assert newton_fit.iterate(x, unbounded)[0] > 3.2
+    assert newton_fit.iterate(x, np.tile(unbounded[0], (6, 1)))[0] > 600
+    assert largest_output(bounded[0], 5) < 1.25 and largest_output(bounded[0], 12) < 1.25
     # As good as the published one on the mixture that explains it.
-    assert error(guarded, square, exponent=0.85) < 1.003 * error(published, square, exponent=0.85)
+    assert rms_error(bounded, square, spectra=0.85) < 1.003 * rms_error(
+        unbounded, square, spectra=0.85
+    )
     for shape in PUBLISHED:
         if shape != square:
-            np.testing.assert_array_equal(resolve("guarded", shape), resolve("published", shape))
+            np.testing.assert_array_equal(guarded().for_shape(shape), published().for_shape(shape))
 
 
 @pytest.mark.parametrize(
@@ -108,10 +123,10 @@ def test_published_square_triple_blows_up_and_the_guarded_one_does_not():
     [((2048, 3072), 0.875), ((2048, 8192), 0.65), ((2048, 16384), 0.75)],
 )
 def test_the_procedure_explains_the_published_triples(shape, exponent):
-    ours = fit_coefficients(shape, exponent=exponent)
+    ours = fit_coefficients(shape, spectra=exponent)
     np.testing.assert_allclose(ours, PUBLISHED[shape], atol=0.065)
-    published = error(PUBLISHED[shape], shape, exponent=exponent)
-    assert published * 0.98 < error(ours, shape, exponent=exponent) <= published
+    theirs = rms_error(PUBLISHED[shape], shape, spectra=exponent)
+    assert theirs * 0.98 < rms_error(ours, shape, spectra=exponent) <= theirs
 
 
 def test_schedules():
@@ -119,66 +134,71 @@ def test_schedules():
     schedule = fit_coefficients(shape, per_step=True)
     assert schedule.shape == (5, 3)
     assert largest_output(schedule) <= 1.35
-    assert error(schedule, shape) < 0.2 * error(fit_coefficients(shape), shape)
-    polar = resolve("polar_express", shape, 8)
+    assert rms_error(schedule, shape) < 0.2 * rms_error(fit_coefficients(shape), shape)
+    polar = polar_express(8).for_shape(shape)
     assert np.abs(newton_fit.iterate(np.linspace(0.01, 1, 500), polar) - 1).max() < 0.02
-    np.testing.assert_array_equal(
-        resolve("polar_express", shape, 10)[7:], np.tile(polar[7], (3, 1))
-    )
+    np.testing.assert_array_equal(polar_express(10).for_shape(shape)[7:], np.tile(polar[7], (3, 1)))
 
 
 def test_recorded_spectra_move_the_fit():
     shape = (64, 200)
     rng = np.random.default_rng(3)
     heavy = [np.exp(-rng.uniform(0.02, 0.03) * np.arange(64)) * scale for scale in (1.0, 1e3)]
-    fitted = fit_coefficients(shape, spectra=heavy)
-    assert error(fitted, shape, spectra=heavy) < error(
+    found = fit_coefficients(shape, spectra=heavy)
+    assert rms_error(found, shape, spectra=heavy) < rms_error(
         fit_coefficients(shape), shape, spectra=heavy
     )
     rescaled = fit_coefficients(shape, spectra=[7.0 * s for s in heavy])
-    np.testing.assert_allclose(rescaled, fitted, atol=2e-4)
+    np.testing.assert_allclose(rescaled, found, atol=2e-4)
     with pytest.raises(ValueError, match="no spectrum"):
         fit_coefficients(shape, spectra=[np.zeros(64)])
 
 
 def test_forms_of_the_argument():
     np.testing.assert_array_equal(
-        resolve("published", (8192, 2048)), np.tile(PUBLISHED[2048, 8192], (5, 1))
+        published().for_shape((8192, 2048)), np.tile(PUBLISHED[2048, 8192], (5, 1))
     )
     np.testing.assert_array_equal(
-        resolve("published", (768, 512 * 4)), np.tile(DERIVED[768, 2048], (5, 1))
+        published().for_shape((768, 512 * 4)), np.tile(FITTED[768, 2048], (5, 1))
     )
     np.testing.assert_array_equal(
-        resolve("released", (768, 2048), 3), np.tile(newton_coefficients.MUON, (3, 1))
+        released(3).for_shape((768, 2048)), np.tile(newton_coefficients.MUON, (3, 1))
     )
-    assert not np.array_equal(resolve("published", (2048, 2048), 6)[0], PUBLISHED[2048, 2048])
-    np.testing.assert_array_equal(resolve((1.5, -0.5, 0.0), (3, 4), 2), [[1.5, -0.5, 0.0]] * 2)
-    per_step = [[2.0, -1.5, 0.5], [1.5, -0.5, 0.0], [1.0, 0.0, 0.0]]
-    np.testing.assert_array_equal(resolve(per_step, (3, 4), 5), per_step)
-    mapping = {(3, 4): (1.5, -0.5, 0.0)}
-    np.testing.assert_array_equal(resolve(mapping, (4, 3), 1), [[1.5, -0.5, 0.0]])
+    assert not np.array_equal(published(6).for_shape((2048, 2048))[0], PUBLISHED[2048, 2048])
     np.testing.assert_array_equal(
-        resolve(mapping, (512, 512), 1), resolve("derived", (512, 512), 1)
+        triple((1.5, -0.5, 0.0), steps=2).for_shape((3, 4)), [[1.5, -0.5, 0.0]] * 2
     )
+    steps = [[2.0, -1.5, 0.5], [1.5, -0.5, 0.0], [1.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(per_step(steps).for_shape((3, 4)), steps)
+    mine = by_shape({(3, 4): (1.5, -0.5, 0.0), (3, 5): steps}, steps=1)
+    np.testing.assert_array_equal(mine.for_shape((4, 3)), [[1.5, -0.5, 0.0]])
+    np.testing.assert_array_equal(mine.for_shape((5, 3)), steps)
+    np.testing.assert_array_equal(mine.for_shape((512, 512)), fitted(1).for_shape((512, 512)))
 
 
 def test_optax_presets_agree():
     np.testing.assert_allclose(
-        resolve("dion", (5, 7)), np.asarray(optax.contrib._muon._DION_NS_COEFFS)
+        dion().for_shape((5, 7)), np.asarray(optax.contrib._muon._DION_NS_COEFFS)
     )
     np.testing.assert_allclose(
-        resolve("muon", (5, 7))[0], np.asarray(optax.contrib._muon._DEFAULT_NS_COEFFS)
+        muon().for_shape((5, 7))[0], np.asarray(optax.contrib._muon._DEFAULT_NS_COEFFS)
     )
 
 
 def test_errors_name_the_nearest_choice():
     with pytest.raises(ValueError, match="did you mean 'published'"):
-        resolve("publishd", (3, 4))
-    with pytest.raises(ValueError, match="outside \\[1, 20\\]; the nearest allowed value is 20"):
-        resolve("muon", (3, 4), 21)
+        newton_coefficients.check_coefficients("publishd")
+    with pytest.raises(ValueError, match=r"pass published\(\)"):
+        newton_coefficients.check_coefficients("published")
+    with pytest.raises(ValueError, match=r"steps=21 .*\[1, 20\]; the nearest allowed value is 20"):
+        muon(21)
     with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
-        resolve(((1.0, 2.0), (3.0, 4.0)), (3, 4))
+        per_step(((1.0, 2.0), (3.0, 4.0)))
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) are no triple.*per_step"):
+        triple(((1.0, 2.0, 0.0), (3.0, 4.0, 0.0)))
     with pytest.raises(ValueError, match="smaller side"):
-        resolve({(4, 3): (1.5, -0.5, 0.0)}, (3, 4))
-    with pytest.raises(ValueError, match="static_args"):
-        jax.jit(lambda k: jnp.sum(resolve("muon", (3, 4), k)))(5)
+        by_shape({(4, 3): (1.5, -0.5, 0.0)})
+    with pytest.raises(ValueError, match="must be a Python int"):
+        jax.jit(lambda k: jnp.sum(muon(k).for_shape((3, 4))))(5)
+    with pytest.raises(ValueError, match="concrete numbers"):
+        jax.jit(lambda a: jnp.sum(triple(a).for_shape((3, 4))))(jnp.ones(3))

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import newton
 from optax_decay.matrices import orthogonal
-from optax_decay.optimizers import newton_coefficients, newton_fit
+from optax_decay.optimizers import newton_fit
 from optax_decay.optimizers.root import momentum_spectra, root, scale_by_root
 from tests.references import root as reference_root
 
@@ -113,7 +114,7 @@ def muon(shape):
 
 
 def polar(shape):
-    return newton_coefficients.resolve("polar_express", shape, 8)
+    return newton.polar_express(8).for_shape(shape)
 
 
 def custom(shape):
@@ -124,10 +125,10 @@ MAPPING = {s: custom(s) for s in ((11, 23), (10, 24), (16, 16), (9, 14), (12, 20
 
 SETTINGS = {
     # name: (our options, reference's coefficients, reference's options)
-    "released": (dict(coefficients="released"), muon, {}),
+    "released": (dict(coefficients=newton.released()), muon, {}),
     "paper's box": (
         dict(
-            coefficients="released",
+            coefficients=newton.released(),
             nesterov=False,
             threshold=0.4,
             update_rms=None,
@@ -137,12 +138,21 @@ SETTINGS = {
         dict(nesterov=False, threshold=0.4, scale=None, weight_decay=0.0),
     ),
     "strong clipping": (
-        dict(coefficients=reference_root.MUON, momentum=0.8, quantile=0.35, weight_decay=0.5),
+        dict(
+            coefficients=newton.triple(reference_root.MUON),
+            momentum=0.8,
+            threshold=newton.quantile(0.35),
+            weight_decay=0.5,
+        ),
         muon,
         dict(momentum=0.8, percentile=0.35, weight_decay=0.5),
     ),
-    "polar express": (dict(coefficients="polar_express", ns_steps=8), polar, {}),
-    "by shape": (dict(coefficients=MAPPING, quantile=1.0), custom, dict(percentile=1.0)),
+    "polar express": (dict(coefficients=newton.polar_express(8)), polar, {}),
+    "by shape": (
+        dict(coefficients=newton.by_shape(MAPPING), threshold=newton.quantile(1.0)),
+        custom,
+        dict(percentile=1.0),
+    ),
 }
 
 
@@ -176,12 +186,12 @@ def test_trajectory_float64(name):
 def test_default_is_the_published_triple_or_a_derived_one():
     """Neither of which is Muon's."""
     g = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 60)), jnp.float32)}
-    default, muons = scale_by_root(), scale_by_root(coefficients="released")
+    default, muons = scale_by_root(), scale_by_root(coefficients=newton.released())
     a, _ = default.update(g, default.init(g))
     b, _ = muons.update(g, muons.init(g))
     assert np.abs(a["w"] - b["w"]).max() > 1e-2
-    triple = newton_coefficients.resolve("derived", (40, 60))
-    c, _ = scale_by_root(coefficients=triple).update(g, default.init(g))
+    table = newton.fitted().for_shape((40, 60))
+    c, _ = scale_by_root(coefficients=newton.per_step(table)).update(g, default.init(g))
     np.testing.assert_array_equal(a["w"], c["w"])
 
 
@@ -199,7 +209,7 @@ def test_bfloat16_iteration_is_close():
 def test_update_size_is_that_of_adam():
     """All singular values near 1 and RMS near 0.2, whatever the shape."""
     g = gradients(steps=1)[0]
-    tx = scale_by_root(coefficients="polar_express", ns_steps=8, axes=AXES)
+    tx = scale_by_root(coefficients=newton.polar_express(8), axes=AXES)
     updates, _ = tx.update(cast(g, jnp.float32), tx.init(cast(g, jnp.float32)))
     for leaf in ("wide", "tall", "square"):
         u = np.asarray(updates[leaf], np.float64)
@@ -217,15 +227,16 @@ def test_clipping_bounds_what_outliers_do():
 
     def direction(x, **options):
         x = {"w": jnp.asarray(x, jnp.float32)}
-        tx = scale_by_root(coefficients="muon", **options)
+        tx = scale_by_root(coefficients=newton.muon(), **options)
         return np.asarray(tx.update(x, tx.init(x))[0]["w"])
 
     def cosine(**options):
         a, b = direction(g, **options), direction(clean, **options)
         return np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
 
-    assert cosine(quantile=0.9) > 0.9
-    assert cosine(quantile=1.0) < 0.5
+    assert cosine(threshold=newton.quantile(0.9)) > 0.9
+    assert cosine(threshold=newton.quantile(1.0)) < 0.5
+    assert cosine(threshold=None) == cosine(threshold=newton.quantile(1.0))
 
 
 def test_zero_gradients_stay_zero():
@@ -274,7 +285,7 @@ def test_one_iteration_is_compiled_per_shape(as_for_users):
     """Twelve matrices of two shapes, in either orientation, cost no more program than two."""
 
     def loops(params):
-        tx = scale_by_root(quantile=1.0)
+        tx = scale_by_root(threshold=None)
         state = tx.init(params)
         text = jax.jit(tx.update).lower(params, state).compile().as_text()
         return len(re.findall(r" while\(", text)), len(
@@ -292,9 +303,9 @@ def test_large_stacks_go_in_chunks():
     """A stack beyond the workspace bound gives the same as its matrices alone."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, 300, 500)), jnp.float32)
-    tx = scale_by_root(coefficients="muon", axes=(("w", "L | A -> B"),))
+    tx = scale_by_root(coefficients=newton.muon(), axes=(("w", "L | A -> B"),))
     got = jax.jit(tx.update)({"w": x}, tx.init({"w": x}))[0]["w"]
-    one = scale_by_root(coefficients="muon")
+    one = scale_by_root(coefficients=newton.muon())
     for i in (0, 5):
         want, _ = jax.jit(one.update)({"w": x[i]}, one.init({"w": x[i]}))
         np.testing.assert_allclose(got[i], want["w"], atol=1e-5)
@@ -303,7 +314,7 @@ def test_large_stacks_go_in_chunks():
 def test_hermitian_products_by_quarters():
     """The saving changes nothing: sizes on both sides of the threshold, odd and even, both orientations."""
     rng = np.random.default_rng(0)
-    coefficients = newton_coefficients.resolve("muon", (1, 1), 3)
+    coefficients = newton.muon(3).for_shape((1, 1))
     for shape in ((orthogonal.SPLIT + 1, 300), (300, orthogonal.SPLIT), (2, 40, 30)):
         x = rng.normal(size=shape)
         x = x / np.sqrt(np.sum(x * x, axis=(-2, -1), keepdims=True))
@@ -321,7 +332,7 @@ def test_complex_matrices():
     g = rng.normal(size=(5, 8)) + 1j * rng.normal(size=(5, 8))
     for w in (g, g.T):
         x = {"w": jnp.asarray(w, jnp.complex64)}
-        tx = scale_by_root(quantile=0.7, coefficients="polar_express", ns_steps=8)
+        tx = scale_by_root(threshold=newton.quantile(0.7), coefficients=newton.polar_express(8))
         update, _ = tx.update(x, tx.init(x))
         d = w * (1 + 0.95)
         theta = np.quantile(np.abs(d), 0.7)
@@ -351,7 +362,7 @@ def test_momentum_spectra_fit_coefficients():
         for shape, s in spectra.items()
         if shape == (9, 14)
     }
-    fresh = root(0.01, coefficients=fitted, axes=AXES)
+    fresh = root(0.01, coefficients=newton.by_shape(fitted), axes=AXES)
     a, _ = run(fresh, weights, grads)
     b, _ = run(tx, weights, grads)
     assert np.abs(a[-1]["stack"] - b[-1]["stack"]).max() > 1e-6
@@ -406,10 +417,8 @@ def test_collectives_do_not_grow_with_steps_or_matrices(kind, as_for_users):
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType[kind],) * 2)
     spec = jax.P(None, "fsdp", "tensor")
 
-    def program(layers, ns_steps):
-        tx = scale_by_root(
-            coefficients="polar_express", ns_steps=ns_steps, axes=(("w", "L | A -> B"),)
-        )
+    def program(layers, steps):
+        tx = scale_by_root(coefficients=newton.polar_express(steps), axes=(("w", "L | A -> B"),))
         place = jax.NamedSharding(mesh, spec)
         x = {"w": jax.device_put(jnp.ones((layers, 16, 24)), place)}
         with jax.set_mesh(mesh):
@@ -469,11 +478,14 @@ def test_resume_is_bitwise():
 def test_errors_name_the_nearest_choice():
     with pytest.raises(ValueError, match="did you mean 'muon'"):
         scale_by_root(coefficients="moun")
-    with pytest.raises(ValueError, match=r"quantile=1\.2 .* nearest allowed value is 1"):
-        root(0.1, quantile=1.2)
+    with pytest.raises(ValueError, match=r"pass muon\(\)"):
+        scale_by_root(coefficients="muon")
+    with pytest.raises(ValueError, match=r"q=1\.2 .* nearest allowed value is 1"):
+        root(0.1, threshold=newton.quantile(1.2))
+    with pytest.raises(ValueError, match=r"q=1\.2 .* nearest allowed value is 1"):
+        root(0.1, threshold=newton.Quantile(1.2))
     with pytest.raises(ValueError, match=r"threshold=0.* a number above 0"):
         scale_by_root(threshold=0.0)
     with pytest.raises(ValueError, match="mask of its own"):
         root(0.1, weight_decay=optax_decay.huber_decay(), mask="hidden")
-    with pytest.raises(ValueError, match="static_args"):
-        optax.inject_hyperparams(scale_by_root)().init({"w": jnp.ones((2, 3))})
+    optax.inject_hyperparams(scale_by_root)().init({"w": jnp.ones((2, 3))})

@@ -39,12 +39,12 @@ def centred(per_neuron):
     return params
 
 
-def expected(per_neuron, zero_mean, average, eps):
+def expected(per_neuron, zero_mean, memory, eps):
     def trajectory(params, gradients):
-        memory = {}
+        rotations = {}
         for path in toy.HIDDEN:
             rows = as_rows(path, params[path], per_neuron)
-            memory[path] = [reference_rotational.Rotation(average, eps, zero_mean) for _ in rows]
+            rotations[path] = [reference_rotational.Rotation(memory, eps, zero_mean) for _ in rows]
 
         def step(t, path, theta, eta, w):
             u = (w - theta) / eta
@@ -52,7 +52,7 @@ def expected(per_neuron, zero_mean, average, eps):
                 return theta - eta * DECAY * w if path == "head/kernel" else theta
             angle = np.sqrt(2 * eta * DECAY * (1 - 0.9) / (1 + 0.9))
             rows = zip(
-                memory[path],
+                rotations[path],
                 as_rows(path, w, per_neuron),
                 as_rows(path, u, per_neuron),
                 strict=True,
@@ -66,10 +66,10 @@ def expected(per_neuron, zero_mean, average, eps):
 
 
 @pytest.mark.parametrize(
-    ("per_neuron", "zero_mean", "average"),
+    ("per_neuron", "zero_mean", "memory"),
     [(True, True, 0.9), (True, False, 0.5), (False, True, 0.0), (False, False, 0.9)],
 )
-def test_matches_the_released_arithmetic(per_neuron, zero_mean, average):
+def test_matches_the_released_arithmetic(per_neuron, zero_mean, memory):
     # Adam's first direction is ±1. A row in which all signs agree has nothing left after centring, and rounding decides
     # where it turns: give every row both signs.
     gradients = toy.flat_gradients(neighbours.STEPS)
@@ -86,10 +86,10 @@ def test_matches_the_released_arithmetic(per_neuron, zero_mean, average):
             weight_decay=DECAY,
             per_neuron=per_neuron,
             zero_mean=zero_mean,
-            average=average,
+            memory=memory,
             axes=toy.AXES,
         ),
-        expected(per_neuron, zero_mean, average, 1e-8),
+        expected(per_neuron, zero_mean, memory, 1e-8),
         params=centred(per_neuron) if zero_mean else None,
         gradients=gradients,
         # Sums of 12 to 256 terms on the way to every norm.
@@ -135,7 +135,7 @@ def test_without_averaging_every_step_turns_by_the_same_angle():
     eta, decay = 0.02, 0.3
     tx = optax.chain(
         optax.scale_by_adam(),
-        optax_decay.rotational_update(eta, decay, average=0.0, zero_mean=False),
+        optax_decay.rotational_update(eta, decay, memory=0.0, zero_mean=False),
     )
     params = kernel()
     state = tx.init(params)
@@ -183,7 +183,7 @@ def test_rows_of_zeros_take_plain_steps():
     ("call", "message"),
     [
         (lambda: optax_decay.rotational_update(0.1, 0.0), r"weight_decay=0.0 .*above 0"),
-        (lambda: optax_decay.rotational_update(0.1, average=1.0), r"average=1.0 .*below 1"),
+        (lambda: optax_decay.rotational_update(0.1, memory=1.0), r"memory=1.0 .*below 1"),
         (lambda: optax_decay.rotational_update(0.1, mask="hiden"), r"did you mean 'hidden'"),
         (
             lambda: optax_decay.rotational_update(0.1, mask=None).init({"b": jnp.ones(3)}),

@@ -7,13 +7,17 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.optimizers.curvature import gnb_from_gradients, gnb_hessian, hutchinson
+from optax_decay.optimizers.curvature import (
+    gnb_from_gradients,
+    gnb_hessian,
+    hutchinson,
+    refresh_is_due,
+)
 from optax_decay.optimizers.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
     sophia_g,
     sophia_h,
-    sophia_refresh_is_due,
 )
 from tests.references import sophia as reference_sophia
 
@@ -82,7 +86,7 @@ def test_trajectory_of_the_authors_loop(settings, double):
             b1=settings["b1"],
             b2=settings["b2"],
             gamma=settings["rho"],
-            update_interval=settings["k"],
+            refresh_every=settings["k"],
             weight_decay=settings["weight_decay"],
             mask=None,
         )
@@ -103,10 +107,10 @@ def test_trajectory_of_the_authors_loop(settings, double):
 
 
 GENERAL = {
-    "optax": dict(refresh="optax", bias_correction=True, k=4, gamma=0.5, eps=1e-8, clip=1.0),
-    "official, negative h": dict(refresh="official", bias_correction=False, k=3, gamma=0.7, eps=1e-3, clip=1.0),
-    "first version of the paper": dict(refresh="official", bias_correction=False, k=2, gamma=1.0, eps=1e-12, clip=0.4),
-    "every step": dict(refresh="optax", bias_correction=True, k=1, gamma=0.2, eps=1e-6, clip=0.5),
+    "optax": dict(after_update=True, bias_correction=True, k=4, gamma=0.5, eps=1e-8, clip=1.0),
+    "official, negative h": dict(after_update=False, bias_correction=False, k=3, gamma=0.7, eps=1e-3, clip=1.0),
+    "first version of the paper": dict(after_update=False, bias_correction=False, k=2, gamma=1.0, eps=1e-12, clip=0.4),
+    "every step": dict(after_update=True, bias_correction=True, k=1, gamma=0.2, eps=1e-6, clip=0.5),
 }  # fmt: skip
 
 
@@ -117,7 +121,11 @@ def test_trajectory_with_estimates_of_either_sign(settings, double):
     want = reference_sophia.general(
         WEIGHTS, gradient, diagonal, STEPS, learning_rate=0.02, **shared, **settings
     )
-    names = {"clip": "clip_threshold", "k": "update_interval"}
+    names = {
+        "clip": "clip_threshold",
+        "k": "refresh_every",
+        "after_update": "refresh_after_update",
+    }
     options = {names.get(name, name): value for name, value in settings.items()}
     tolerance = {"rtol": 1e-12, "atol": 1e-13} if double else {"rtol": 2e-6, "atol": 2e-6}
     with jax.enable_x64(double):
@@ -147,8 +155,8 @@ def test_optax_settings_give_optax_contrib_sophia():
         hessian_diagonal_fn=estimate_link(),
     )  # fmt: skip
     ours = sophia_h(
-        0.02, b1=0.9, b2=0.7, eps=1e-12, gamma=0.3, update_interval=4, weight_decay=0.1,
-        refresh="optax", bias_correction=True, mask=None,
+        0.02, b1=0.9, b2=0.7, eps=1e-12, gamma=0.3, refresh_every=4, weight_decay=0.1,
+        refresh_after_update=True, bias_correction=True, mask=None,
     )  # fmt: skip
     estimate = lambda w, offset, _: jnp.abs(w) + offset**2
     history, _, _ = run(ours, estimate, np.float32)
@@ -163,10 +171,10 @@ def test_optax_settings_give_optax_contrib_sophia():
         np.testing.assert_allclose(history[t][0], w["w"], rtol=4e-6, atol=4e-6)
 
 
-@pytest.mark.parametrize(("refresh", "due"), [("official", [5, 10]), ("optax", [0, 5, 10])])
-def test_hessian_fn_runs_only_when_due_and_the_predicate_says_when(refresh, due):
+@pytest.mark.parametrize(("after_update", "due"), [(False, [5, 10]), (True, [0, 5, 10])])
+def test_hessian_fn_runs_only_when_due_and_the_predicate_says_when(after_update, due):
     seen = []
-    tx = scale_by_sophia(update_interval=5, refresh=refresh)
+    tx = scale_by_sophia(refresh_every=5, refresh_after_update=after_update)
     w = jnp.ones(4)
     state = tx.init(w)
 
@@ -180,9 +188,9 @@ def test_hessian_fn_runs_only_when_due_and_the_predicate_says_when(refresh, due)
 
     predicted = []
     for t in range(12):
-        if sophia_refresh_is_due(t, 5, refresh):
+        if refresh_is_due(t, 5, after_update):
             predicted.append(t)
-        assert bool(sophia_refresh_is_due(state, 5, refresh)) == (t in due)
+        assert bool(refresh_is_due(state, 5, after_update)) == (t in due)
         before = int(state.hessian_count)
         state = step(w, state, t)
         assert int(state.hessian_count) - before == (t in due)
@@ -191,7 +199,7 @@ def test_hessian_fn_runs_only_when_due_and_the_predicate_says_when(refresh, due)
 
 
 def test_two_compiled_steps_equal_the_conditional():
-    options = {"gamma": 0.5, "update_interval": 3, "b2": 0.8, "mask": None}
+    options = {"gamma": 0.5, "refresh_every": 3, "b2": 0.8, "mask": None}
     estimate = lambda w, offset, label_slope: label_slope * (w + 0.3)
     conditional, _, _ = run(sophia_g(0.02, **options), estimate, np.float32)
     tx = sophia_g(0.02, **options)
@@ -202,7 +210,7 @@ def test_two_compiled_steps_equal_the_conditional():
     refreshes = 0
     for t in range(STEPS):
         g = jax.tree.map(lambda x, t=t: jnp.float32(SLOPE[t]) * x - jnp.float32(OFFSET[t]), w)
-        if sophia_refresh_is_due(t, 3):
+        if refresh_is_due(t, 3):
             h = {"w": estimate(w["w"], None, jnp.float32(LABEL_SLOPE[t]))}
             updates, state = refresh(g, state, w, h)
             refreshes += 1
@@ -234,9 +242,12 @@ def test_missing_or_double_curvature_is_an_error():
         ({"eps": 0}, r"eps=0 .*above 0"),
         ({"clip_threshold": -1}, r"clip_threshold=-1 .*above 0"),
         ({"b1": 1.0}, r"b1=1.0 .*below 1"),
-        ({"update_interval": 0}, r"update_interval=0 .*nearest allowed value is 1"),
-        ({"update_interval": 2.4}, r"update_interval=2.4 is not a whole number.*nearest is 2"),
-        ({"refresh": "optx"}, r"did you mean 'optax'"),
+        ({"refresh_every": 0}, r"refresh_every=0 .*nearest allowed value is 1"),
+        ({"refresh_every": 2.4}, r"refresh_every=2.4 is not a whole number.*nearest is 2"),
+        (
+            {"weight_decay": optax_decay.decay(0.1), "axes": (("w", "D -> F"),)},
+            "axes would be ignored",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(bad, message):
@@ -248,7 +259,7 @@ def test_resume_is_bitwise_across_a_refresh():
     """Hutchinson's keys come from the state: two runs of 4 + 6 steps and one of 10 agree to the last bit."""
     loss = lambda params, c: jnp.sum(jnp.cos(params["w"] @ c) ** 2)
     batches = jnp.asarray(np.random.default_rng(1).normal(size=(10, 3, 5)), jnp.float32)
-    tx = sophia_h(0.02, update_interval=3, gamma=0.1, key=7)
+    tx = sophia_h(0.02, refresh_every=3, gamma=0.1, key=7)
     start = {"w": jnp.asarray(WEIGHTS, jnp.float32)}
 
     @jax.jit
@@ -270,7 +281,7 @@ def test_resume_is_bitwise_across_a_refresh():
     for a, b in zip(jax.tree.leaves((w, state)), jax.tree.leaves((w2, state2)), strict=True):
         np.testing.assert_array_equal(a, b)
     other, _ = step(
-        start, sophia_h(0.02, update_interval=3, gamma=0.1, key=8).init(start), batches[0]
+        start, sophia_h(0.02, refresh_every=3, gamma=0.1, key=8).init(start), batches[0]
     )
     del other
     assert not np.array_equal(state[0].key, sophia_h(0.02, key=8).init(start)[0].key)
@@ -278,7 +289,7 @@ def test_resume_is_bitwise_across_a_refresh():
 
 def test_each_refresh_gets_another_key():
     keys = []
-    tx = scale_by_sophia(update_interval=2, key=3)
+    tx = scale_by_sophia(refresh_every=2, key=3)
     w = jnp.ones(2)
     state = tx.init(w)
     for _ in range(7):
@@ -402,7 +413,7 @@ LM_AXES = (("embed", "V -> D"), ("head", "D -> V"))
 
 
 def documented_optimizer():
-    return sophia_g(0.03, update_interval=2, gamma=0.2, b2=0.9, axes=LM_AXES)
+    return sophia_g(0.03, refresh_every=2, gamma=0.2, b2=0.9, axes=LM_AXES)
 
 
 def test_documented_training_step_learns():
@@ -471,7 +482,7 @@ def test_win_rate_counts_all_shards_of_split_weights():
 def test_training_step_on_a_mesh_equals_one_device(mode):
     axis_type = getattr(jax.sharding.AxisType, mode)
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(axis_type,) * 2)
-    tx = sophia_g(0.03, update_interval=2, gamma=0.2, b2=0.9, mask=None)
+    tx = sophia_g(0.03, refresh_every=2, gamma=0.2, b2=0.9, mask=None)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 5, 6)), jnp.float32)
     params = {"w": jnp.asarray(rng.normal(size=(6, 10)), jnp.float32)}

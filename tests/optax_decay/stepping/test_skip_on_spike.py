@@ -124,7 +124,9 @@ def watched(losses, norms, **options) -> list[bool]:
     return np.asarray(skipped).tolist()
 
 
-@pytest.mark.parametrize(("sigma", "window", "bound"), [(3.0, 8, 2), (1.5, 16, 5), (math.inf, 8, 2)])
+@pytest.mark.parametrize(
+    ("sigma", "window", "bound"), [(3.0, 8, 2), (1.5, 16, 5), (math.inf, 8, 2)]
+)
 def test_what_is_left_out_against_float64(sigma, window, bound):
     generator = np.random.default_rng(3)
     losses = 3 + 0.1 * generator.normal(size=300) - np.linspace(0, 1, 300)
