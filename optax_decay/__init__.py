@@ -8,6 +8,8 @@ The names below stand under headings. What is only needed to configure them live
 * `width`: laws, multipliers and reports of decay and learning rate that follow the width.
 * `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
 * `newton`: how ROOT clips a matrix, and the coefficients of its iteration.
+* `schedules`: λ over the run, and the dial between λ and the tokens that a weight remembers.
+* `shape_scales`: by how much Muon multiplies an orthogonal factor, given its shape.
 * `low_precision`: rounding of updates. `states`: the states of the transformations.
 """
 
@@ -33,6 +35,7 @@ from optax_decay.decays.huber import huber_decay as huber_decay
 from optax_decay.decays.lp import lp_decay as lp_decay
 from optax_decay.decays.stable import stable_decay as stable_decay
 from optax_decay.decays.target_norm import target_norm_decay as target_norm_decay
+from optax_decay.decays.toward_initial import toward_initial_decay as toward_initial_decay
 from optax_decay.spectral.alpha_decay import spectral_alpha_decay as spectral_alpha_decay
 from optax_decay.width.scaled import width_scaled_decay as width_scaled_decay
 from optax_decay.width.scaled import width_scaled_learning_rate as width_scaled_learning_rate
@@ -43,18 +46,31 @@ from optax_decay.decays.cpr import cpr_decay as cpr_decay
 from optax_decay.decays.elastic_net import elastic_net_proximal_decay as elastic_net_proximal_decay
 from optax_decay.decays.huber import huber_proximal_decay as huber_proximal_decay
 from optax_decay.decays.lp import lp_proximal_decay as lp_proximal_decay
+from optax_decay.decays.toward_initial import soda_decay as soda_decay
+from optax_decay.norms.hyperball import hyperball as hyperball
+from optax_decay.norms.radial_brake import radial_brake as radial_brake
 from optax_decay.optimizers.rotational import center_rows as center_rows
 from optax_decay.optimizers.rotational import rotational_update as rotational_update
+
+# Links that scale the direction by norms, before any decay.
+from optax_decay.norms.relative_update import relative_update as relative_update
+from optax_decay.norms.relative_update import relative_update_floor as relative_update_floor
 
 # Optimizers.
 from optax_decay.decays.huber import adam_huber_decay as adam_huber_decay
 from optax_decay.decays.stable import adam_stable_decay as adam_stable_decay
 from optax_decay.one_bit.adam import one_bit_adam as one_bit_adam
 from optax_decay.one_bit.adam import scale_by_one_bit_adam as scale_by_one_bit_adam
+from optax_decay.optimizers.adam_hyperball import adam_hyperball as adam_hyperball
+from optax_decay.optimizers.adam_hyperball import muon_hyperball as muon_hyperball
 from optax_decay.optimizers.conda import conda as conda
 from optax_decay.optimizers.conda import scale_by_conda as scale_by_conda
 from optax_decay.optimizers.exadam import exadam as exadam
 from optax_decay.optimizers.exadam import scale_by_exadam as scale_by_exadam
+from optax_decay.optimizers.muon import muon as muon
+from optax_decay.optimizers.muon import normuon as normuon
+from optax_decay.optimizers.muon import scale_by_muon as scale_by_muon
+from optax_decay.optimizers.muon import scale_by_normuon as scale_by_normuon
 from optax_decay.optimizers.root import root as root
 from optax_decay.optimizers.root import scale_by_root as scale_by_root
 from optax_decay.optimizers.rotational import rotational_adamw as rotational_adamw
@@ -62,6 +78,11 @@ from optax_decay.optimizers.sophia import scale_by_sophia as scale_by_sophia
 from optax_decay.optimizers.sophia import sophia_g as sophia_g
 from optax_decay.optimizers.sophia import sophia_h as sophia_h
 from optax_decay.width.scaled import mup_adamw as mup_adamw
+
+# One optimizer per role.
+from optax_decay.optimizers.by_role import RoleTable as RoleTable
+from optax_decay.optimizers.by_role import by_role as by_role
+from optax_decay.optimizers.by_role import role_table as role_table
 
 # Low precision.
 from optax_decay.stepping.low_precision import apply_updates as apply_updates
@@ -90,6 +111,8 @@ from optax_decay import multipliers as multipliers
 from optax_decay import newton as newton
 from optax_decay import one_bit as one_bit
 from optax_decay import pulls as pulls
+from optax_decay import schedules as schedules
+from optax_decay import shape_scales as shape_scales
 from optax_decay import spectra as spectra
 from optax_decay import states as states
 from optax_decay import thresholds as thresholds

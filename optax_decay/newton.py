@@ -1,4 +1,4 @@
-"""The Newton iteration of ROOT: how a matrix is clipped before it, and with which coefficients it runs."""
+"""The Newton iteration of Muon and ROOT: its coefficients, and how ROOT clips a matrix before it."""
 
 from optax_decay.optimizers.newton_coefficients import Coefficients as Coefficients
 from optax_decay.optimizers.newton_coefficients import by_shape as by_shape

@@ -1,9 +1,12 @@
 """The states of the transformations, for those who read or migrate optimizer states."""
 
 from optax_decay.decays.cpr import CprState as CprState
+from optax_decay.decays.toward_initial import TowardInitialState as TowardInitialState
+from optax_decay.norms.hyperball import HyperballState as HyperballState
 from optax_decay.one_bit.adam import OneBitAdamState as OneBitAdamState
 from optax_decay.optimizers.conda import ScaleByCondaState as ScaleByCondaState
 from optax_decay.optimizers.exadam import ScaleByExadamState as ScaleByExadamState
+from optax_decay.optimizers.muon import ScaleByMuonState as ScaleByMuonState
 from optax_decay.optimizers.root import ScaleByRootState as ScaleByRootState
 from optax_decay.optimizers.rotational import RotationalState as RotationalState
 from optax_decay.optimizers.sophia import ScaleBySophiaState as ScaleBySophiaState

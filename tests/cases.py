@@ -14,7 +14,16 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, newton, pulls, spectra, thresholds, width
+from optax_decay import (
+    bounds,
+    couplings,
+    newton,
+    pulls,
+    shape_scales,
+    spectra,
+    thresholds,
+    width,
+)
 from tests.support import toy
 
 RATE = 0.03
@@ -243,8 +252,32 @@ def adam_huber(given: Given) -> Link:
     return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
+def roles(given: Given) -> dict[str, Link | None]:
+    """An optimizer for each role of the model; vectors are frozen."""
+    optimizers = {
+        "hidden": optax_decay.muon_hyperball(given.learning_rate, axes=given.axes),
+        "head": optax.adamw(given.learning_rate, weight_decay=0.2),
+        "embedding": optax.sgd(given.learning_rate),
+        "vector": None,
+    }
+    signatures = optax_decay.axes.signatures(given.axes, given.params).values()
+    return {role: optimizers[role] for role in sorted({s.role for s in signatures})}
+
+
 # Other values of arguments that are no numbers, for the two rows of one rule.
 CONDA = {"side": ("smaller_or_outputs", "inputs", "outputs"), "basis": ("svd", "eigh")}
+MUON = {
+    "coefficients": (newton.polar_express(3), newton.triple((2.0, -1.5, 0.5))),
+    "shape_scale": (shape_scales.one(), shape_scales.sqrt_larger_side(0.3)),
+    "momentum_form": ("plain", "nesterov", "bias_corrected_nesterov"),
+    "iteration_dtype": ("bfloat16",),
+}
+NORMS = {
+    "per": ("leaf", "output", "matrix"),
+    "radius": (0.3, 0.4),
+    "rule": ("norm", "first_order"),
+    "sphere": (("hidden", "head"), "head"),
+}
 ROOT = {
     "threshold": (newton.quantile(0.6), None),
     "coefficients": (newton.released(4), newton.triple((2.0, -1.5, 0.5))),
@@ -447,6 +480,89 @@ CASES = (
         others=CONDA,
     ),
     Case(
+        "adam_hyperball",
+        whole,
+        {"weight_decay": 0.1, "pull": pulls.huber(0.2), "per": "layer"},
+        {
+            "learning_rate": 0.05,
+            "b1": 0.8,
+            "b2": 0.9,
+            "eps": 1e-2,
+            "weight_decay": 0.3,
+            "radius": 0.4,
+            "min_direction": 0.9,
+        },
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+        others=NORMS,
+    ),
+    Case(
+        "muon_hyperball",
+        whole,
+        {"weight_decay": 0.1},
+        {"learning_rate": 0.05, "momentum": 0.8, "weight_decay": 0.3, "radius": 0.4},
+        ("learning_rate", "weight_decay"),
+        mask=False,  # every form of a mask that decays a hidden matrix contradicts the sphere
+        reduction=True,
+        others={**MUON, **NORMS},
+    ),
+    Case(
+        "by_role",
+        whole,
+        {"transforms": From(roles)},
+        {"learning_rate": 0.05},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+        others={
+            "transforms": ({("hidden", "head", "embedding", "vector"): optax.sgd(0.1)},),
+            "rules": (((r"bias", "head"),), ((r"head", "hidden"),)),
+        },
+    ),
+    Case(
+        "scale_by_muon",
+        direction,
+        {"shape_scale": of(shape_scales.sqrt_outputs_per_input, at_least=1.2)},
+        {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "shape_scale.at_least": 2.5},
+        reduction=True,
+        others=MUON,
+    ),
+    Case(
+        "muon",
+        whole,
+        {"shape_scale": of(shape_scales.sqrt_larger_side)},
+        {
+            "learning_rate": 0.05,
+            "momentum": 0.8,
+            "weight_decay": 0.3,
+            "shape_scale.factor": 0.3,
+            "eps": 0.1,
+            "b1": 0.8,
+            "b2": 0.9,
+            "adam_eps": 1e-2,
+        },
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+        others=MUON,
+    ),
+    Case(
+        "scale_by_normuon",
+        direction,
+        {"shape_scale": shape_scales.one(), "momentum_form": "bias_corrected_nesterov"},
+        {"learning_rate": 0.05, "momentum": 0.8, "eps": 0.1, "output_memory": 0.5},
+        reduction=True,
+        others=MUON,
+    ),
+    Case(
+        "normuon",
+        whole,
+        {"momentum_form": "plain"},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "output_memory": 0.5, "adam_eps": 1e-2},
+        ("learning_rate", "weight_decay"),
+        reduction=True,
+        others=MUON,
+    ),
+    Case(
         "scale_by_root",
         direction,
         {"coefficients": newton.polar_express(), "threshold": 0.2},
@@ -589,6 +705,21 @@ CASES = (
         reduction=True,
     ),
     Case(
+        "toward_initial_decay",
+        before_rate,
+        {"weight_decay": 0.5},
+        {"learning_rate": 0.05, "weight_decay": 3.0},
+        ("learning_rate", "weight_decay"),
+    ),
+    Case(
+        "toward_initial_decay cautious",
+        before_rate,
+        {"weight_decay": 3.0, "cautious": True},
+        {"weight_decay": 1.0},
+        ("weight_decay",),
+    ),
+    Case("soda_decay", last, {}, {"learning_rate": 0.05, "start": 5.0}, ("learning_rate",)),
+    Case(
         "stable_decay",
         before_rate,
         {"weight_decay": 0.03},
@@ -692,6 +823,64 @@ CASES = (
         {"bound": of(bounds.inflection, steps=1)},
         {"rate": 4.0},
         reduction=True,
+    ),
+    Case(
+        "hyperball",
+        last,
+        {"min_direction": 0.05},
+        {"learning_rate": 0.05, "min_direction": 0.9},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+        others=NORMS,
+    ),
+    Case(
+        "hyperball radius",
+        last,
+        {"radius": 0.3, "per": "layer"},
+        {"learning_rate": 0.05, "radius": 0.4},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+    ),
+    Case(
+        "radial_brake",
+        last,
+        {},
+        {"learning_rate": 0.05, "outward": 0.2, "inward": 0.7},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+        others=NORMS,
+    ),
+    Case(
+        "radial_brake first_order",
+        last,
+        {"rule": "first_order", "per": "output"},
+        {"learning_rate": 0.05, "outward": 0.2, "inward": 0.7},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+    ),
+    Case(
+        "relative_update",
+        before_rate,
+        {},
+        {"learning_rate": 0.05},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+        others=NORMS,
+    ),
+    Case(
+        "relative_update_floor",
+        before_rate,
+        {"floor": 3.0},
+        {"learning_rate": 0.05, "floor": 4.0},
+        ("learning_rate",),
+        mask=False,
+        reduction=True,
+        others=NORMS,
     ),
     Case(
         "rotational_update",

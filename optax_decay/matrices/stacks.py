@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+from optax_decay.matrices.orthogonal import adjoint
+from optax_decay.parameters import axes as axes_lib
+
 Function = Callable[[jax.Array], jax.Array]
 
 
@@ -114,6 +117,41 @@ def map_matrices(
         y = _in_hops(y, axes, back=True)[:total]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return list(jnp.split(y, ends))
+
+
+def sides(signature: axes_lib.Signature) -> tuple[int, int]:
+    """(smaller side, larger side) of a parameter's matrices."""
+    smaller, larger = sorted((signature.fan_in, signature.fan_out))
+    return smaller, larger
+
+
+def map_by_shape(
+    function: Function,
+    leaves: dict[str, jax.Array],
+    signatures: dict[str, axes_lib.Signature],
+    stack_axes: str | Sequence[str] | None = None,
+) -> dict[str, jax.Array]:
+    """`function` of every matrix of every leaf, compiled once per shape.
+
+    Args:
+        function: ``[k, m, n] -> [k, m, n]`` with m <= n, independent over k: tall matrices arrive as their adjoints.
+        leaves: arrays by path.
+        signatures: of the same paths, all of matrices.
+        stack_axes: as in `stack_axes_in_context`.
+    """
+    groups: dict[tuple[int, int], list[str]] = {}
+    for path in leaves:
+        groups.setdefault(sides(signatures[path]), []).append(path)
+    results = {}
+    for paths in groups.values():
+        stacks = []
+        for path in paths:
+            x = axes_lib.as_matrix(leaves[path], signatures[path])
+            stacks.append(x if x.shape[1] <= x.shape[2] else adjoint(x))
+        for path, y in zip(paths, map_matrices(function, stacks, stack_axes=stack_axes)):
+            wide = signatures[path].fan_in <= signatures[path].fan_out
+            results[path] = axes_lib.from_matrix(y if wide else adjoint(y), signatures[path])
+    return {path: results[path] for path in leaves}
 
 
 def _in_hops(x: jax.Array, axes: tuple[str, ...], back: bool = False) -> jax.Array:

@@ -49,9 +49,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decay.matrices.orthogonal import adjoint, quintic_steps
+from optax_decay.matrices.orthogonal import quintic_steps
 from optax_decay.matrices.quantile import quantile as exact_quantile
-from optax_decay.matrices.stacks import map_matrices, on_auto_axes
+from optax_decay.matrices.stacks import map_by_shape, on_auto_axes, sides
 from optax_decay.optimizers import adam_branch, newton_coefficients
 from optax_decay.optimizers.newton_coefficients import Coefficients, check_coefficients
 from optax_decay.parameters import axes as axes_lib
@@ -211,8 +211,8 @@ def scale_by_root(
         if has_no_leaves(params):
             return placeholder_state(ScaleByRootState, mu=mu)
         signatures = axes_lib.signatures(axes, params)
-        for sides in {_sides(s) for s in signatures.values() if s.role == "hidden"}:
-            coefficients.for_shape(sides)  # missing ones are fitted now, not in the first step
+        for shape in {sides(s) for s in signatures.values() if s.role == "hidden"}:
+            coefficients.for_shape(shape)  # missing ones are fitted now, not in the first step
         others = {p: x for p, x in by_path(params).items() if signatures[p].role != "hidden"}
         nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in others.items()}
         return ScaleByRootState(jnp.zeros([], jnp.int32), mu, nu)
@@ -243,11 +243,11 @@ def scale_by_root(
             new[path] = u.astype(g.dtype)
         if matrices:
             directions = on_auto_axes(
-                lambda ds: _by_shape(direction, ds, signatures, stack_axes), matrices, matrices
+                lambda ds: map_by_shape(direction, ds, signatures, stack_axes), matrices, matrices
             )
             for path, u in directions.items():
                 if update_rms is not None:
-                    u = u * (update_rms * math.sqrt(max(_sides(signatures[path]))))
+                    u = u * (update_rms * math.sqrt(max(sides(signatures[path]))))
                 new[path] = u.astype(grads[path].dtype)
         return treedef.unflatten(new.values()), ScaleByRootState(
             count, treedef.unflatten(mu.values()), nu
@@ -256,40 +256,12 @@ def scale_by_root(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _sides(signature: axes_lib.Signature) -> tuple[int, int]:
-    """(smaller side, larger side)."""
-    smaller, larger = sorted((signature.fan_in, signature.fan_out))
-    return smaller, larger
-
-
 def _clip(x: jax.Array, limit: jax.Array) -> jax.Array:
     """Entries with magnitude at most `limit`; complex ones keep their phase."""
     if not jnp.iscomplexobj(x):
         return jnp.clip(x, -limit, limit)
     size = jnp.abs(x)
     return jnp.where(size > limit, x * (limit / jnp.where(size > limit, size, 1)), x)
-
-
-def _by_shape(
-    function: Any,
-    leaves: dict[str, jax.Array],
-    signatures: dict[str, axes_lib.Signature],
-    stack_axes: str | Sequence[str] | None,
-) -> dict[str, jax.Array]:
-    """`function` of every matrix of every leaf, compiled once per shape."""
-    groups: dict[tuple[int, int], list[str]] = {}
-    for path in leaves:
-        groups.setdefault(_sides(signatures[path]), []).append(path)
-    results = {}
-    for paths in groups.values():
-        stacks = []
-        for path in paths:
-            x = axes_lib.as_matrix(leaves[path], signatures[path])
-            stacks.append(x if x.shape[1] <= x.shape[2] else adjoint(x))
-        for path, y in zip(paths, map_matrices(function, stacks, stack_axes=stack_axes)):
-            wide = signatures[path].fan_in <= signatures[path].fan_out
-            results[path] = axes_lib.from_matrix(y if wide else adjoint(y), signatures[path])
-    return {path: results[path] for path in leaves}
 
 
 def momentum_spectra(
@@ -334,7 +306,7 @@ def momentum_spectra(
             limit = np.quantile(np.abs(matrix), q) + THRESHOLD_FLOOR
             clipped = np.asarray(_clip(jnp.asarray(matrix), jnp.asarray(limit, matrix.real.dtype)))
             values = np.linalg.svd(clipped, compute_uv=False)
-            spectra.setdefault(_sides(signatures[path]), []).append(values)
+            spectra.setdefault(sides(signatures[path]), []).append(values)
     return spectra
 
 

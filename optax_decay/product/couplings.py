@@ -26,6 +26,21 @@ from optax_decay.parameters.arguments import check, nearest, one_of
 NAMES = ("learning_rate", "schedule", "corrected", "independent")
 
 
+class FollowsRate(NamedTuple):
+    """A schedule of λ that is proportional to the learning rate.
+
+    Attributes:
+        coefficient: what it is multiplied with, in units of 1/η.
+        learning_rate: η, a number or schedule.
+    """
+
+    coefficient: Any
+    learning_rate: Any
+
+    def __call__(self, count: jax.Array) -> Any:
+        return self.coefficient * now(self.learning_rate, count)
+
+
 class Coupling(NamedTuple):
     """How a decay coefficient follows the learning rate. Build one with the functions of this module.
 
@@ -40,7 +55,16 @@ class Coupling(NamedTuple):
     after_rate: bool = False
 
     def rate(self, weight_decay: optax.ScalarOrSchedule, count: jax.Array) -> Any:
-        """The number in front of ψ(w) at the decay's place in the chain, for λ a number or a schedule."""
+        """The number in front of ψ(w) at the decay's place in the chain, for λ a number or a schedule.
+
+        Raises:
+            ValueError: both λ and the coupling follow the learning rate, which would enter the shrink cubed.
+        """
+        if self.name in ("schedule", "corrected") and isinstance(weight_decay, FollowsRate):
+            raise ValueError(
+                f"schedules.palm with couplings.{self.name} would count the learning rate twice: use palm with "
+                "couplings.learning_rate(), or a constant λ with couplings.corrected."
+            )
         rate = now(weight_decay, count)
         return rate if self.scaled is None else self.scaled(rate, count)
 

@@ -1,0 +1,1 @@
+"""Links about the norms of matrices: hyperball and radial brake on the finished step, relative updates before it."""

@@ -1,0 +1,260 @@
+"""One optimizer per role or per rule: which parameter gets which, in words, before the first step.
+
+    tx = by_role({"hidden": muon, "head": adamw, ("embedding", "vector"): adam, "router": None},
+                 rules=((r"router/kernel", "router"),), axes=AXES)
+
+Every parameter belongs to exactly one entry: to that of the first rule that matches its path, or else to that of its
+role (`axes.signatures`). Rules match whole components at the end of a path: ``attn_gate`` takes ``blocks/attn_gate``
+and not ``blocks/attn_gated_norm``. An entry of None freezes its parameters.
+
+Each entry sees only its own parameters, and keeps its own state under the name of its key. Norms over all parameters
+are therefore norms of one entry inside of it: clip gradients outside, before `by_role`. Extra arguments of ``update``
+go to all entries. Of two links about norms, or a decay and a sphere, on one parameter nothing can be seen from here;
+`adam_hyperball` and `muon_hyperball` check that for themselves.
+
+Reference: ``optax.partition``, which does the work. Published divisions: Marin's hero run has MuonH for matrices, AdamH
+for the head and output projections, Adam for the rest; Jordan's Muon has Adam for everything but hidden matrices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import nearest
+from optax_decay.parameters.paths import matches, path_string
+
+Key = str | tuple[str, ...]
+Transforms = Mapping[Key, optax.GradientTransformation | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleRow:
+    """One parameter of a `RoleTable`.
+
+    Attributes:
+        path, shape, role: from its `Signature`.
+        entry: the name of the entry it belongs to.
+        rule: the pattern that chose the entry; empty where the role did.
+        frozen: whether it stays as it is.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    role: str
+    entry: str
+    rule: str
+    frozen: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleTable:
+    """Which parameter belongs to which entry. ``str(table)`` is what to print before a run.
+
+    Attributes:
+        rows: one `RoleRow` per parameter.
+    """
+
+    rows: tuple[RoleRow, ...]
+
+    def __str__(self) -> str:
+        lines = [("parameter", "shape", "role", "optimizer", "chosen by")]
+        for row in self.rows:
+            lines.append(
+                (
+                    row.path,
+                    "×".join(map(str, row.shape)) or "scalar",
+                    row.role,
+                    f"{row.entry} (frozen)" if row.frozen else row.entry,
+                    f"rule {row.rule!r}" if row.rule else "role",
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        text = ["  ".join(x.ljust(n) for x, n in zip(line, widths)).rstrip() for line in lines]
+        rule = "-" * max(map(len, text))
+        weights: dict[str, int] = {}
+        for row in self.rows:
+            weights[row.entry] = weights.get(row.entry, 0) + math.prod(row.shape)
+        summary = "weights: " + ", ".join(f"{n} {name}" for name, n in weights.items())
+        return "\n".join([text[0], rule, *text[1:], rule, summary])
+
+
+def _name(key: Key) -> str:
+    return key if isinstance(key, str) else "+".join(key)
+
+
+def _parts(key: Key) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+def _entries(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
+    """Roles and names of rules to the name of their entry.
+
+    Raises:
+        ValueError: a name in two entries, a name that is neither a role nor used by a rule, a rule without an entry.
+    """
+    entries: dict[str, str] = {}
+    for key in transforms:
+        for part in _parts(key):
+            if part in entries:
+                raise ValueError(
+                    f"{part!r} stands in two entries, {entries[part]!r} and {_name(key)!r}."
+                )
+            entries[part] = _name(key)
+    targets = {target for _, target in rules}
+    for part in entries:
+        if part not in axes_lib.ROLES and part not in targets:
+            raise ValueError(
+                f"{part!r} is neither a role ({', '.join(axes_lib.ROLES)}; did you mean "
+                f"{nearest(part, axes_lib.ROLES)!r}?) nor the target of a rule."
+            )
+    for pattern, target in rules:
+        if target not in entries:
+            raise ValueError(
+                f"the rule {pattern!r} sends parameters to {target!r}, which has no entry (did you mean "
+                f"{nearest(target, entries or axes_lib.ROLES)!r}?)."
+            )
+    return entries
+
+
+def _assign(
+    params: Any, entries: dict[str, str], axes: axes_lib.Axes, rules: axes_lib.Rules
+) -> dict[str, tuple[axes_lib.Signature, str, str]]:
+    """Signature, entry and pattern of every parameter, by path.
+
+    Raises:
+        ValueError: a parameter whose role has no entry.
+    """
+    found = {}
+    for path, signature in axes_lib.signatures(axes, params).items():
+        pattern, target = next(
+            ((pattern, target) for pattern, target in rules if matches(pattern, path)),
+            ("", signature.role),
+        )
+        if target not in entries:
+            raise ValueError(
+                f"{path!r} of shape {signature.shape} has the role {target!r}, for which there is no entry; entries "
+                f"are for {', '.join(map(repr, entries))}. Add one (None freezes), or a rule for this path."
+            )
+        found[path] = signature, entries[target], pattern
+    return found
+
+
+def _check_nothing_is_left_over(
+    params: Any, found: Any, entries: dict[str, str], rules: axes_lib.Rules
+) -> None:
+    """Raises ValueError for rules and entries without a parameter.
+
+    Parameters that ``optax.masked`` hides count for rules, and make it unknowable whether an entry is in use.
+    """
+    hole = lambda x: x is None or isinstance(x, optax.MaskedNode)
+    items = jax.tree_util.tree_flatten_with_path(params, is_leaf=hole)[0]
+    paths = [path_string(key) for key, _ in items]
+    used = set()
+    for path in paths:
+        used |= set([pattern for pattern, _ in rules if matches(pattern, path)][:1])
+    for pattern, _ in rules:
+        if pattern not in used:
+            shadowed = any(matches(pattern, path) for path in paths)
+            raise ValueError(
+                f"the rule {pattern!r} matches no parameter"
+                + (" that an earlier rule leaves over" if shadowed else "")
+                + f"; the nearest path is {nearest(pattern, paths)!r}."
+            )
+    empty = set(entries.values()) - {entry for _, entry, _ in found.values()}
+    if empty and not any(hole(leaf) for _, leaf in items):
+        raise ValueError(
+            f"no parameter belongs to the entry {sorted(empty)[0]!r}; roles of the parameters are "
+            f"{sorted({signature.role for signature, _, _ in found.values()})}."
+        )
+
+
+def role_table(
+    params: Any, transforms: Transforms, *, axes: axes_lib.Axes = None, rules: axes_lib.Rules = ()
+) -> RoleTable:
+    """Which parameter belongs to which entry, for the arguments that `by_role` is built with.
+
+    Args:
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        transforms, axes, rules: as given to `by_role`. Only the keys of `transforms`, and which are None, are used.
+
+    Raises:
+        ValueError: as `by_role`, at once.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {"embed": jnp.zeros((9, 4)), "norm": jnp.zeros(4), "up": jnp.zeros((4, 6))}
+    >>> rules = (("embed", "V -> D"), ("norm", "D"), ("up", "D -> F"))
+    >>> adam = optax.adam(1e-3)
+    >>> print(role_table(params, {"hidden": adam, "vector": adam, "embedding": None}, axes=rules))
+    parameter  shape  role       optimizer           chosen by
+    ----------------------------------------------------------
+    embed      9×4    embedding  embedding (frozen)  role
+    norm       4      vector     vector              role
+    up         4×6    hidden     hidden              role
+    ----------------------------------------------------------
+    weights: 36 embedding, 4 vector, 24 hidden
+    """
+    entries = _entries(transforms, rules)
+    found = _assign(params, entries, axes, rules)
+    _check_nothing_is_left_over(params, found, entries, rules)
+    frozen = {_name(key) for key, tx in transforms.items() if tx is None}
+    return RoleTable(
+        tuple(
+            RoleRow(path, signature.shape, signature.role, entry, pattern, entry in frozen)
+            for path, (signature, entry, pattern) in found.items()
+        )
+    )
+
+
+def by_role(
+    transforms: Transforms, *, axes: axes_lib.Axes = None, rules: axes_lib.Rules = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Updates each parameter with the optimizer of its role, or of the first rule that matches its path.
+
+    Args:
+        transforms: a role, or a name that `rules` use, or a tuple of them, to a whole optimizer; None freezes.
+        axes: what the parameters' axes mean (`axes.signatures`), from which the roles follow: ``"hidden"``, ``"head"``,
+            ``"embedding"`` and ``"vector"``.
+        rules: ``((path pattern, role or name), ...)``, exceptions that come before the roles; the first match wins.
+
+    Returns:
+        A transformation with the state of ``optax.partition``. Print `role_table` of the same arguments to see what
+        it does.
+
+    Raises:
+        ValueError: a name in two entries, a name that is neither a role nor used by a rule, a rule without an entry; at
+            ``init``, a role without an entry, an entry or a rule without a parameter.
+
+    >>> import optax, optax_decay
+    >>> tx = optax.chain(
+    ...     optax.clip_by_global_norm(1.0),
+    ...     optax_decay.by_role(
+    ...         {
+    ...             "hidden": optax_decay.muon_hyperball(0.02),
+    ...             "head": optax.adamw(1e-3, weight_decay=0.1),
+    ...             ("embedding", "vector"): optax.adam(1e-3),
+    ...         }
+    ...     ),
+    ... )
+    """
+    entries = _entries(transforms, rules)
+    partition = optax.partition(
+        {_name(key): optax.set_to_zero() if tx is None else tx for key, tx in transforms.items()},
+        lambda params: _labels(params, _assign(params, entries, axes, rules)),
+    )
+
+    def init(params: Any) -> Any:
+        if jax.tree.leaves(params):
+            found = _assign(params, entries, axes, rules)
+            _check_nothing_is_left_over(params, found, entries, rules)
+        return partition.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, partition.update)
+
+
+def _labels(params: Any, found: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)][1], params)
