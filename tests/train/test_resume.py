@@ -19,7 +19,7 @@ OPTIMIZERS = {
     "adam": [],
     "adam, threshold in the state": ["--decay.threshold", "ema"],
     "AlphaDecay": [
-        *("--decay.spectrum.score", "alpha", "--decay.spectrum.refresh_every", "2"),
+        *("--decay.spectrum.score", "hill", "--decay.spectrum.refresh_every", "2"),
         *("--decay.spectrum.min_eigenvalues", "2"),
     ],
     "nadam": ["--optimizer.name", "nadam"],

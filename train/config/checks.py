@@ -55,10 +55,10 @@ def check_values(config: Config) -> None:
 def _check_links(config: Config) -> None:
     """What optimizer and decay need of each other, and their own checks."""
     direction, decay = config.optimizer.direction, config.decay
-    if direction.workers and flatten(config).get("decay.spectrum.score") == "gradnorm":
+    if direction.workers and flatten(config).get("decay.spectrum.score") == "gradient_norm":
         raise UserError(
-            f"decay.spectrum.score = gradnorm needs the mean gradient, which optimizer.name = {direction.name} never"
-            " forms; nearest: decay.spectrum.score fnorm."
+            f"decay.spectrum.score = gradient_norm needs the mean gradient, which optimizer.name = {direction.name} never"
+            " forms; nearest: decay.spectrum.score frobenius_norm."
         )
     if direction.workers and decay.gradients:
         raise UserError(

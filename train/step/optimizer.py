@@ -83,22 +83,22 @@ def rate(config: Config, around: Setting) -> optax.GradientTransformation:
 
 def width(config: Config, axes: Any) -> optax.GradientTransformation:
     assert config.width is not None
-    return optax_decay.width_scaled_learning_rate(
-        config.width.base, optimizer=config.optimizer.direction.growth, axes=axes
-    )
+    return optax_decay.width_scaled_learning_rate(config.width.base, law=law(config), axes=axes)
+
+
+def law(config: Config) -> optax_decay.width.WidthLaw:
+    """How learning rate and decay follow the width."""
+    assert config.width is not None
+    return optax_decay.width.law(config.width.rule, optimizer=config.optimizer.direction.growth)
 
 
 def width_multiplier(config: Config, axes: Any) -> optax_decay.PerMatrix | None:
     """What the decay of matrices is multiplied with for the sake of their width."""
     if config.width is None:
         return None
-    law = optax_decay.width.width_law(
-        config.width.rule, optimizer=config.optimizer.direction.growth
-    )
     # Behind the learning rate nothing multiplies the decay by the learning rate of its matrix.
-    exponent = law.decay - law.rate if config.decay.last else law.decay
     return optax_decay.multipliers.width_power(
-        config.width.base, exponent, vectors=law.vectors, axes=axes
+        config.width.base, law(config), rates_applied=config.decay.last, axes=axes
     )
 
 
@@ -118,8 +118,7 @@ def decay_table(
             peak,
             fields["weight_decay"],
             config.width.base,
-            rule=config.width.rule,
-            optimizer=config.optimizer.direction.growth,
+            law=law(config),
             mask=fields["mask"],
             coupling=coupled,
             axes=axes,

@@ -17,7 +17,7 @@ from train.config.fields import UserError
 from train.config.tree import flatten
 from train.display import say
 from train.run.folder import write
-from train.step import families, observe
+from train.step import families, observe, optimizer
 from train.weights.trained import newest
 
 
@@ -66,8 +66,7 @@ def compare(
     report = optax_decay.width.spectral_gain_report(
         params,
         weights,
-        rule=config.width.rule,
-        optimizer=config.optimizer.direction.growth,
+        law=optimizer.law(config),
         axes=families.of(model).axes(model),
         sublayers=observe.SUBLAYERS,
         tolerance=tolerance,

@@ -56,14 +56,14 @@ DECAYS: dict[str, tuple[str, ...]] = {
     "coupling corrected": ("--decay.weight_decay", "5", "--decay.coupling", "corrected"),
     "coupling none": (*WEAK, "none"),
     "every role": ("--decay.mask", "hidden", "head", "embedding", "vector"),
-    "alpha": (*SPECTRAL, "alpha"),
+    "alpha": (*SPECTRAL, "hill"),
     "alphahat": (*SPECTRAL, "alphahat"),
     "stable_rank": (*SPECTRAL, "stable_rank"),
     "entropy": (*SPECTRAL, "entropy"),
-    "fnorm": (*SPECTRAL, "fnorm"),
-    "gradnorm": (*SPECTRAL, "gradnorm"),
+    "frobenius_norm": (*SPECTRAL, "frobenius_norm"),
+    "gradient_norm": (*SPECTRAL, "gradient_norm"),
     "width": ("--width.base", "8"),
-    "alpha x cautious": (*SPECTRAL, "alpha", "--decay.form", "cautious"),
+    "alpha x cautious": (*SPECTRAL, "hill", "--decay.form", "cautious"),
 }
 SETTINGS = OPTIMIZERS | DECAYS
 NOTHING = ("--decay.weight_decay", "0", DECAY, "l2")

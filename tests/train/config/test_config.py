@@ -157,7 +157,7 @@ def test_help_shows_every_field_with_its_text_and_every_experiment(capsys):
         "decay.threshold mean",
     ):
         assert f"--{choice} is chosen" in text
-    for absent in ("optimizer.spikes.sigma 6.0", "decay.spectrum.score alpha", "width.base NUMBER"):
+    for absent in ("optimizer.spikes.sigma 6.0", "decay.spectrum.score hill", "width.base NUMBER"):
         assert f"any of its flags switches it on, such as --{absent}" in text
     assert len(plain.splitlines()) < 240
     assert all(f"{name}:" in text for name in EXPERIMENTS)

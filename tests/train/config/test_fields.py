@@ -65,7 +65,7 @@ SHARED = {
     "decay.spectrum.low": (0.1, {"decay.spectrum.min_eigenvalues": 4}),
     "decay.spectrum.high": (9.0, {"decay.spectrum.min_eigenvalues": 4}),
     "decay.spectrum.refresh_every": (2, {"decay.spectrum.min_eigenvalues": 4}),
-    "decay.spectrum.min_eigenvalues": (4, {"decay.spectrum.score": "alpha"}),
+    "decay.spectrum.min_eigenvalues": (4, {"decay.spectrum.score": "hill"}),
     "width.rule": ("constant", {"width.base": 2}),
 }
 # Of a choice alone: name of the choice, then field to value; a pair brings what the field needs.

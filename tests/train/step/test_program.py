@@ -29,7 +29,9 @@ def test_axes_are_parsed_once_per_parameter(tmp_path, monkeypatch):
         return plain(text, path, *rest, **more)
 
     monkeypatch.setattr(axes, "parse", parse_and_count)
-    run = program(tmp_path, "--decay.spectral", "alpha", "--decay.spectral_size", "2")
+    run = program(
+        tmp_path, "--decay.spectrum.score", "hill", "--decay.spectrum.min_eigenvalues", "2"
+    )
     paths = [s.path for s in jax.tree.leaves(run.program.axes)]
     assert sorted(parsed) == sorted(paths) and len(paths) == 12
     # Nor does what comes afterwards parse any: the step, what is observed, the state.

@@ -215,8 +215,8 @@ def test_when_the_variance_freezes():
     ("asked", "said"),
     [
         (
-            "--optimizer.name one_bit_adam --decay.spectrum.score gradnorm",
-            "never forms; nearest: decay.spectrum.score fnorm",
+            "--optimizer.name one_bit_adam --decay.spectrum.score gradient_norm",
+            "never forms; nearest: decay.spectrum.score frobenius_norm",
         ),
         ("--optimizer.freeze 5", "belongs to --optimizer one_bit_adam"),
         (

@@ -6,16 +6,16 @@ from typing import Any, Literal
 import optax_decay
 from train.config.ranges import Count, NotNegative
 
-Score = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
+Score = Literal["hill", "alphahat", "stable_rank", "entropy", "frobenius_norm", "gradient_norm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
     """Multiplies the decay of each hidden matrix by a map of one number, its score (AlphaDecay)."""
 
-    score: Score = "alpha"
-    """alpha and alphahat: exponent of the spectrum's tail; stable_rank, entropy, fnorm: of its singular values;
-    gradnorm: norm of the gradient."""
+    score: Score = "hill"
+    """hill and alphahat: exponent of the spectrum's tail; stable_rank, entropy, frobenius_norm: of the singular
+    values; gradient_norm: of the gradient."""
     low: NotNegative = 2 / 3
     """Multiplier of the matrix with the smallest score."""
     high: NotNegative = 3.0
@@ -28,14 +28,15 @@ class Spectrum:
     @property
     def gradients(self) -> bool:
         """Whether it needs the mean gradient of all replicas."""
-        return self.score == "gradnorm"
+        return self.score == "gradient_norm"
 
     def build(self, partition: Any) -> Any:
-        return optax_decay.spectral_alpha(
-            metric=self.score,
-            min_ratio=self.low,
-            max_ratio=self.high,
-            refresh_every=self.refresh_every,
-            min_eigenvalues=self.min_eigenvalues,
-            partition=partition,
+        spectra = optax_decay.spectra
+        select = spectra.hidden_matrices(min_eigenvalues=self.min_eigenvalues)
+        return optax_decay.multipliers.spectral_alpha(
+            score=getattr(spectra, self.score)(),
+            assignment=spectra.linear(self.low, self.high),
+            refresh=spectra.every(self.refresh_every),
+            select=select,
+            param_specs=partition,
         )

@@ -91,8 +91,9 @@ def alpha(preserve_mean: bool) -> Any:
     return after_adam(
         lambda s: optax_decay.spectral_alpha_decay(
             s.weight_decay,
-            refresh_every=20,  # a twentieth of 400 steps, as in the authors' runs
-            preserve_mean=preserve_mean,
+            # a twentieth of 400 steps, as in the authors' runs
+            refresh=optax_decay.spectra.every(20),
+            assignment=optax_decay.spectra.linear(preserve_mean=preserve_mean),
             mask=MASK,
             axes=s.axes,
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from optax_decay.width import width_law
+from optax_decay.width import law
 
 # Rule to parametrisation of the runs that it reads.
 RULES = {"adamw": "standard", "constant": "mup", "fan2025": "mup", "mup_package": "mup"}
@@ -91,7 +91,7 @@ def surfaces(results: Sequence[Mapping[str, Any]], rule: str, base_width: int) -
 
 def proxy_decays(rule: str, weight_decays: Sequence[float], m: float) -> np.ndarray:
     """What a rule calls the decays λ_i of matrices with the width factor m: λ_i / m^s."""
-    s = 0.0 if rule == "adamw" else width_law(rule).decay
+    s = 0.0 if rule == "adamw" else law(rule).hidden.decay
     return np.array(weight_decays) / m**s
 
 

@@ -78,7 +78,12 @@ def adamw(s: Setting) -> optax.GradientTransformation:
 def mup_adamw(base_width: int) -> Optimizer:
     """AdamW under μP, for the learning rate of the proxy and the decay of the matrices at the model's own width."""
     return lambda s: optax_decay.mup_adamw(
-        s.rate, base_width, b2=0.95, weight_decay=s.weight_decay, rule="constant", axes=s.axes
+        s.rate,
+        base_width,
+        b2=0.95,
+        weight_decay=s.weight_decay,
+        law=optax_decay.width.law("constant"),
+        axes=s.axes,
     )
 
 
