@@ -57,8 +57,8 @@ def _check_links(config: Config) -> None:
     direction, decay = config.optimizer.direction, config.decay
     if direction.workers and flatten(config).get("decay.spectrum.score") == "gradient_norm":
         raise UserError(
-            f"decay.spectrum.score = gradient_norm needs the mean gradient, which optimizer.name = {direction.name} never"
-            " forms; nearest: decay.spectrum.score frobenius_norm."
+            f"decay.spectrum.score = gradient_norm needs the mean gradient, which optimizer.name = {direction.name}"
+            " never forms; nearest: decay.spectrum.score frobenius_norm."
         )
     if direction.workers and decay.gradients:
         raise UserError(

@@ -77,7 +77,7 @@ def draw(
         if parts["weights"]:
             written.append(_save(_decay(parts["weights"], title), folder / "decay.png"))
         if measured := [r for r in parts["spectrum"] if r["step"] > 0]:
-            picture = _spectrum(measured, metric or "metric", title)
+            picture = _spectrum(measured, metric or "score", title)
             written.append(_save(picture, folder / "spectrum.png"))
     return written
 
@@ -184,11 +184,11 @@ def _decay(records: list[dict[str, Any]], title: str) -> Any:
 
 def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
     """Two heat maps, matrices by steps: what was measured, and the multiplier of the decay."""
-    matrices = sorted(records[-1]["metric"], key=_by_layer)
+    matrices = sorted(records[-1]["score"], key=_by_layer)
     rows = max(3.2, 0.16 * len(matrices) + 1.2)
     figure, axes = pyplot().subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    words = {"metric": f"{metric} of the spectrum", "multiplier": "multiplier of the decay"}
+    words = {"score": f"{metric} of the spectrum", "multiplier": "multiplier of the decay"}
     steps = _column(records, "step")
     for axis, (kind, name) in zip(axes, words.items(), strict=True):
         values = np.array([[record[kind][m] for record in records] for m in matrices], float)

@@ -7,7 +7,7 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
     {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}   of a text; of images with
         "top1" for the last two, and with images.average "average_loss", "average_top1"
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
-    {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectrum
+    {"kind": "spectrum", "step", "score": {MATRIX: number}, "multiplier": {...}}    with decay.spectrum
     {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with a width
 
 `step` counts finished updates; losses are nats per token or image; "images" stand in place of "tokens"

@@ -117,11 +117,11 @@ def decay(
 
 
 def spectrum(state: Any) -> dict[str, dict[str, float]]:
-    """The last metric and multiplier of each hidden matrix under a spectral decay; empty without one."""
+    """The last score and multiplier of each hidden matrix under a spectral decay; empty without one."""
     found: dict[str, dict[str, float]] = {}
     for name, value in optax_decay.metrics(state).items():
         kind, _, matrix = name.partition("/")
-        if kind in ("metric", "multiplier"):
+        if kind in ("score", "multiplier"):
             found.setdefault(kind, {})[matrix.replace("blocks/", "").replace("/kernel", "")] = value
     return found
 
