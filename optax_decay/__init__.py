@@ -3,6 +3,7 @@
 The names below stand under headings. What is only needed to configure them lives in namespaces:
 
 * `pulls`, `thresholds`, `multipliers`, `couplings`: the parts of a decay.
+* `bounds`: where the bound of `cpr_decay` comes from.
 * `spectra`: scores, maps, refreshing and selection of AlphaDecay, and the spectra of a model's matrices.
 * `width`: laws, multipliers and reports of decay and learning rate that follow the width.
 * `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
@@ -77,6 +78,7 @@ from optax_decay import one_bit as one_bit
 from optax_decay import spectra as spectra
 from optax_decay import states as states
 from optax_decay import width as width
+from optax_decay.decays import bounds as bounds
 from optax_decay.optimizers import curvature as curvature
 from optax_decay.parameters import axes as axes
 from optax_decay.product import couplings as couplings

@@ -1,125 +1,129 @@
 """The contract table: one row per public factory, holding everything that differs between them.
 
 `test_contract.py` runs every check on every row and has no exceptions by name. A new factory is not public before it
-has a row here.
+has a row here. A row says nothing about a particular model: `Case.build` is given the axes and shapes of one, the toy
+tree's by default, and passes on what the factory takes.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import optax_decay
+from optax_decay import bounds, couplings, pulls, thresholds
 from tests.support import toy
 
 RATE = 0.03
 
 
-def before_rate(link: Callable) -> Callable:
-    """A decay that stands between Adam and the learning rate."""
+class Given(NamedTuple):
+    """What a row is built from.
 
-    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(), link(**options), optax.scale_by_learning_rate(learning_rate)
-        )
+    Attributes:
+        axes: of the model.
+        params: its parameters, as ``jax.ShapeDtypeStruct`` or arrays.
+        learning_rate: of the chain.
+        mask: of the decay, where the row's chain holds one of its own.
+    """
 
-    return make
+    axes: Any
+    params: Any
+    learning_rate: Any
+    mask: Any
 
 
-def adamc(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-    """Corrected decay is told the learning rate of its chain."""
+class From(NamedTuple):
+    """An argument that follows from what the row is given."""
+
+    function: Callable[[Given], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Of:
+    """An argument that is a value with numbers of its own, such as a threshold: ``make(**arguments)``."""
+
+    make: Callable[..., Any]
+    arguments: dict[str, Any]
+
+
+def of(make: Callable[..., Any], **arguments: Any) -> Of:
+    return Of(make, arguments)
+
+
+def filled(value: Any, changes: dict[str, Any], given: Given, name: str) -> Any:
+    """The argument `name` with its parts built; dots in `changes` name what is inside of it, ``threshold.factor``."""
+    if isinstance(value, From):
+        return value.function(given)
+    if not isinstance(value, Of):
+        return value
+    inside = {n.removeprefix(f"{name}."): v for n, v in changes.items() if n.startswith(f"{name}.")}
+    own = {**value.arguments, **{n: v for n, v in inside.items() if "." not in n}}
+    return value.make(**{n: filled(v, inside, given, n) for n, v in own.items()})
+
+
+Link = optax.GradientTransformation
+Place = Callable[[Link, Given], Link]
+
+
+def whole(link: Link, given: Given) -> Link:
+    """A ready-made optimizer."""
+    return link
+
+
+def before_rate(link: Link, given: Given) -> Link:
+    """A decay between Adam and the learning rate."""
     return optax.chain(
-        optax.scale_by_adam(),
-        optax_decay.corrected_decay(learning_rate, **options),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_adam(), link, optax.scale_by_learning_rate(given.learning_rate)
     )
 
 
-def corrected(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-    """The corrected coupling is told the learning rate of its chain."""
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax_decay.decay(coupling="corrected", learning_rate=learning_rate, **options),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
-def after_decay(link: Callable) -> Callable:
-    """A multiplier of the learning rate, which also multiplies the decay before it."""
-
-    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(),
-            optax_decay.decay(0.2),
-            link(**options),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-
-    return make
-
-
-def last(link: Callable) -> Callable:
-    """A proximal decay: last in the chain, and given the learning rate."""
-
-    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(),
-            optax.scale_by_learning_rate(learning_rate),
-            link(learning_rate, **options),
-        )
-
-    return make
-
-
-def decayed(scale: Callable) -> Callable:
-    """A rule for the direction, followed by AdamW's decay and the learning rate."""
-
-    def make(
-        learning_rate: Any = RATE, weight_decay: Any = 0.1, mask: Any = None, **options: Any
-    ) -> optax.GradientTransformation:
-        return optax.chain(
-            scale(**options),
-            optax_decay.decay(weight_decay, mask=mask, axes=toy.AXES),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-
-    return make
-
-
-def constrained(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-    """CPR stands last in the chain and is told its learning rate."""
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(learning_rate),
-        optax_decay.cpr_decay(learning_rate=learning_rate, **options),
-    )
-
-
-def rotated(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-    """Rotation takes the place of the learning rate."""
-    return optax.chain(
-        optax.scale_by_adam(), optax_decay.rotational_update(learning_rate, **options)
-    )
-
-
-def before_adam(link: Callable) -> Callable:
+def before_adam(link: Link, given: Given) -> Link:
     """A decay that looks at gradients and is added to them."""
-
-    def make(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            link(**options), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
-        )
-
-    return make
+    return optax.chain(
+        link, optax.scale_by_adam(), optax.scale_by_learning_rate(given.learning_rate)
+    )
 
 
-def one_worker(make: Callable) -> Callable:
+def after_decay(link: Link, given: Given) -> Link:
+    """A multiplier of the learning rate, which also multiplies the decay before it."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax_decay.decay(0.2),
+        link,
+        optax.scale_by_learning_rate(given.learning_rate),
+    )
+
+
+def last(link: Link, given: Given) -> Link:
+    """A link that sees the finished step."""
+    return optax.chain(
+        optax.scale_by_adam(), optax.scale_by_learning_rate(given.learning_rate), link
+    )
+
+
+def in_place_of_rate(link: Link, given: Given) -> Link:
+    """A rule that takes the place of the learning rate."""
+    return optax.chain(optax.scale_by_adam(), link)
+
+
+def direction(link: Link, given: Given) -> Link:
+    """A rule for the direction, followed by AdamW's decay and the learning rate."""
+    return optax.chain(
+        link,
+        optax_decay.decay(0.1, mask=given.mask, axes=given.axes),
+        optax.scale_by_learning_rate(given.learning_rate),
+    )
+
+
+def on_one_worker(place: Place) -> Place:
     """An optimizer for use inside `shard_map`, on an axis of one worker, which every program has."""
 
-    def alone(**options: Any) -> optax.GradientTransformation:
-        tx = optax.with_extra_args_support(make(axis_name="worker", **options))
+    def alone(link: Link, given: Given) -> Link:
+        tx = optax.with_extra_args_support(place(link, given))
 
         def on_axis(function: Callable) -> Callable:
             run = jax.vmap(
@@ -134,12 +138,6 @@ def one_worker(make: Callable) -> Callable:
         return optax.GradientTransformationExtraArgs(on_axis(tx.init), on_axis(tx.update))
 
     return alone
-
-
-def guarded(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
-    """A whole optimizer, steps of which are left out."""
-    adam = optax_decay.adam_huber_decay(learning_rate, axes=toy.AXES)
-    return optax_decay.skip_on_spike(adam, **options)
 
 
 def with_loss(params: Any, gradients: Any) -> dict[str, Any]:
@@ -168,10 +166,13 @@ class Case:
 
     Attributes:
         name: the public factory, as ``optax_decay.<name>``, with a suffix after a space for variants.
-        make: builds a whole optimizer; accepts ``learning_rate`` and the keywords in `options` and `numbers`.
-        options: keywords that every check uses.
-        numbers: hyperparameters and another value for each, which must change the weights.
+        place: makes an optimizer of the link that the factory returns.
+        options: arguments that every check uses. The learning rate, the axes and a mask need no mention: the factory
+            gets those that it takes.
+        numbers: hyperparameters and another value for each, which must change the weights. ``threshold.factor`` is the
+            number `factor` of the option `threshold`, which is then an `Of`.
         schedules: those of them that also take a schedule of the step.
+        static: arguments of the factory that cannot be traced, and that ``optax.inject_hyperparams`` must be told of.
         extra: extra arguments of ``update`` from (params, gradients), if the factory needs any.
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
@@ -179,83 +180,133 @@ class Case:
     """
 
     name: str
-    make: Callable[..., optax.GradientTransformation]
+    place: Place
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
     schedules: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
     extra: Callable[[Any, Any], dict[str, Any]] | None = None
     mask: bool = True
     reduction: bool = False
     steps: int = 6
 
-    def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(self.make(**{**self.options, **changes}))
+    @property
+    def factory(self) -> Callable[..., optax.GradientTransformation]:
+        return getattr(optax_decay, self.name.split(" ")[0])
+
+    def arguments(
+        self, axes: Any = toy.AXES, params: Any = None, learning_rate: Any = RATE, **changes: Any
+    ) -> dict[str, Any]:
+        """Those of the factory, for a model of these axes and shapes, with some of the row's numbers changed."""
+        params = toy.shapes() if params is None else params
+        given = Given(axes, params, learning_rate, changes.get("mask"))
+        takes = set(inspect.signature(self.factory).parameters)
+        if "options" in takes:  # a factory that does not say which
+            takes |= {"mask", "axes"}
+        chain = {"axes": axes, "learning_rate": learning_rate}
+        own = {name: value for name, value in chain.items() if name in takes}
+        own |= self.options
+        own |= {n: v for n, v in changes.items() if "." not in n and (n in takes or n != "mask")}
+        return {name: filled(value, changes, given, name) for name, value in own.items()}
+
+    def build(
+        self,
+        factory: Callable[..., optax.GradientTransformation] | None = None,
+        axes: Any = toy.AXES,
+        params: Any = None,
+        learning_rate: Any = RATE,
+        **changes: Any,
+    ) -> optax.GradientTransformationExtraArgs:
+        """A whole optimizer, with `factory` (or a wrapper of it) in the row's place."""
+        link = (factory or self.factory)(**self.arguments(axes, params, learning_rate, **changes))
+        given = Given(axes, params, learning_rate, changes.get("mask"))
+        return optax.with_extra_args_support(self.place(link, given))
+
+
+def rate(given: Given) -> Any:
+    """The learning rate of the chain, for values that hold it."""
+    return given.learning_rate
+
+
+def narrow(given: Given) -> dict[str, int]:
+    """Base widths by letter: two fifths of what the inputs of the matrices have."""
+    sizes: dict[str, int] = {}
+    for signature in optax_decay.axes.signatures(given.axes, given.params).values():
+        sizes |= {signature.names[i]: signature.shape[i] for i in signature.inputs}
+    return {letter: max(2, 2 * size // 5) for letter, size in sizes.items()}
+
+
+def adam_huber(given: Given) -> Link:
+    return optax_decay.adam_huber_decay(given.learning_rate, axes=given.axes)
 
 
 CASES = (
     Case(
         "decay",
-        before_rate(optax_decay.decay),
-        {"axes": toy.AXES},
-        {"learning_rate": 0.05, "weight_decay": 0.3},
-        ("learning_rate", "weight_decay"),
+        before_rate,
+        numbers={"learning_rate": 0.05, "weight_decay": 0.3},
+        schedules=("learning_rate", "weight_decay"),
     ),
     Case(
         "decay cautious metrics",
-        before_rate(optax_decay.decay),
-        {"axes": toy.AXES, "cautious": True, "metrics": True, "weight_decay": 0.4},
+        before_rate,
+        {"cautious": True, "metrics": True, "weight_decay": 0.4},
         {"weight_decay": 0.3},
         ("weight_decay",),
     ),
     Case(
         "decay corrected",
-        corrected,
-        {"peak_learning_rate": 2 * RATE, "axes": toy.AXES},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
+        before_rate,
+        {
+            "coupling": of(
+                couplings.corrected, learning_rate=From(rate), peak_learning_rate=2 * RATE
+            )
+        },
+        {"learning_rate": 0.05, "weight_decay": 0.3, "coupling.peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "proximal_decay",
-        last(optax_decay.proximal_decay),
-        {"axes": toy.AXES, "pull": optax_decay.l1()},
+        last,
+        {"pull": pulls.l1()},
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "huber_decay",
-        before_rate(optax_decay.huber_decay),
-        {"axes": toy.AXES, "threshold": 0.3},
+        before_rate,
+        {"threshold": 0.3},
         {"learning_rate": 0.05, "weight_decay": 0.3, "threshold": 0.1},
         ("learning_rate", "weight_decay", "threshold"),
     ),
     Case(
-        "huber_decay mean",
-        before_rate(optax_decay.huber_decay),
-        {"axes": toy.AXES, "threshold": "mean"},
-        {"weight_decay": 0.3, "factor": 0.4},
-        ("weight_decay", "factor"),
+        "huber_decay mean_size",
+        before_rate,
+        {"threshold": of(thresholds.mean_size)},
+        {"weight_decay": 0.3, "threshold.factor": 0.4},
+        ("weight_decay", "threshold.factor"),
         reduction=True,
     ),
     Case(
-        "huber_decay ema",
-        before_rate(optax_decay.huber_decay),
-        {"axes": toy.AXES, "threshold": "ema", "factor": 0.5},
-        {"weight_decay": 0.3, "factor": 0.4, "decay_rate": 0.2},
-        ("weight_decay", "factor"),
+        "huber_decay running_mean_size",
+        before_rate,
+        {"threshold": of(thresholds.running_mean_size, factor=0.5)},
+        {"weight_decay": 0.3, "threshold.factor": 0.4, "threshold.memory": 0.2},
+        ("weight_decay", "threshold.factor"),
         reduction=True,
     ),
     Case(
         "huber_proximal_decay",
-        last(optax_decay.huber_proximal_decay),
-        {"axes": toy.AXES, "threshold": "rms", "factor": 0.5},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "factor": 0.4},
-        ("learning_rate", "weight_decay", "factor"),
+        last,
+        {"threshold": of(thresholds.rms_size, factor=0.5)},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "threshold.factor": 0.4},
+        ("learning_rate", "weight_decay", "threshold.factor"),
         reduction=True,
     ),
     Case(
         "adam_huber_decay",
-        optax_decay.adam_huber_decay,
-        {"learning_rate": RATE, "axes": toy.AXES},
+        whole,
+        {"threshold": of(thresholds.mean_size)},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -263,40 +314,40 @@ CASES = (
             "eps": 1e-2,
             "eps_root": 1e-2,
             "weight_decay": 0.3,
-            "factor": 0.4,
+            "threshold.factor": 0.4,
         },
-        ("learning_rate", "weight_decay", "factor"),
+        ("learning_rate", "weight_decay", "threshold.factor"),
         reduction=True,
     ),
     Case(
         "scale_by_exadam",
-        decayed(optax_decay.scale_by_exadam),
+        direction,
         {"log_growth": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2},
     ),
     Case(
         "exadam",
-        optax_decay.exadam,
-        {"learning_rate": RATE, "axes": toy.AXES, "weight_decay": 0.1},
+        whole,
+        {"weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "scale_by_one_bit_adam",
-        one_worker(decayed(optax_decay.scale_by_one_bit_adam)),
-        {"warmup_steps": 3, "axes": toy.AXES, "bias_correction": True},
+        on_one_worker(direction),
+        {"axis_name": "worker", "warmup_steps": 3, "bias_correction": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "warmup_steps": 2},
     ),
     Case(
         "one_bit_adam",
-        one_worker(optax_decay.one_bit_adam),
-        {"learning_rate": RATE, "warmup_steps": 3, "axes": toy.AXES, "weight_decay": 0.1},
+        on_one_worker(whole),
+        {"axis_name": "worker", "warmup_steps": 3, "weight_decay": 0.1},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "scale_by_sophia",
-        decayed(optax_decay.scale_by_sophia),
+        direction,
         {
             "update_interval": 2,
             "refresh": "optax",
@@ -316,8 +367,8 @@ CASES = (
     ),
     Case(
         "sophia_g",
-        optax_decay.sophia_g,
-        {"learning_rate": RATE, "axes": toy.AXES, "update_interval": 3, "gamma": 1.0, "b2": 0.5},
+        whole,
+        {"update_interval": 3, "gamma": 1.0, "b2": 0.5},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -334,8 +385,8 @@ CASES = (
     ),
     Case(
         "sophia_h",
-        optax_decay.sophia_h,
-        {"learning_rate": RATE, "axes": toy.AXES, "update_interval": 3, "b2": 0.5},
+        whole,
+        {"update_interval": 3, "b2": 0.5},
         {"weight_decay": 0.3, "gamma": 2.0},
         ("weight_decay",),
         extra=curvature,
@@ -343,8 +394,8 @@ CASES = (
     ),
     Case(
         "scale_by_conda",
-        decayed(optax_decay.scale_by_conda),
-        {"axes": toy.AXES, "refresh_every": 4, "staggered": True},
+        direction,
+        {"refresh_every": 4, "staggered": True},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -357,8 +408,8 @@ CASES = (
     ),
     Case(
         "conda",
-        optax_decay.conda,
-        {"learning_rate": RATE, "axes": toy.AXES, "refresh_every": 4, "weight_decay": 0.1},
+        whole,
+        {"refresh_every": 4, "weight_decay": 0.1},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -373,15 +424,16 @@ CASES = (
     ),
     Case(
         "scale_by_root",
-        decayed(optax_decay.scale_by_root),
-        {"axes": toy.AXES, "coefficients": "polar_express", "threshold": 0.2},
+        direction,
+        {"coefficients": "polar_express", "threshold": 0.2},
         {"learning_rate": 0.05, "momentum": 0.8, "threshold": 0.1, "update_rms": 0.3},
+        static=("ns_steps",),
         reduction=True,
     ),
     Case(
         "root",
-        optax_decay.root,
-        {"learning_rate": RATE, "axes": toy.AXES},
+        whole,
+        {},
         {
             "learning_rate": 0.05,
             "momentum": 0.8,
@@ -394,41 +446,45 @@ CASES = (
             "eps": 1e-2,
         },
         ("learning_rate", "weight_decay"),
+        static=("ns_steps",),
         reduction=True,
     ),
     Case(
         "width_scaled_decay",
-        before_rate(optax_decay.width_scaled_decay),
-        {"axes": toy.AXES, "base_width": 2, "head": "matrix"},
+        before_rate,
+        {"base_width": 2, "head": "matrix"},
         {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
         ("learning_rate", "weight_decay"),
+        static=("base_width",),
     ),
     Case(
         "width_scaled_decay mup_package",
-        before_rate(optax_decay.width_scaled_decay),
-        {"axes": toy.AXES, "base_width": {"D": 3, "F": 5, "H": 2}, "rule": "mup_package"},
+        before_rate,
+        {"base_width": From(narrow), "rule": "mup_package"},
         {"weight_decay": 0.3, "exponent": 0.6},
         ("weight_decay",),
     ),
     Case(
         "width_scaling",
-        before_rate(optax_decay.width_scaling),
-        {"axes": toy.AXES, "base_width": 2, "head": "matrix", "optimizer": "conda"},
+        before_rate,
+        {"base_width": 2, "head": "matrix", "optimizer": "conda"},
         {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
         ("learning_rate", "weight_decay"),
+        static=("base_width",),
     ),
     Case(
         "width_scaled_learning_rate",
-        after_decay(optax_decay.width_scaled_learning_rate),
-        {"axes": toy.AXES, "base_width": 2},
+        after_decay,
+        {"base_width": 2},
         {"learning_rate": 0.05},
         ("learning_rate",),
+        static=("base_width",),
         mask=False,
     ),
     Case(
         "mup_adamw",
-        optax_decay.mup_adamw,
-        {"learning_rate": RATE, "axes": toy.AXES, "base_width": 2, "head": "matrix"},
+        whole,
+        {"base_width": 2, "head": "matrix"},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -439,61 +495,71 @@ CASES = (
             "exponent": 0.9,
         },
         ("learning_rate", "weight_decay"),
+        static=("base_width",),
     ),
     Case(
         "lp_decay",
-        before_rate(optax_decay.lp_decay),
-        {"axes": toy.AXES, "p": 1.5},
+        before_rate,
+        {"p": 1.5},
         {"weight_decay": 0.3},
         ("weight_decay",),
+        static=("p",),
     ),
     Case(
         "lp_proximal_decay",
-        last(optax_decay.lp_proximal_decay),
-        {"axes": toy.AXES, "p": 0.8, "linearize_at": "new", "weight_decay": 0.1},
+        last,
+        {"p": 0.8, "linearize_at": "new", "weight_decay": 0.1},
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
+        static=("p",),
+    ),
+    Case(
+        "elastic_net_decay",
+        before_rate,
+        {},
+        {"weight_decay": 0.3, "l1_ratio": 0.2},
+        ("weight_decay",),
     ),
     Case(
         "elastic_net_proximal_decay",
-        last(optax_decay.elastic_net_proximal_decay),
-        {"axes": toy.AXES},
+        last,
+        {},
         {"learning_rate": 0.05, "weight_decay": 0.3, "l1_ratio": 0.2},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "cautious_decay",
-        before_rate(optax_decay.cautious_decay),
-        {"axes": toy.AXES},
+        before_rate,
+        {},
         {"weight_decay": 0.3},
         ("weight_decay",),
     ),
     Case(
         "corrected_decay",
-        adamc,
-        {"axes": toy.AXES, "peak_learning_rate": 2 * RATE},
+        before_rate,
+        {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
     ),
     Case(
         "target_norm_decay",
-        before_rate(optax_decay.target_norm_decay),
-        {"axes": toy.AXES, "target": 0.3},
+        before_rate,
+        {"target": 0.3},
         {"weight_decay": 0.3, "target": 0.1},
         ("weight_decay", "target"),
         reduction=True,
     ),
     Case(
         "target_norm_decay initial",
-        before_rate(optax_decay.target_norm_decay),
-        {"axes": toy.AXES},
+        before_rate,
+        {},
         {"weight_decay": 0.3},
         reduction=True,
     ),
     Case(
         "stable_decay",
-        before_rate(optax_decay.stable_decay),
-        {"axes": toy.AXES, "weight_decay": 0.03},
+        before_rate,
+        {"weight_decay": 0.03},
         {"weight_decay": 0.1, "b2": 0.5},
         ("weight_decay",),
         extra=with_gradients,
@@ -501,32 +567,32 @@ CASES = (
     ),
     Case(
         "adam_stable_decay",
-        optax_decay.adam_stable_decay,
-        {"learning_rate": RATE, "axes": toy.AXES, "weight_decay": 0.03},
+        whole,
+        {"weight_decay": 0.03},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.1},
         ("learning_rate", "weight_decay"),
         reduction=True,
     ),
     Case(
         "awd_decay",
-        before_adam(optax_decay.awd_decay),
-        {"axes": toy.AXES},
-        {"weight_decay": 0.3, "average": 0.5, "eps": 1.0},
+        before_adam,
+        {},
+        {"weight_decay": 0.3, "memory": 0.5, "eps": 1.0},
         ("weight_decay",),
         reduction=True,
     ),
     Case(
         "adadecay",
-        before_adam(optax_decay.adadecay),
-        {"axes": toy.AXES},
+        before_adam,
+        {},
         {"weight_decay": 0.3, "sharpness": 2.0},
         ("weight_decay",),
         reduction=True,
     ),
     Case(
         "block_adadecay",
-        before_rate(optax_decay.block_adadecay),
-        {"axes": toy.AXES, "refresh_every": 2},
+        before_rate,
+        {"refresh_every": 2},
         {"weight_decay": 0.3, "sharpness": 2.0, "refresh_every": 4},
         ("weight_decay",),
         extra=with_gradients,
@@ -534,17 +600,16 @@ CASES = (
     ),
     Case(
         "spectral_alpha_decay",
-        before_rate(optax_decay.spectral_alpha_decay),
-        {"axes": toy.AXES, "min_eigenvalues": 4, "refresh_every": 4},
+        before_rate,
+        {"min_eigenvalues": 4, "refresh_every": 4},
         {"weight_decay": 0.3, "min_ratio": 0.2, "max_ratio": 5.0, "refresh_every": 2},
         ("weight_decay",),
         reduction=True,
     ),
     Case(
         "spectral_alpha_decay sigmoid",
-        before_adam(optax_decay.spectral_alpha_decay),
+        before_adam,
         {
-            "axes": toy.AXES,
             "min_eigenvalues": 4,
             "refresh_every": 3,
             "schedule": "all",
@@ -557,23 +622,23 @@ CASES = (
     ),
     Case(
         "cpr_decay",
-        constrained,
-        {"axes": toy.AXES, "bound": "uniform", "bound_parameter": 0.5},
-        {"learning_rate": 0.05, "bound_parameter": 1.0, "rate": 0.5},
+        last,
+        {"bound": of(bounds.uniform, bound=0.5)},
+        {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
     ),
     Case(
         "cpr_decay inflection",
-        constrained,
-        {"axes": toy.AXES, "bound_parameter": 1},
+        last,
+        {"bound": of(bounds.inflection, steps=1)},
         {"rate": 4.0},
         reduction=True,
     ),
     Case(
         "rotational_update",
-        rotated,
-        {"axes": toy.AXES},
+        in_place_of_rate,
+        {},
         {"learning_rate": 0.05, "weight_decay": 0.3, "b1": 0.8, "average": 0.5, "eps": 1.0},
         ("learning_rate", "weight_decay"),
         mask=False,
@@ -581,8 +646,8 @@ CASES = (
     ),
     Case(
         "rotational_adamw",
-        optax_decay.rotational_adamw,
-        {"learning_rate": RATE, "axes": toy.AXES},
+        whole,
+        {},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         mask=False,
@@ -590,9 +655,10 @@ CASES = (
     ),
     Case(
         "skip_on_spike",
-        guarded,
-        {"sigma": 1.0, "window": 4},
+        whole,
+        {"inner": From(adam_huber), "sigma": 1.0, "window": 4},
         {"learning_rate": 0.05, "sigma": 50.0},
+        static=("window",),
         extra=with_loss,
         mask=False,
         reduction=True,

@@ -38,7 +38,14 @@ from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
 from optax_decay.product.decay import DecayOptions, decay, times
-from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulator_dtype, slice_mean
+from optax_decay.product.per_matrix import (
+    AxisName,
+    Context,
+    PerMatrix,
+    Value,
+    accumulator_dtype,
+    slice_mean,
+)
 from optax_decay.product.product import by_path
 
 
@@ -52,7 +59,7 @@ def adadecay(
     weight_decay: optax.ScalarOrSchedule = 0.1,
     sharpness: float = 4.0,
     *,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ σ(z) w`` to the update, with one z per weight.

@@ -35,14 +35,14 @@ from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.tree_norms import square_sum
 
 
-def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> PerMatrix:
+def gradient_to_weight(memory: float = 0.1, eps: float = 1e-8) -> PerMatrix:
     """r̄_t, the same for every parameter. State: one float32 scalar.
 
     Args:
-        average: weight of the old r̄, in [0, 1).
+        memory: the share of r̄ that is kept per step, in [0, 1).
         eps: added to ‖w‖, >= 0.
     """
-    check("average", average, 0.0, 1.0, open_high=True)
+    check("memory", memory, 0.0, 1.0, open_high=True)
     check("eps", eps, 0.0)
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
@@ -53,7 +53,7 @@ def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> PerMatrix:
         squares, _ = square_sum(gradients.values())
         weights, _ = square_sum(context.params[path] for path in gradients)
         ratio = jnp.sqrt(squares) / (jnp.sqrt(weights) + eps)
-        state = average * state + (1 - average) * ratio.astype(state.dtype)
+        state = memory * state + (1 - memory) * ratio.astype(state.dtype)
         return dict.fromkeys(context.params, state), state
 
     return PerMatrix(init, update)
@@ -63,7 +63,7 @@ def gradient_to_weight(average: float = 0.1, eps: float = 1e-8) -> PerMatrix:
 def awd_decay(
     weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
-    average: float = 0.1,
+    memory: float = 0.1,
     eps: float = 1e-8,
     **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -71,14 +71,14 @@ def awd_decay(
 
     Args:
         weight_decay: λ >= 0 (λ_awd in the paper); a number or schedule, which then multiplies the averaged ratio.
-        average, eps: as in `gradient_to_weight`.
+        memory, eps: as in `gradient_to_weight`.
         options: pull, multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
-        ValueError: as in `decay`; `average` or `eps` out of range.
+        ValueError: as in `decay`; `memory` or `eps` out of range.
 
     >>> import optax, optax_decay
     >>> tx = optax.chain(optax_decay.awd_decay(0.02), optax.sgd(0.1, momentum=0.9))
     """
-    ratio = gradient_to_weight(average, eps)
+    ratio = gradient_to_weight(memory, eps)
     return decay(weight_decay, **times(ratio, options))

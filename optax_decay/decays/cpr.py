@@ -15,31 +15,24 @@ std          std θ        (θ - mean θ)/((n-1) std θ)           rate
 ============ ============ ==================================== ========
 
 (std with n-1.) This is the augmented Lagrangian of the constraint R <= κ: no decay below the bound, and an
-integrating one above. s is 1, or η_t if `learning_rate` is given. The bound κ comes from one of
-
-* ``"uniform"``: the number `bound_parameter`;
-* ``"dependent"``: `bound_parameter` times R of the initial weights;
-* ``"warm_start"``: R after `bound_parameter` steps (the authors: twice the learning rate's warm-up);
-* ``"inflection"``: R where its growth begins to slow down: R is sampled every `sample_every` steps, and once more than
-  3k steps have passed (k = `bound_parameter`) κ is set when a difference of samples is smaller than the one before.
-
-Until κ is known nothing decays.
+integrating one above. s is 1, or η_t if `learning_rate` is given. κ comes from one of `bounds`; until it is known
+nothing decays.
 
 Reference: Franke, Hefenbrock, Koehler and Hutter, "Improving Deep Learning Optimization through Constrained Parameter
 Regularization", arXiv 2311.09058; their code (automl/CPR, class AdamCPR), whose default is l2 with the inflection.
 
 **Differs from the code.**
 
-* Its inflection test exists twice: on CPU it compares every step (``sample_every=1`` here), on GPU every k-th, where it
-  also decays against a placeholder bound of 1000 meanwhile. The default here is every k-th, without that decay. Its
-  moving average of R is never stored and so changes nothing; there is none here. It always tests Σθ², here R.
+* Its inflection test exists twice: on CPU it compares every step (``bounds.inflection(k, sample_every=1)`` here), on
+  GPU every k-th, where it also decays against a placeholder bound of 1000 meanwhile. The default here is every k-th,
+  without that decay. Its moving average of R is never stored and so changes nothing; there is none here. It always
+  tests Σθ², here R.
 * On GPU its l1 pull is θ instead of sign θ, and its std does not run. The table above is its CPU path.
 * Slices of stacked leaves have their own ℓ and κ. Which parameters take part is `mask`; theirs are the weights of
   linear layers without embeddings, biases and norms.
 * std = 0 has no gradient here instead of 0/0.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,16 +40,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_decay.decays import bounds
+from optax_decay.decays.bounds import Bound
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, one_of
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment
-
-BOUNDS = ("uniform", "dependent", "warm_start", "inflection")
 
 
 class CprState(NamedTuple):
@@ -66,8 +60,8 @@ class CprState(NamedTuple):
         count: int32 scalar, completed updates.
         multiplier: ℓ.
         bound: κ; infinite until it is known.
-        sample: R at the last sample; used by ``"inflection"``.
-        growth: difference of the last two samples; used by ``"inflection"``.
+        sample: R at the last sample; used by `bounds.inflection`.
+        growth: difference of the last two samples; used by `bounds.inflection`.
     """
 
     count: jax.Array
@@ -122,34 +116,22 @@ MEASURES: dict[str, Callable[[jax.Array, _Slices], tuple[jax.Array, jax.Array]]]
 }
 
 
-def _check_name(what: str, name: Any, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{what}={name!r} is not known; allowed: {', '.join(allowed)} (did you mean {near!r}?)."
-        )
-
-
 def cpr_decay(
-    bound: str = "inflection",
-    bound_parameter: Any = None,
+    bound: Bound = bounds.inflection(),
     *,
     measure: str = "l2",
     rate: optax.ScalarOrSchedule = 1.0,
     learning_rate: optax.ScalarOrSchedule | None = None,
-    sample_every: Any = None,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the size of each matrix at or below its bound; stands last in the chain and replaces weight decay.
 
     Args:
-        bound: ``"inflection"``, ``"warm_start"``, ``"dependent"`` or ``"uniform"``: where κ comes from.
-        bound_parameter: k >= 1 steps (default 200), steps >= 1, factor > 0 (default 1.0), or κ > 0 in units of R.
+        bound: κ, one of `bounds`.
         measure: R: ``"l2"``, ``"l1"``, ``"std"`` or ``"huber"``.
         rate: μ n (μ for std) > 0; a number or schedule.
         learning_rate: η, a number or schedule, if decay is to be scaled by it.
-        sample_every: steps between the samples of ``"inflection"``; default k.
         mask, axes: as in `decay`; by default hidden matrices and the output head. That needs `axes`: without a
             description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
 
@@ -157,39 +139,31 @@ def cpr_decay(
         A transformation with a `CprState`, whose ``update`` needs params.
 
     Raises:
-        ValueError: an unknown name, a number out of its range, a missing `bound_parameter`; when updated,
+        ValueError: an unknown measure, a number out of its range, something that is not a bound; when updated,
             weights split by ``shard_map`` (under jit they may be sharded in any way).
 
     >>> import optax, optax_decay
-    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.cpr_decay("warm_start", 2000))
+    >>> tx = optax.chain(optax.adam(1e-3), optax_decay.cpr_decay(optax_decay.bounds.warm_start(2000)))
     """
-    _check_name("bound", bound, BOUNDS)
-    _check_name("measure", measure, tuple(MEASURES))
-    if bound_parameter is None:
-        bound_parameter = {"inflection": 200, "dependent": 1.0}.get(bound)
-        if bound_parameter is None:
-            raise ValueError(
-                f"bound={bound!r} needs bound_parameter=..., "
-                f"{'a number of steps' if bound == 'warm_start' else 'the bound in units of R'}."
-            )
-    in_steps = bound in ("inflection", "warm_start")
-    check("bound_parameter", bound_parameter, 1.0 if in_steps else 0.0, open_low=not in_steps)
+    bounds.check_bound(bound)
+    one_of("measure", measure, MEASURES)
     check("rate", rate, 0.0, open_low=True)
-    every = bound_parameter if sample_every is None else sample_every
-    check("sample_every", every, 1.0 if bound == "inflection" else 0.0)
     masks.check_mask(mask)
     regularizer = MEASURES[measure]
 
     def chosen(params: Any) -> dict[str, axes_lib.Signature]:
         signatures = axes_lib.signatures(axes, params)
         strength = masks.strengths(mask, params, signatures)
+        if partly := [path for path, x in strength.items() if x not in (0.0, 1.0)]:
+            raise ValueError(
+                f"the mask at {partly[0]!r} is {strength[partly[0]]:g}; a matrix is constrained or not, so cpr_decay "
+                "takes True and False only."
+            )
         return {path: s for path, s in signatures.items() if strength[path]}
 
     def init(params: Any) -> CprState:
-        count = jnp.zeros([], jnp.int32)
-        if not jax.tree.leaves(params):
-            # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-            return CprState(count, *(jnp.zeros([], jnp.int32) for _ in range(4)))
+        if has_no_leaves(params):
+            return placeholder_state(CprState)
         leaves = by_path(params)
 
         def full(value: float) -> dict[str, jax.Array]:
@@ -198,27 +172,8 @@ def cpr_decay(
                 for path, s in chosen(params).items()
             }
 
-        return CprState(count, full(0.0), full(float("inf")), full(0.0), full(0.0))
-
-    def bounded(
-        size: jax.Array, before: jax.Array, path: str, state: CprState
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """κ, sample and growth after this step, from R after and before the step."""
-        kappa, sample, growth = state.bound[path], state.sample[path], state.growth[path]
-        step, k = state.count + 1, bound_parameter
-        if bound == "uniform":
-            return jnp.full_like(kappa, k), sample, growth
-        if bound == "dependent":
-            return jnp.where(step == 1, k * before, kappa), sample, growth
-        if bound == "warm_start":
-            return jnp.where(step == k, size, kappa), sample, growth
-        sampled = step % jnp.asarray(every, jnp.int32) == 0
-        difference = size - sample
-        found = sampled & (step > 3 * k) & jnp.isinf(kappa) & (growth > difference)
-        return (
-            jnp.where(found, size, kappa),
-            jnp.where(sampled & (step > k), size, sample),
-            jnp.where(sampled & (step > 2 * k), difference, growth),
+        return CprState(
+            jnp.zeros([], jnp.int32), full(0.0), full(float("inf")), full(0.0), full(0.0)
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -244,11 +199,12 @@ def cpr_decay(
             number = max(1, w.size // max(1, state.bound[path].size))
             slices = _Slices(signature, number)
             size, gradient = regularizer(theta, slices)
-            before = regularizer(w, slices)[0] if bound == "dependent" else size
-            kappa, sample, growth = bounded(size, before, path, state)
+            before = regularizer(w, slices)[0] if bound.reads_initial else size
+            memory = bounds.Memory(state.bound[path], state.sample[path], state.growth[path])
+            memory = bound.advance(increment(state.count), size, before, memory)
             mu = now(rate, state.count) / (1 if measure == "std" else number)
-            force = jnp.maximum(state.multiplier[path] + mu * (size - kappa), 0)
-            values = (force, kappa, sample, growth)
+            force = jnp.maximum(state.multiplier[path] + mu * (size - memory.bound), 0)
+            values = (force, *memory)
             for part, old, value in zip(new[1:], state[1:], values):
                 part[path] = value.astype(old[path].dtype)
             if learning_rate is not None:

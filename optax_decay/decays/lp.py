@@ -18,7 +18,7 @@ Reference: Outmezguine and Levi, "Decoupled Weight Decay for Any p Norm", arXiv 
 * The factor p is the code's (penalty ``λ Σ|w|^p``); the paper's formula ``w/(1 + ηλ|w|^(p-2))`` has none. At p = 2 the
   code's step is θ/(1 + 2ηλ): implicit decay at twice λ, not AdamW.
 * The explicit form is decoupled; the code's explicit class adds the pull to the gradient. Put `lp_decay` before
-  ``scale_by_adam`` for that. p < 1 is refused there: the pull is infinite at 0.
+  ``scale_by_adam`` for that. It takes p >= 1 only: below, the pull is infinite at 0.
 * 0/0 at w = 0 and τ = 0 is 1 here (no decay).
 
 **What to know.** With ``linearize_at="old"`` a weight that is exactly 0 stays 0 whatever its gradient: a matrix that is
@@ -30,9 +30,9 @@ from typing import Unpack
 
 import optax
 
-from optax_decay.parameters.arguments import check, passes_options_to
+from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.product.decay import FixedPullOptions, ProximalOptions, decay, proximal_decay
-from optax_decay.product.pulls import lp
+from optax_decay.product.pulls import lp, padam
 
 
 @passes_options_to(decay, "pull")
@@ -54,7 +54,6 @@ def lp_decay(
     >>> import optax_decay
     >>> tx = optax_decay.lp_decay(1e-3, p=1.5, mask="hidden")
     """
-    check("p", p, 1.0, 2.0)
     return decay(weight_decay, pull=lp(p), **options)
 
 
@@ -82,5 +81,5 @@ def lp_proximal_decay(
     >>> import optax, optax_decay
     >>> tx = optax.chain(optax.adam(1e-3), optax_decay.lp_proximal_decay(1e-3, p=0.8, learning_rate=1e-3))
     """
-    pull = lp(p, linearize_at)
+    pull = padam(p, linearize_at)
     return proximal_decay(weight_decay, learning_rate=learning_rate, pull=pull, **options)

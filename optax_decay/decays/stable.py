@@ -31,6 +31,8 @@ from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
 from optax_decay.product.per_matrix import Context, PerMatrix, Value
+from optax_decay.product.product import increment
+from optax_decay.product.running_means import share_seen
 from optax_decay.product.tree_norms import square_sum
 
 
@@ -55,10 +57,7 @@ def inverse_gradient_rms(b2: float = 0.999) -> PerMatrix:
             )
         total, number = square_sum(jax.tree.leaves(context.extra["gradients"]))
         average = b2 * state + (1 - b2) * (total / number).astype(state.dtype)
-        steps = context.count.astype(state.dtype) + 1
-        # 1 - b2**t without cancellation.
-        debias = -jnp.expm1(steps * jnp.log1p(-jnp.asarray(1 - b2, state.dtype)))
-        mean = average / debias
+        mean = average / share_seen(b2, increment(context.count), state.dtype)
         value = jnp.where(mean > 0, 1 / jnp.sqrt(jnp.where(mean > 0, mean, 1)), 0)
         return dict.fromkeys(context.params, value), average
 

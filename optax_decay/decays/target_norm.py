@@ -10,8 +10,8 @@ Reference: Loshchilov, "Weight Norm Control", arXiv 2311.11446 (AdamWN).
 
 **Differs from the paper.** Only its abstract could be read; the form above is derived from it, with κ_t = η_t λ_t.
 Norms are measured as RMS per weight instead of Frobenius norms, so that one target serves matrices of every shape:
-‖θ‖_F = RMS · sqrt(number of weights); the rule itself does not change. ``target="initial"`` is an addition: every
-matrix keeps the size it was given.
+‖θ‖_F = RMS · sqrt(number of weights); the rule itself does not change. ``target=None``, every matrix keeps
+the size it had at the first step, is an addition.
 """
 
 from collections.abc import Mapping
@@ -24,29 +24,37 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import FixedPullOptions, decay, times
-from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulator_dtype, slice_mean
+from optax_decay.product.per_matrix import (
+    AxisName,
+    Context,
+    PerMatrix,
+    Value,
+    accumulator_dtype,
+    slice_mean,
+)
 
 
-def norm_excess(target: Any, *, axis_name: Any = None) -> PerMatrix:
+def norm_excess(
+    target: optax.ScalarOrSchedule | None = None, *, axis_name: AxisName = None
+) -> PerMatrix:
     """1 - r/‖θ‖ per slice, dimensionless, negative below the target; 0 for a slice of zeros.
 
     Args:
-        target: r, RMS per weight, in units of the weights: a number, a schedule, or ``"initial"``.
+        target: r >= 0, RMS per weight, in units of the weights: a number or a schedule. None: the size of each slice
+            at the first step.
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
 
     Returns:
-        PerMatrix. State: nothing, or one float32 per slice for ``"initial"``, set in the first update.
+        PerMatrix. State: nothing, or one float32 per slice for ``target=None``, set in the first update.
+
+    Raises:
+        ValueError: a negative target.
     """
-    if isinstance(target, str) and target != "initial":
-        raise ValueError(
-            f"target={target!r} is not known; allowed: a number >= 0, a schedule, 'initial' (did you mean 'initial'?)."
-        )
-    initial = isinstance(target, str)
-    if not initial:
+    if target is not None:
         check("target", target, 0.0)
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
-        if not initial:
+        if target is not None:
             return ()
         return {
             path: jnp.zeros(signatures[path].batch_shape, accumulator_dtype(w.dtype))
@@ -58,11 +66,11 @@ def norm_excess(target: Any, *, axis_name: Any = None) -> PerMatrix:
         for path, w in context.params.items():
             square = jnp.square(jnp.abs(w).astype(accumulator_dtype(w.dtype)))
             size = jnp.sqrt(slice_mean(square, context.signatures[path], axis_name, "the norm"))
-            if initial:
+            if target is None:
                 kept[path] = jnp.where(context.count == 0, size, state[path])
-            goal = kept[path] if initial else now(target, context.count)
+            goal = kept[path] if target is None else now(target, context.count)
             values[path] = jnp.where(size > 0, 1 - goal / jnp.where(size > 0, size, 1), 0)
-        return values, kept if initial else state
+        return values, kept if target is None else state
 
     return PerMatrix(init, update)
 
@@ -70,21 +78,21 @@ def norm_excess(target: Any, *, axis_name: Any = None) -> PerMatrix:
 @passes_options_to(decay, "pull")
 def target_norm_decay(
     weight_decay: optax.ScalarOrSchedule = 0.1,
-    target: Any = "initial",
+    target: optax.ScalarOrSchedule | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     **options: Unpack[FixedPullOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds ``λ (1 - r/‖θ‖) θ`` to the update.
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
-        target: r, RMS per weight: a number >= 0, a schedule, or ``"initial"`` for each matrix's size at the first step.
+        target: r >= 0, RMS per weight: a number or a schedule. None: each matrix keeps its size at the first step.
         axis_name: inside ``shard_map``, the mesh axes over which one matrix is split.
         options: multiplier, cautious, mask, axes, coupling, metrics, as in `decay`.
 
     Raises:
-        ValueError: as in `decay`; an unknown target.
+        ValueError: as in `decay`; a negative target.
 
     >>> import optax, optax_decay
     >>> link = optax_decay.target_norm_decay(0.1, target=0.02)

@@ -1,12 +1,13 @@
 """Names of leaves, and ordered rules over them in which nothing is missed silently."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
+
+from optax_decay.parameters.arguments import nearest
 
 
 def _is_hole(x: Any) -> bool:
@@ -48,22 +49,20 @@ def match_rules(rules: Sequence[tuple[str, Any]], params: Any, what: str) -> dic
             if not _is_hole(leaf):
                 values[path] = hits[0][1]
         elif not _is_hole(leaf):
-            near = difflib.get_close_matches(path, [p for p, _ in rules], n=1, cutoff=0.0)
+            if not rules:
+                raise ValueError(f"the list of {what} rules is empty.")
             raise ValueError(
                 f"no {what} rule matches the parameter {path!r} of shape {tuple(leaf.shape)}; "
-                f"the nearest pattern is {near[0]!r}."
-                if near
-                else f"the list of {what} rules is empty."
+                f"the nearest pattern is {nearest(path, (p for p, _ in rules))!r}."
             )
     paths = [path_string(key) for key, _ in items]
     for pattern, _ in rules:
         if paths and pattern not in used:
-            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
             shadowed = any(matches(pattern, path) for path in paths)
             raise ValueError(
                 f"the {what} rule {pattern!r} matches no parameter"
                 + (" that an earlier rule leaves over" if shadowed else "")
-                + f"; the nearest path is {near!r}."
+                + f"; the nearest path is {nearest(pattern, paths)!r}."
             )
     return values
 

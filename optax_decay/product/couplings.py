@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_decay.parameters.arguments import check, one_of
+from optax_decay.parameters.arguments import check, nearest, one_of
 
 NAMES = ("learning_rate", "schedule", "corrected", "independent")
 
@@ -87,14 +87,12 @@ def independent() -> Coupling:
 
 def check_coupling(coupling: Any) -> None:
     """Raises ValueError unless `coupling` is a `Coupling`; names the nearest one."""
-    if isinstance(coupling, Coupling):
-        return
-    if isinstance(coupling, str):
-        one_of("coupling", coupling, NAMES)
-    raise ValueError(
-        f"coupling={coupling!r} is not a Coupling; pass optax_decay.couplings.learning_rate(), "
-        "schedule(peak), corrected(learning_rate, peak) or independent()."
-    )
+    if not isinstance(coupling, Coupling):
+        name = getattr(coupling, "__name__", coupling)
+        raise ValueError(
+            f"coupling={coupling!r} is not a Coupling; allowed: {', '.join(f'couplings.{n}()' for n in NAMES)} "
+            f"(did you mean optax_decay.couplings.{nearest(name, NAMES)}()?)."
+        )
 
 
 def peak_of(learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None) -> Any:

@@ -125,6 +125,9 @@ def decay(
     check_coupling(coupling)
     check_pull(pull)
     masks.check_mask(mask)
+    apply = pull.apply
+    if apply is None:
+        raise ValueError(f"the pull {pull.name!r} has a proximal step only: use proximal_decay.")
     product = Product(pull, as_multipliers(multiplier), mask, axes, metrics)
     sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
@@ -135,7 +138,7 @@ def decay(
     def step(u: jax.Array, w: jax.Array, coefficient: Any, delta: Any) -> Any:
         if isinstance(coefficient, int | float) and coefficient == 0:
             return u, jnp.zeros_like(w)
-        term = coefficient * pull.apply(w, delta)
+        term = coefficient * apply(w, delta)
         if cautious:
             agree = sign * jnp.real(u * jnp.conj(w)) >= 0
             term = jnp.where(agree, term, jnp.zeros_like(term))
@@ -159,24 +162,31 @@ def proximal_decay(
     coupling: Coupling = couplings.learning_rate(),
     metrics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces the stepped weight θ = w + u by ``prox(θ, τ)`` with τ = η_t λ(t) m; stands last in the chain.
+    """Replaces the stepped weight θ = w + u by ``prox(θ, τ)`` with τ = η_t c λ(t) m; stands last in the chain.
 
     With R the penalty of the pull, ``prox(θ, τ) = argmin_x (x-θ)²/2 + τ R(x)``: an implicit step, stable for any τ.
+    c is what the coupling multiplies λ with before the learning rate.
     The result is returned as the update ``prox(θ, τ) - w``; adding it to w rounds once more, so that weights may
     differ from the proximal map in the last bit (exact zeros stay exact).
 
     Args:
-        learning_rate: η, the same number or schedule as the chain's ``scale_by_learning_rate``. Not used by
-            ``couplings.independent()``, where τ = λ(t) m.
-        pull: must have a proximal map: l2, l1, huber, fair, lp, elastic_net.
-        weight_decay, multiplier, mask, axes, coupling, metrics: as in `decay`.
+        learning_rate: η, the same number or schedule as the chain's ``scale_by_learning_rate``; 1.0 for a decay that
+            does not depend on it.
+        pull: must have a proximal map: l2, l1, huber, fair, padam, elastic_net.
+        weight_decay, multiplier, mask, axes, metrics: as in `decay`.
+        coupling: as in `decay`, except ``couplings.independent()``, which is ``learning_rate=1.0``.
 
     Raises:
-        ValueError: as in `decay`, and for a pull without a proximal map.
+        ValueError: as in `decay`; a pull without a proximal map; ``couplings.independent()``.
     """
     check("learning_rate", learning_rate, 0.0)
     check("weight_decay", weight_decay, 0.0)
     check_coupling(coupling)
+    if coupling.after_rate:
+        raise ValueError(
+            "coupling=couplings.independent() would ignore the learning rate; for a proximal decay that does not "
+            "depend on it, pass learning_rate=1.0."
+        )
     check_pull(pull)
     masks.check_mask(mask)
     prox = pull.prox
@@ -197,9 +207,7 @@ def proximal_decay(
         return new - w, theta - new
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        rate = coupling.rate(weight_decay, state.count)
-        if not coupling.after_rate:
-            rate = rate * now(learning_rate, state.count)
+        rate = coupling.rate(weight_decay, state.count) * now(learning_rate, state.count)
         return product.update(updates, state, params, extra, rate, step)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -19,6 +19,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters import paths
 from optax_decay.parameters.meshes import varying_axes
 
+AxisName = str | tuple[str, ...] | None  # mesh axes of a surrounding shard_map
 Value = Any  # float or float32 array of shape () or `signature.batch_shape`
 
 
@@ -86,7 +87,7 @@ def constant(value: Value | Callable[[jax.Array], Value]) -> PerMatrix:
 
 
 def slice_mean(
-    x: jax.Array, signature: axes_lib.Signature, axis_name: Any = None, what: str = "a mean"
+    x: jax.Array, signature: axes_lib.Signature, axis_name: AxisName = None, what: str = "a mean"
 ) -> jax.Array:
     """Mean of `x` over each slice of a parameter, in accumulator precision.
 

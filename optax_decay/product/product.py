@@ -9,6 +9,7 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.metrics import Metrics, measure
 from optax_decay.product.per_matrix import Context, PerMatrix, accumulator_dtype
@@ -71,11 +72,8 @@ class Product(NamedTuple):
         return {path: s for path, s in signatures.items() if strength[path]}, strength
 
     def init(self, params: Any) -> DecayState:
-        count = jnp.zeros([], jnp.int32)
-        if not jax.tree.leaves(params):
-            # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-            hole = jnp.zeros([], jnp.int32)
-            return DecayState(count, hole, tuple(hole for _ in self.multipliers), hole)
+        if has_no_leaves(params):
+            return placeholder_state(DecayState)
         signatures, _ = self.decayed(params)
         chosen = {p: w for p, w in by_path(params).items() if p in signatures}
         metrics = {}
@@ -88,7 +86,7 @@ class Product(NamedTuple):
             if self.metrics:
                 metrics[path] = Metrics(*zeros)
         return DecayState(
-            count,
+            jnp.zeros([], jnp.int32),
             self.pull.threshold.init(chosen, signatures) if self.pull.threshold else (),
             tuple(m.init(chosen, signatures) for m in self.multipliers),
             metrics,
@@ -108,7 +106,7 @@ class Product(NamedTuple):
             raise ValueError(
                 "weight decay needs the weights: call tx.update(updates, state, params)."
             )
-        if not jax.tree.leaves(params):
+        if has_no_leaves(params):
             return updates, state._replace(count=increment(state.count))
         signatures, strength = self.decayed(params)
         leaves, treedef = _flatten(updates, params)

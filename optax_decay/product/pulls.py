@@ -11,7 +11,8 @@ huber         clip(w, -δ, δ)                Huber's function                  
 pseudo_huber  w/sqrt(1+(w/δ)²)              δ²(sqrt(1+(w/δ)²)-1)                not offered (a quartic)
 log_cosh      δ·tanh(w/δ)                   δ²·log cosh(w/δ)                    not offered (no closed form)
 fair          w/(1+\\|w\\|/δ)                 δ²(\\|w\\|/δ - log(1+\\|w\\|/δ))        see `fair`
-lp            p\\|w\\|^(p-1) sign(w)             \\|w\\|^p                             see `lp`
+lp            p\\|w\\|^(p-1) sign(w)             \\|w\\|^p                             not offered, see `padam`
+padam         not offered                   \\|w\\|^p, by a quadratic              see `padam`
 elastic_net   ρ sign(w) + (1-ρ) w           ρ\\|w\\| + (1-ρ)w²/2                   soft threshold, then shrink
 ============= ============================= =================================== =========================
 
@@ -35,14 +36,14 @@ class Pull(NamedTuple):
 
     Attributes:
         name: the name in the table above.
-        apply: ``(w, δ) -> ψ(w)``, elementwise, in the dtype of w.
+        apply: ``(w, δ) -> ψ(w)``, elementwise, in the dtype of w. None if only the proximal step exists.
         prox: ``(θ, τ, δ, w) -> argmin_x (x-θ)²/2 + τR(x)``; w is the weight before the step, for penalties that are
             linearised there. None if there is no closed form.
         threshold: the quantity δ, or None if the pull has none.
     """
 
     name: str
-    apply: Callable[[jax.Array, Any], jax.Array]
+    apply: Callable[[jax.Array, Any], jax.Array] | None
     prox: Callable[[jax.Array, Any, Any, jax.Array], jax.Array] | None = None
     threshold: PerMatrix | None = None
 
@@ -143,35 +144,45 @@ def fair(threshold: Threshold = mean_size(1.5)) -> Pull:
     return _with_threshold("fair", apply, prox, threshold)
 
 
+def lp(p: float = 1.0) -> Pull:
+    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, for `decay`; `padam` is its step for `proximal_decay`.
+
+    Args:
+        p: a Python number in [1, 2]; below 1 the pull is infinite at 0.
+
+    Raises:
+        ValueError: p out of range.
+    """
+    check("p", p, 1.0, 2.0)
+
+    def apply(w: jax.Array, delta: Any) -> jax.Array:
+        return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
+
+    return Pull("lp", apply)
+
+
 LINEARIZE_AT = ("old", "new")
 
 
-def lp(p: float = 1.0, linearize_at: str = "old") -> Pull:
-    """The pull ``p |w|^(p-1) sign(w)`` of the penalty ``|w|^p``, and pAdam's proximal step.
+def padam(p: float = 0.8, linearize_at: str = "old") -> Pull:
+    """pAdam's step for the penalty ``|w|^p``: the proximal map of the quadratic that touches it; no explicit pull.
 
     Args:
-        p: a Python number in (0, 2]; below 1 only the proximal step exists.
-        linearize_at: ``"old"`` or ``"new"``, the weight at which the proximal step takes ``|w|^(p-2)``.
+        p: a Python number in (0, 2].
+        linearize_at: ``"old"`` or ``"new"``, the weight at which the step takes ``|w|^(p-2)``.
 
     Raises:
-        ValueError: p out of range, an unknown `linearize_at`; when applied, an explicit pull with p < 1.
+        ValueError: p out of range, an unknown `linearize_at`.
     """
     check("p", p, 0.0, 2.0, open_low=True)
     one_of("linearize_at", linearize_at, LINEARIZE_AT)
-
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
-        if p < 1:
-            raise ValueError(
-                f"p={p!r}: the explicit pull is infinite at 0 for p < 1; use lp_proximal_decay, or p >= 1."
-            )
-        return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
 
     def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
         x = jnp.power(jnp.abs(w if linearize_at == "old" else theta), 2 - p)
         total = x + p * tau
         return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
 
-    return Pull(f"l{p:g}", apply, prox)
+    return Pull("padam", None, prox)
 
 
 def elastic_net(l1_ratio: float = 0.5) -> Pull:
@@ -192,7 +203,7 @@ def elastic_net(l1_ratio: float = 0.5) -> Pull:
     return Pull("elastic_net", apply, prox)
 
 
-NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "elastic_net")
+NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "padam", "elastic_net")
 
 
 def check_pull(pull: Any) -> None:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, nearest
 from optax_decay.product.couplings import now
 from optax_decay.product.per_matrix import (
+    AxisName,
     Context,
     PerMatrix,
     Value,
@@ -31,7 +32,9 @@ from optax_decay.product.per_matrix import (
 Threshold = optax.ScalarOrSchedule | PerMatrix
 
 
-def _sizes(context: Context, axis_name: Any, what: str, squared: bool = False) -> dict[str, Any]:
+def _sizes(
+    context: Context, axis_name: AxisName, what: str, squared: bool = False
+) -> dict[str, Any]:
     """mean|θ|, or mean θ², of every matrix, by path."""
     values = {}
     for path, w in context.params.items():
@@ -49,7 +52,7 @@ def _times(
     return {path: c * value for path, value in values.items()}
 
 
-def mean_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: Any = None) -> PerMatrix:
+def mean_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: AxisName = None) -> PerMatrix:
     """``c · mean|θ|`` of every matrix. No state.
 
     Args:
@@ -68,7 +71,7 @@ def mean_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: Any = None) -> Pe
     return PerMatrix(lambda params, signatures: (), update)
 
 
-def rms_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: Any = None) -> PerMatrix:
+def rms_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: AxisName = None) -> PerMatrix:
     """``c · sqrt(mean θ²)`` of every matrix. No state. Arguments and errors as `mean_size`."""
     check("factor", factor, 0.0, open_low=True)
 
@@ -81,7 +84,7 @@ def rms_size(factor: optax.ScalarOrSchedule = 1.5, axis_name: Any = None) -> Per
 
 
 def running_mean_size(
-    factor: optax.ScalarOrSchedule = 1.5, memory: float = 0.99, axis_name: Any = None
+    factor: optax.ScalarOrSchedule = 1.5, memory: float = 0.99, axis_name: AxisName = None
 ) -> PerMatrix:
     """``c · μ_t`` with μ_t a running mean of mean|θ|. State: one float32 per matrix.
 
@@ -112,6 +115,9 @@ def running_mean_size(
     return PerMatrix(init, update)
 
 
+NAMES = ("mean_size", "rms_size", "running_mean_size")
+
+
 def as_threshold(threshold: Any) -> PerMatrix:
     """The `PerMatrix` of a threshold that may be a number or a schedule.
 
@@ -123,7 +129,8 @@ def as_threshold(threshold: Any) -> PerMatrix:
     if isinstance(threshold, str):
         raise ValueError(
             f"threshold={threshold!r} is not a threshold; allowed: a positive number, a schedule, or "
-            "optax_decay.thresholds.mean_size(), rms_size() or running_mean_size()."
+            f"{', '.join(f'thresholds.{n}()' for n in NAMES)} "
+            f"(did you mean optax_decay.thresholds.{nearest(threshold, NAMES)}()?)."
         )
     check("threshold", threshold, 0.0, open_low=True)
     return constant(threshold)

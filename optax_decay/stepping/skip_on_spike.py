@@ -1,28 +1,27 @@
-"""Steps that would do harm are left out: NaN, infinities, and values far above those of late.
+"""Skips steps that would do harm: those with NaN or infinities, and those far above the recent loss or gradient norm.
 
-With g the gradients, n = ‖g‖ their norm and ℓ the loss, a step is left out when ℓ or n is not finite, or when one of
-them exceeds what it was on the last W steps that were taken,
+With g the gradients, n = ‖g‖ their norm and ℓ the loss, a step is skipped when ℓ or n is not finite, or when one of
+them exceeds its values on the last W steps that were taken,
 
     x > mean + σ · deviation        (x of ℓ and of n, each against its own window; once W/2 values are there)
 
 * σ: ``sigma``, in standard deviations; W: ``window``, in steps that were taken.
 
-On a step that is left out the update is -0 everywhere, which leaves every weight bit for bit what it was (+0 would turn
--0 into +0), and so does the whole inner state: moments, decay, schedules and counters. Nothing is read back by the
-host: both outcomes are computed and one is selected, and where a step is left out the inner transformation is given
-zeros, so that no decomposition ever meets a NaN. The value of a step that was left out does not enter the window.
+A skipped step returns -0 everywhere, which leaves every weight bit for bit as it was (+0 would turn -0 into +0). The
+whole inner state stays as well: moments, decay, schedules and counters. The host reads nothing back: both outcomes are
+computed and one is selected, and the inner transformation gets zeros on a skipped step, so that no decomposition meets
+a NaN. The values of a skipped step do not enter the window.
 
-Spikes are left out at most ``max_consecutive_spikes`` times in a row; after that the new level is accepted, and the
-window begins anew with it. NaN and infinities are never let through, however many follow each other: read
-``state.in_a_row`` and stop.
+At most ``max_consecutive_spikes`` spikes in a row are skipped; after that the new level is accepted, and the window
+starts again with it. NaN and infinities are skipped however many follow each other: read ``state.in_a_row`` and stop.
 
 Reference: the rule is folklore of large runs; window 128 and 6 deviations are the common numbers (the skip-step
 optimizers of OLMo-core, github.com/allenai/OLMo-core, and the issue threads there).
 
-**Differs from released code.** The gradient norm is judged beside the loss. The window holds the values of steps that
-were taken, so that a burst of spikes cannot teach it that spikes are normal. The inner state is kept whole, where a
-gradient scaled by zero still decays weights and moments. Skipping is bounded, and the bound resets, where
-``optax.apply_if_finite`` counts on after it gave up.
+**Differs from released code.** The gradient norm is judged beside the loss. The window holds only steps that were
+taken, so that a burst of spikes does not raise the limit. The inner state is kept whole, where a gradient scaled by
+zero still decays weights and moments. Skipping is bounded, and the bound resets, where ``optax.apply_if_finite`` keeps
+counting after it gave up.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_decay.parameters import arguments as ranges
+from optax_decay.parameters.arguments import check
 
 
 class SkipOnSpikeState(NamedTuple):
@@ -42,9 +41,9 @@ class SkipOnSpikeState(NamedTuple):
         values: losses of the last W steps that were taken, float32 [W], a ring.
         norms: gradient norms of the same steps, float32 [W].
         taken: steps that entered the window since it began, int32.
-        skipped: steps left out in all, int32.
-        in_a_row: steps left out since the last one that was taken, int32.
-        spikes: those among them that were finite, int32.
+        skipped: all steps that were skipped, int32.
+        in_a_row: steps skipped since the last one that was taken, int32.
+        spikes: those of them with finite values, int32.
     """
 
     inner_state: Any
@@ -71,23 +70,23 @@ def _spikes(x: jax.Array, ring: jax.Array, taken: jax.Array, sigma: Any) -> jax.
 def skip_on_spike(
     inner: optax.GradientTransformation,
     *,
-    sigma: float | None = 6.0,
+    sigma: float = 6.0,
     window: int = 128,
     max_consecutive_spikes: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that steps on broken numbers change nothing.
 
-    ``update`` takes the loss as the extra argument ``value``, as optax's line searches do; without it the gradients
-    alone are judged. ``norm``, if given, is judged in place of the norm of the gradients. All other extra arguments
-    are passed on to `inner`. Inside ``shard_map`` give it a loss and a norm that are averaged over the workers, or they
-    will not agree on what to leave out.
+    ``update`` takes the loss as the extra argument ``value``, as optax's line searches do; without it, only the
+    gradients are judged. The extra argument ``norm`` replaces the norm of the gradients. All other extra arguments go
+    to `inner`. Inside ``shard_map`` pass a loss and a norm that are averaged over the workers, so that all workers skip
+    the same steps.
 
     Args:
         inner: the whole optimizer, clipping included.
-        sigma: standard deviations above the mean of the window from which on a value is a spike; may be traced. None:
-            only NaN and infinities are left out. The state is the same either way.
-        window: values to compare with, at least 4.
-        max_consecutive_spikes: finite spikes in a row after which the next value is accepted.
+        sigma: a value is a spike when it is this many standard deviations above the mean of the window, > 0. With
+            ``float("inf")``, only steps with NaN or infinities are skipped.
+        window: number of values to compare with, >= 4; a Python int.
+        max_consecutive_spikes: finite spikes in a row after which the next value is accepted, >= 1.
 
     Returns:
         A transformation whose state is a `SkipOnSpikeState`. Leaves of the inner state keep the dtype they are
@@ -95,11 +94,13 @@ def skip_on_spike(
 
     Raises:
         ValueError: a number out of range.
+
+    >>> import optax, optax_decay
+    >>> tx = optax_decay.skip_on_spike(optax.adamw(1e-3), sigma=6.0)
     """
-    if sigma is not None:
-        ranges.check("sigma", sigma, 0.0, open_low=True)
-    ranges.check("window", window, 4)
-    ranges.check("max_consecutive_spikes", max_consecutive_spikes, 1)
+    check("sigma", sigma, 0.0, open_low=True)
+    check("window", window, 4)
+    check("max_consecutive_spikes", max_consecutive_spikes, 1)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> SkipOnSpikeState:
@@ -122,12 +123,10 @@ def skip_on_spike(
         norm = jnp.asarray(optax.tree.norm(updates) if norm is None else norm, jnp.float32)
         loss = jnp.zeros([], jnp.float32) if value is None else jnp.asarray(value, jnp.float32)
         broken = ~(jnp.isfinite(norm) & jnp.isfinite(loss))
-        spike = jnp.zeros([], bool)
-        if sigma is not None:
-            high = _spikes(norm, state.norms, state.taken, sigma)
-            if value is not None:
-                high = high | _spikes(loss, state.values, state.taken, sigma)
-            spike = ~broken & high
+        high = _spikes(norm, state.norms, state.taken, sigma)
+        if value is not None:
+            high = high | _spikes(loss, state.values, state.taken, sigma)
+        spike = ~broken & high
         level = spike & (state.spikes >= max_consecutive_spikes)
         skip = broken | (spike & ~level)
 

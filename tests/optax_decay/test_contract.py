@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import math
+import re
 
 import chex
 import jax
@@ -56,6 +58,26 @@ def computed(case, tx):
 
 def largest_difference(a, b):
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_a_row_is_built_for_any_axes():
+    """Nothing in a row is of the toy tree alone: another model's axes and shapes build and step it as well."""
+    axes = (
+        (r"table", "V -> D"),
+        (r"layer/in", "L | D -> F"),
+        (r"layer/out", "L | F -> D"),
+        (r"last", "D -> V"),
+    )
+    shapes = {"table": (7, 6), "layer": {"in": (3, 6, 10), "out": (3, 10, 6)}, "last": (6, 7)}
+    weights = jax.tree.map(
+        lambda shape: jnp.linspace(-0.3, 0.5, math.prod(shape)).reshape(shape),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    for case in CASES:
+        tx = case.build(axes=axes, params=weights)
+        extra = case.extra(weights, weights) if case.extra else {}
+        jax.eval_shape(lambda w, tx=tx, e=extra: tx.update(w, tx.init(w), w, **e), weights)
 
 
 def test_every_public_factory_has_a_row():
@@ -228,21 +250,56 @@ def test_map_params(case):
     assert jax.tree.leaves(marked, is_leaf=lambda x: isinstance(x, tuple))
 
 
+def floats(case):
+    return {name: value for name, value in case.numbers.items() if isinstance(value, float)}
+
+
 @each
 def test_inject_hyperparams(case):
-    """Injected and plain runs agree (F17, F18)."""
-    numbers = {name: value for name, value in case.numbers.items() if isinstance(value, float)}
-
-    def factory(**numbers):
-        return case.build(**numbers)
-
-    factory.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in numbers]
-    )
-    injected = optax.inject_hyperparams(factory)(**numbers)
-    got, _ = run(case, injected)
+    """The public factory itself can be injected, and injected and plain runs agree (F17, F18)."""
+    injected = optax.inject_hyperparams(case.factory, static_args=case.static)
+    numbers = {name: value for name, value in floats(case).items() if "." not in name}
+    got, _ = run(case, case.build(injected, **numbers))
     plain, _ = run(case, case.build(**numbers))
     assert largest_difference(got, plain) <= 5e-5
+
+
+@each
+def test_vmap_over_numbers(case):
+    """Numbers may be traced, those inside of values too: two settings in one program agree with each alone."""
+    settings = [{name: x * value for name, value in floats(case).items()} for x in (1.0, 0.9)]
+    numbers = jax.tree.map(lambda *x: jnp.asarray(x, jnp.float32), *settings)
+
+    @jax.jit
+    @jax.vmap
+    def step(numbers, weights, state, g):
+        return step_of(case, case.build(**numbers))(weights, state, g)
+
+    both = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
+    weights = both(toy.params())
+    state = jax.vmap(lambda numbers, w: case.build(**numbers).init(w))(numbers, weights)
+    for g in toy.gradients(case.steps):
+        weights, state = step(numbers, weights, state, both(g))
+    for i, alone in enumerate(settings):
+        plain, _ = run(case, case.build(**alone))
+        assert largest_difference(jax.tree.map(lambda x, i=i: x[i], weights), plain) <= 5e-5
+
+
+factories = pytest.mark.parametrize(
+    "factory", sorted({case.name.split(" ")[0] for case in CASES}), ids=str
+)
+
+
+@factories
+def test_signature_shows_every_argument_and_the_docstring_describes_it(factory):
+    function = getattr(optax_decay, factory)
+    parameters = inspect.signature(function).parameters.values()
+    assert not [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    text = inspect.getdoc(function) or ""
+    described = re.split(r"\n(?:Returns|Raises|Extra arguments.*):\n|\n>>> ", text)[0]
+    described = described.partition("Args:\n")[2]
+    missing = [p.name for p in parameters if not re.search(rf"\b{p.name}\b", described)]
+    assert not missing
 
 
 @each
@@ -329,7 +386,7 @@ def test_sharded_over_two_axes(case, mode):
     """Eight devices give the numbers of one, and the state keeps its sharding and dtype from step to step."""
     axis_type = getattr(jax.sharding.AxisType, mode)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
-    specs = optax_decay.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
+    specs = optax_decay.axes.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs)
     tx = case.build()
     with jax.set_mesh(mesh):

@@ -47,6 +47,11 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def shapes(dtype: Any = jnp.float32) -> Any:
+    """The tree without its numbers."""
+    return nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in SHAPES.items()})
+
+
 def unnest(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {

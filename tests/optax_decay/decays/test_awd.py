@@ -48,7 +48,7 @@ def test_decoupled_form_needs_the_gradients_and_uses_them():
 
 def test_the_decay_term_is_lambda_times_as_long_as_the_gradient():
     w, g = toy.params(), toy.gradients(1)[0]
-    tx = optax_decay.awd_decay(DECAY, average=0.0)
+    tx = optax_decay.awd_decay(DECAY, memory=0.0)
     term = jax.tree.map(lambda u, g: u - g, tx.update(g, tx.init(w), w)[0], g)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in toy.unnest(tree).values()))
     np.testing.assert_allclose(norm(term), DECAY * norm(g), rtol=1e-5)
@@ -67,7 +67,7 @@ def test_split_weights_in_shard_map_have_the_norms_of_the_whole():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"average=1 .*below 1"):
-        optax_decay.awd_decay(0.1, average=1)
+    with pytest.raises(ValueError, match=r"memory=1 .*below 1"):
+        optax_decay.awd_decay(0.1, memory=1)
     with pytest.raises(ValueError, match=r"eps=-1 .*nearest allowed value is 0"):
         optax_decay.awd_decay(0.1, eps=-1)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import optax_decay
+from optax_decay import couplings, pulls
 from tests.references import neighbours as reference
 from tests.support import neighbours, toy
 
@@ -12,14 +13,14 @@ DECAY = 0.6
 PEAK = neighbours.RATES[0]
 
 
-@pytest.mark.parametrize("coupling", ["lr", "corrected"])
+@pytest.mark.parametrize("coupling", ["learning_rate", "corrected"])
 def test_matches_reference(coupling):
     build = lambda: neighbours.between(
         optax_decay.cautious_decay(
             DECAY,
-            coupling=coupling,
-            learning_rate=neighbours.rate,
-            peak_learning_rate=PEAK,
+            coupling=couplings.corrected(neighbours.rate, PEAK)
+            if coupling == "corrected"
+            else couplings.learning_rate(),
             axes=toy.AXES,
             mask="hidden",
         )
@@ -41,7 +42,7 @@ def test_matches_reference(coupling):
 
 def test_pull_is_gated_after_the_learning_rate_too():
     build = lambda: neighbours.after(
-        optax_decay.cautious_decay(0.05, coupling="none", pull=optax_decay.huber(0.2))
+        optax_decay.cautious_decay(0.05, coupling=couplings.independent(), pull=pulls.huber(0.2))
     )
 
     def prox(t, n, q, eta, w):

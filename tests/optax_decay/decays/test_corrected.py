@@ -16,9 +16,9 @@ def test_matches_reference(normalized):
     corrected = toy.HIDDEN if normalized == ("hidden",) else frozenset({"head/kernel"})
     build = lambda: neighbours.between(
         optax_decay.corrected_decay(
-            neighbours.rate,
             DECAY,
-            PEAK,
+            learning_rate=neighbours.rate,
+            peak_learning_rate=PEAK,
             normalized=normalized,
             mask=("hidden", "head"),
             axes=toy.AXES,
@@ -41,7 +41,7 @@ def test_matches_reference(normalized):
 def test_a_constant_rate_is_its_own_peak():
     params, grads = toy.params(), toy.gradients(3)
     tx = optax_decay.corrected_decay(
-        0.05, DECAY, multiplier=optax_decay.constant(2.0), axes=toy.AXES
+        DECAY, learning_rate=0.05, multiplier=optax_decay.multipliers.constant(2.0), axes=toy.AXES
     )
     plain = optax_decay.decay(2 * DECAY, axes=toy.AXES)
     got, _ = toy.train(neighbours.between(tx), params, grads)
@@ -50,9 +50,9 @@ def test_a_constant_rate_is_its_own_peak():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="peak of the schedule"):
-        optax_decay.corrected_decay(lambda count: jnp.float32(0.1))
+    with pytest.raises(ValueError, match="pass peak_learning_rate"):
+        optax_decay.corrected_decay(learning_rate=lambda count: jnp.float32(0.1))
     with pytest.raises(ValueError, match="did you mean 'hidden'"):
-        optax_decay.corrected_decay(0.1, normalized="hiden")
+        optax_decay.corrected_decay(learning_rate=0.1, normalized="hiden")
     with pytest.raises(ValueError, match=r"peak_learning_rate=0 .*above 0"):
-        optax_decay.corrected_decay(0.1, peak_learning_rate=0)
+        optax_decay.corrected_decay(learning_rate=0.1, peak_learning_rate=0)

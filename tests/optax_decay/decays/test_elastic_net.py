@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import optax_decay
-from optax_decay.decays.elastic_net import elastic_net
+from optax_decay.product.pulls import elastic_net
 from tests.references import decays as references
 from tests.references import neighbours as reference
 from tests.support import neighbours, toy
@@ -17,7 +17,7 @@ DECAY = 0.6
 def test_proximal_form_matches_the_released_step(ratio):
     build = lambda: neighbours.after(
         optax_decay.elastic_net_proximal_decay(
-            neighbours.rate, DECAY, ratio, mask="hidden", axes=toy.AXES
+            DECAY, ratio, learning_rate=neighbours.rate, mask="hidden", axes=toy.AXES
         )
     )
     prox = lambda t, n, q, eta, w: reference.soft_threshold(
@@ -27,7 +27,7 @@ def test_proximal_form_matches_the_released_step(ratio):
 
 
 def test_explicit_form():
-    build = lambda: neighbours.between(optax_decay.decay(DECAY, pull=elastic_net(0.25)))
+    build = lambda: neighbours.between(optax_decay.elastic_net_decay(DECAY, 0.25))
     term = lambda t, n, w, u, *_: DECAY * (0.25 * np.sign(w) + 0.75 * w)
     neighbours.agree(
         build,
@@ -47,11 +47,11 @@ def test_l1_gives_exact_zeros_and_l2_none():
     w = {"w": jnp.linspace(-1.0, 1.0, 40)}
     zero = {"w": jnp.zeros(40)}
     for ratio, zeros in ((1.0, 20), (0.0, 0)):
-        tx = optax_decay.elastic_net_proximal_decay(0.5, 1.0, ratio)
+        tx = optax_decay.elastic_net_proximal_decay(1.0, ratio, learning_rate=0.5)
         updates, _ = tx.update(zero, tx.init(w), w)
         assert int((w["w"] + updates["w"] == 0).sum()) == zeros
 
 
 def test_bad_share_is_refused():
     with pytest.raises(ValueError, match=r"l1_ratio=1.2 .*nearest allowed value is 1"):
-        optax_decay.elastic_net_proximal_decay(0.1, 0.1, 1.2)
+        optax_decay.elastic_net_proximal_decay(0.1, 1.2, learning_rate=0.1)

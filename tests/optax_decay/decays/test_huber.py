@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import thresholds
 from tests.references import decays as references
 from tests.support import toy
 
@@ -19,8 +20,31 @@ DECAY = 0.7
 FLOAT32 = 12 * 16 * 2.0**-24
 
 
-def options(kind):
-    return {"threshold": kind, "factor": 0.8, "decay_rate": 0.9}
+KINDS = {
+    "mean": thresholds.mean_size,
+    "rms": thresholds.rms_size,
+    "ema": thresholds.running_mean_size,
+}
+
+
+def threshold_of(kind, factor=0.8, **options):
+    """A number, or the threshold that the references call by this name."""
+    if not isinstance(kind, str):
+        return kind
+    memory = {"memory": 0.9} if kind == "ema" else {}
+    return KINDS[kind](factor, **memory, **options)
+
+
+def adamhd(threshold, proximal=False, mask=("hidden", "head"), axes=toy.AXES):
+    """Adam with either form of the decay."""
+    if not proximal:
+        return optax_decay.adam_huber_decay(
+            RATE, weight_decay=DECAY, threshold=threshold, mask=mask, axes=axes
+        )
+    last = optax_decay.huber_proximal_decay(
+        DECAY, threshold, learning_rate=RATE, mask=mask, axes=axes
+    )
+    return optax.chain(optax.adam(RATE), last)
 
 
 @pytest.mark.parametrize("proximal", [False, True])
@@ -37,9 +61,7 @@ def test_matches_reference(kind, proximal):
             proximal=proximal,
         )
         with jax.enable_x64(dtype == jnp.float64):
-            tx = optax_decay.adam_huber_decay(
-                RATE, weight_decay=DECAY, axes=toy.AXES, proximal=proximal, **options(kind)
-            )
+            tx = adamhd(threshold_of(kind), proximal)
             got, _ = toy.train(tx, toy.params(dtype), toy.gradients(STEPS, dtype))
             for path, w in toy.unnest(got).items():
                 np.testing.assert_allclose(w, expected[path], rtol=tolerance, atol=tolerance)
@@ -85,9 +107,7 @@ def test_no_decay_as_the_threshold_vanishes():
     start, grads = toy.params(), toy.gradients(STEPS)
     plain, _ = toy.train(optax.adam(RATE), start, grads)
     for proximal in (False, True):
-        tx = optax_decay.adam_huber_decay(
-            RATE, weight_decay=DECAY, threshold=1e-9, mask=None, proximal=proximal
-        )
+        tx = adamhd(1e-9, proximal, mask=None)
         got, _ = toy.train(tx, start, grads)
         for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(plain)):
             # 12 steps move a weight by at most 12·ηλδ = 4e-10, plus the rounding of a different order of operations.
@@ -103,7 +123,7 @@ def test_l1_when_rate_times_threshold_is_held():
     got = tx.update(u, tx.init(w), w)[0]["w"]
     # Rounding of λ = 2.5e5 and of the product with δ: a few 2^-24 relative.
     np.testing.assert_allclose(got, u["w"] + mu * jnp.sign(w["w"]), rtol=1e-6)
-    tx = optax_decay.huber_proximal_decay(eta, mu / delta, threshold=delta)
+    tx = optax_decay.huber_proximal_decay(mu / delta, threshold=delta, learning_rate=eta)
     theta = w["w"] + u["w"]
     expected = jnp.sign(theta) * jnp.maximum(jnp.abs(theta) - eta * mu, 0)
     got = w["w"] + tx.update(u, tx.init(w), w)[0]["w"]
@@ -159,8 +179,8 @@ def test_stronger_than_l2_only_at_a_larger_rate():
     assert jnp.all(raised[jnp.abs(w["w"]) < 2.9] >= l2[jnp.abs(w["w"]) < 2.9])
 
 
-@pytest.mark.parametrize("threshold", ["mean", "rms", "ema"])
-def test_threshold_is_per_slice_of_a_stack(threshold):
+@pytest.mark.parametrize("kind", ["mean", "rms", "ema"])
+def test_threshold_is_per_slice_of_a_stack(kind):
     """A stacked leaf and its slices as separate leaves give the same weights."""
     rng = np.random.default_rng(3)
     stack = rng.standard_normal((3, 4, 6)).astype(np.float32) * np.array([1, 5, 0.2])[:, None, None]
@@ -168,7 +188,7 @@ def test_threshold_is_per_slice_of_a_stack(threshold):
 
     def run(axes, weights, grads):
         tx = optax.chain(
-            optax_decay.huber_decay(0.5, threshold, factor=0.7, axes=axes), optax.scale(-0.1)
+            optax_decay.huber_decay(0.5, KINDS[kind](0.7), axes=axes), optax.scale(-0.1)
         )
         return toy.train(tx, weights, grads)[0]
 
@@ -198,7 +218,7 @@ def test_proximal_map_minimises_its_objective():
     for _ in range(40):
         theta, tau, delta = rng.normal() * 2, rng.uniform(0.01, 3), rng.uniform(0.05, 2)
         expected = references.prox_by_search(penalty(delta), theta, tau)
-        got = optax_decay.huber(delta).prox(np.float64(theta), tau, delta, np.float64(0.0))
+        got = optax_decay.pulls.huber(delta).prox(np.float64(theta), tau, delta, np.float64(0.0))
         # Golden section finds a minimum to the square root of float64's precision.
         assert abs(float(got) - expected) < 1e-6
 
@@ -215,20 +235,18 @@ def test_cautious_huber_matches_reference():
     )
     with jax.enable_x64(True):
         tx = optax_decay.adam_huber_decay(
-            RATE, weight_decay=DECAY, axes=toy.AXES, cautious=True, **options("mean")
+            RATE, weight_decay=DECAY, axes=toy.AXES, cautious=True, threshold=threshold_of("mean")
         )
         got, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(STEPS, jnp.float64))
-        tx = optax_decay.adam_huber_decay(
-            RATE, weight_decay=DECAY, axes=toy.AXES, **options("mean")
-        )
+        tx = adamhd(threshold_of("mean"))
         plain, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(STEPS, jnp.float64))
     assert np.abs(plain["mix"]["kernel"] - got["mix"]["kernel"]).max() > 1e-3
     for path, w in toy.unnest(got).items():
         np.testing.assert_allclose(w, expected[path], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("threshold", ["mean", "rms", "ema"])
-def test_shard_map_needs_and_uses_the_axis_name(threshold):
+@pytest.mark.parametrize("kind", ["mean", "rms", "ema"])
+def test_shard_map_needs_and_uses_the_axis_name(kind):
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     w = jnp.asarray(np.random.default_rng(2).standard_normal((8, 12)) ** 3, jnp.float32)
     u = jnp.zeros_like(w)
@@ -237,7 +255,7 @@ def test_shard_map_needs_and_uses_the_axis_name(threshold):
         return tx.update({"w": u}, tx.init({"w": w}), {"w": w})[0]["w"]
 
     def sharded(axis_name):
-        tx = optax_decay.huber_decay(0.5, threshold, axis_name=axis_name)
+        tx = optax_decay.huber_decay(0.5, KINDS[kind](1.5, axis_name=axis_name))
         spec = jax.P("x", "y")
         return jax.jit(
             jax.shard_map(
@@ -245,7 +263,7 @@ def test_shard_map_needs_and_uses_the_axis_name(threshold):
             )
         )(w, u)
 
-    expected = one_step(optax_decay.huber_decay(0.5, threshold), w, u)
+    expected = one_step(optax_decay.huber_decay(0.5, KINDS[kind](1.5)), w, u)
     # A mean of 96 numbers in another order.
     np.testing.assert_allclose(sharded(("x", "y")), expected, rtol=96 * 2.0**-24)
     with pytest.raises(ValueError, match="axis_name"):
@@ -255,22 +273,37 @@ def test_shard_map_needs_and_uses_the_axis_name(threshold):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: optax_decay.huber_decay(0.1, "maen"), r"'maen'.*did you mean 'mean'"),
+        (lambda: optax_decay.huber_decay(0.1, "mean"), r"'mean'.*thresholds.mean_size\(\)"),
+        (lambda: optax_decay.huber_decay(0.1, "rsm"), r"'rsm'.*did you mean .*rms_size\(\)"),
         (lambda: optax_decay.huber_decay(-0.1), r"weight_decay=-0.1 is outside \[0, inf\)"),
         (lambda: optax_decay.huber_decay(0.1, 0.0), r"threshold=0.0 .* a number above 0"),
-        (lambda: optax_decay.huber_decay(0.1, factor=-1.0), r"factor=-1.0"),
-        (lambda: optax_decay.huber_decay(0.1, "ema", decay_rate=1.0), r"decay=1.0 .*below 1"),
-        (lambda: optax_decay.huber_proximal_decay(-1.0), r"learning_rate=-1.0"),
-        (
-            lambda: optax_decay.adam_huber_decay(0.1, proximal=True, cautious=True),
-            r"cautious=True gates the explicit decay",
-        ),
-        (
-            lambda: optax_decay.adam_huber_decay(0.1, mask="hidden", weight_decay_mask="head"),
-            r"two names for one argument",
-        ),
+        (lambda: thresholds.mean_size(-1.0), r"factor=-1.0"),
+        (lambda: thresholds.rms_size(0), r"factor=0 .*above 0"),
+        (lambda: thresholds.running_mean_size(memory=1.0), r"memory=1.0 .*below 1"),
+        (lambda: optax_decay.huber_proximal_decay(learning_rate=-1.0), r"learning_rate=-1.0"),
     ],
 )
 def test_bad_arguments_say_what_would_be_right(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        {"factor": -3.0},
+        {"decay_rate": 9.0},
+        {"axis_name": "nowhere"},
+        {"learning_rate": -1.0},
+        {"peak_learning_rate": 5.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_a_fixed_threshold_would_ignore_cannot_be_written(ignored):
+    with pytest.raises(TypeError, match=next(iter(ignored))):
+        optax_decay.huber_decay(0.1, threshold=0.5, **ignored)
+
+
+def test_the_gate_belongs_to_the_explicit_form():
+    with pytest.raises(TypeError, match="cautious"):
+        optax_decay.huber_proximal_decay(0.1, learning_rate=0.1, cautious=True)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.decays.lp import lp
+from optax_decay.product.pulls import lp, padam
 from tests.references import decays as references
 from tests.references import neighbours as reference
 from tests.support import neighbours, toy
@@ -19,7 +19,12 @@ DECAY = 0.3
 def test_proximal_form_is_padam(p, where):
     build = lambda: neighbours.after(
         optax_decay.lp_proximal_decay(
-            neighbours.rate, DECAY, p, linearize_at=where, mask=("hidden", "head"), axes=toy.AXES
+            DECAY,
+            p,
+            learning_rate=neighbours.rate,
+            linearize_at=where,
+            mask=("hidden", "head"),
+            axes=toy.AXES,
         )
     )
     prox = lambda t, n, q, eta, w: reference.padam(q, w, eta * DECAY, p, where == "new")
@@ -53,10 +58,14 @@ def test_explicit_form(p):
 def test_p_two_is_implicit_decay_at_twice_the_rate():
     params, grads = toy.params(), toy.gradients(5)
     ours, _ = toy.train(
-        optax.chain(optax.adam(0.1), optax_decay.lp_proximal_decay(0.1, 0.2, 2.0)), params, grads
+        optax.chain(optax.adam(0.1), optax_decay.lp_proximal_decay(0.2, 2.0, learning_rate=0.1)),
+        params,
+        grads,
     )
     implicit, _ = toy.train(
-        optax.chain(optax.adam(0.1), optax_decay.proximal_decay(0.1, 0.4)), params, grads
+        optax.chain(optax.adam(0.1), optax_decay.proximal_decay(0.4, learning_rate=0.1)),
+        params,
+        grads,
     )
     adamw, _ = toy.train(optax.adamw(0.1, weight_decay=0.4), params, grads)
     assert neighbours.moved(toy.unnest(ours), toy.unnest(adamw)) > 1e-4
@@ -67,7 +76,7 @@ def test_p_one_touches_the_soft_threshold_where_it_is_linearised():
     """The majorising quadratic has the penalty's slope at w: a small step agrees to second order."""
     w = np.array([0.5, -2.0, 1.0])
     for tau, order in ((1e-2, 1e-3), (1e-3, 1e-5)):
-        ours = lp(1.0).prox(jnp.asarray(w), tau, None, jnp.asarray(w))
+        ours = padam(1.0).prox(jnp.asarray(w), tau, None, jnp.asarray(w))
         exact = np.array([references.prox_by_search(abs, x, tau) for x in w])
         assert 0 < np.abs(ours - exact).max() < order
 
@@ -75,14 +84,14 @@ def test_p_one_touches_the_soft_threshold_where_it_is_linearised():
 def test_exact_zeros_are_absorbing_at_the_old_weight_only():
     w, u = {"w": jnp.array([0.0, 0.3])}, {"w": jnp.array([0.2, 0.0])}
     for where, expected in (("old", 0.0), ("new", 0.2 * 0.2 / (0.2 + 0.1 * 0.5))):
-        tx = optax_decay.lp_proximal_decay(0.1, 0.5, 1.0, linearize_at=where)
+        tx = optax_decay.lp_proximal_decay(0.5, 1.0, learning_rate=0.1, linearize_at=where)
         updates, _ = tx.update(u, tx.init(w), w)
         np.testing.assert_allclose(w["w"][0] + updates["w"][0], expected, rtol=1e-6)
 
 
 def test_rate_zero_changes_nothing_even_at_zero():
     w, u = {"w": jnp.array([0.0, 0.3])}, {"w": jnp.array([0.2, 0.1])}
-    tx = optax_decay.lp_proximal_decay(0.1, 0.0, 0.5)
+    tx = optax_decay.lp_proximal_decay(0.0, 0.5, learning_rate=0.1)
     updates, _ = tx.update(u, tx.init(w), w)
     np.testing.assert_array_equal(w["w"] + updates["w"], w["w"] + u["w"])
 
@@ -92,7 +101,9 @@ def test_small_p_makes_exact_zeros_where_l2_makes_none():
     still = [{**g, "head": {"kernel": jnp.zeros((8, 10))}} for g in grads]
     zeros = {}
     for p in (0.5, 2.0):
-        tx = optax.chain(optax.adam(0.01), optax_decay.lp_proximal_decay(0.01, 1.0, p))
+        tx = optax.chain(
+            optax.adam(0.01), optax_decay.lp_proximal_decay(1.0, p, learning_rate=0.01)
+        )
         got, _ = toy.train(tx, params, still)
         zeros[p] = int((got["head"]["kernel"] == 0).sum())
     assert zeros[0.5] > 10 and zeros[2.0] == 0
@@ -101,9 +112,10 @@ def test_small_p_makes_exact_zeros_where_l2_makes_none():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lp(0.0), r"p=0.0 .*above 0"),
+        (lambda: padam(0.0), r"p=0.0 .*above 0"),
+        (lambda: padam(2.5), r"p=2.5 .*nearest allowed value is 2"),
         (lambda: lp(2.5), r"p=2.5 .*nearest allowed value is 2"),
-        (lambda: lp(1.0, "late"), r"did you mean 'new'"),
+        (lambda: padam(1.0, "newest"), r"did you mean 'new'"),
         (lambda: optax_decay.lp_decay(0.1, 0.8), r"p=0.8 .*nearest allowed value is 1"),
     ],
 )
@@ -112,8 +124,9 @@ def test_bad_arguments_are_refused(call, message):
         call()
 
 
-def test_explicit_pull_below_one_is_refused_when_applied():
-    w = {"w": jnp.ones(2)}
-    tx = optax_decay.decay(0.1, pull=lp(0.8))
-    with pytest.raises(ValueError, match="infinite at 0"):
-        tx.update(w, tx.init(w), w)
+def test_each_form_refuses_the_pull_of_the_other():
+    """The pull is infinite at 0 for p < 1, and the quadratic of the proximal step has no pull of its own."""
+    with pytest.raises(ValueError, match="use proximal_decay"):
+        optax_decay.decay(0.1, pull=padam(0.8))
+    with pytest.raises(ValueError, match="no closed-form proximal map"):
+        optax_decay.proximal_decay(0.1, learning_rate=0.1, pull=lp(1.5))

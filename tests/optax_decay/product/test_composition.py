@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.spectral.alpha_decay import spectral_alpha
+from optax_decay import multipliers, pulls, thresholds
 from tests.references import decays as references
 from tests.support import toy
 
@@ -78,10 +78,10 @@ def reference(chosen):
 
 
 def product(chosen):
-    multipliers = []
+    factors = []
     if "spectral" in chosen:
-        multipliers.append(
-            spectral_alpha(
+        factors.append(
+            multipliers.spectral_alpha(
                 refresh_every=EVERY,
                 schedule="all",
                 min_ratio=0.5,
@@ -91,15 +91,15 @@ def product(chosen):
             )
         )
     if "width" in chosen:
-        multipliers.append(optax_decay.width_power(2, 0.5))
+        factors.append(multipliers.width_power(2, 0.5))
 
     def lam(step):
         return DECAY * (1 + step.astype(float) / STEPS)
 
     link = optax_decay.decay(
         lam if "schedule" in chosen else DECAY,
-        pull=optax_decay.huber("mean", 0.8) if "huber" in chosen else "l2",
-        multiplier=multipliers,
+        pull=pulls.huber(thresholds.mean_size(0.8)) if "huber" in chosen else pulls.l2(),
+        multiplier=factors,
         cautious="cautious" in chosen,
         mask="hidden",
         axes=toy.AXES,

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import couplings, multipliers, pulls, thresholds
 from optax_decay.product import diagnostics
-from optax_decay.product.pulls import PULLS
 from tests.references import decays as references
 from tests.support import toy
 
@@ -21,6 +21,9 @@ def shrink(tx, weights, steps=1):
     return toy.train(tx, weights, [zero] * steps)[0]
 
 
+PULLS = {
+    name: getattr(pulls, name) for name in ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair")
+}
 PENALTIES = {
     "l2": lambda x, d: x * x / 2,
     "l1": lambda x, d: abs(x),
@@ -35,7 +38,7 @@ PENALTIES = {
 def test_pull_is_the_gradient_of_its_penalty(name):
     delta = 0.7
     pull = PULLS[name]() if name in ("l1", "l2") else PULLS[name](delta)
-    assert set(PENALTIES) == set(PULLS)
+    assert set(PENALTIES) == set(PULLS) == set(pulls.NAMES) - {"lp", "padam", "elastic_net"}
     with jax.enable_x64(True):
         for w in (-3.1, -0.71, -0.2, 0.05, 0.69, 2.4):
             h = 1e-6
@@ -75,50 +78,49 @@ def test_couplings_shrink_as_the_table_says():
     schedule = lambda t: jnp.asarray([0.01, 0.04, 0.02])[t]
     eta, peak, lam = np.array([0.01, 0.04, 0.02]), 0.04, 0.3
     expected = {
-        "lr": eta * lam,
-        "schedule": eta / peak * lam,
-        "corrected": eta**2 / peak * lam,
-        "none": np.full(3, lam),
+        couplings.learning_rate(): eta * lam,
+        couplings.schedule(peak): eta / peak * lam,
+        couplings.corrected(schedule, peak): eta**2 / peak * lam,
+        couplings.independent(): np.full(3, lam),
     }
+    assert {coupling.name for coupling in expected} == set(couplings.NAMES)
     for coupling, shrinks in expected.items():
         tx = optax_decay.adam_huber_decay(
             schedule,
             weight_decay=lam,
             threshold=1e6,
             coupling=coupling,
-            peak_learning_rate=peak,
         )
         got = shrink(tx, weights, 3)["w"]
         np.testing.assert_allclose(got, weights["w"] * np.prod(1 - shrinks), rtol=3e-6)
         table = optax_decay.decay_table(
-            weights, lam, coupling=coupling, learning_rate=schedule, peak_learning_rate=peak, step=2
+            weights, lam, coupling=coupling, learning_rate=schedule, step=2
         )
         assert table.rows[0].shrink == pytest.approx(shrinks[2], rel=1e-6)
 
 
 def test_schedule_coupling_is_safe_at_rate_zero():
     weights = {"w": jnp.array([[1.0, -2.0]])}
-    for coupling in ("schedule", "corrected"):
-        tx = optax_decay.adam_huber_decay(
-            lambda t: 0.1 * t, weight_decay=0.5, coupling=coupling, peak_learning_rate=0.1
-        )
+    rate = lambda t: 0.1 * t
+    for coupling in (couplings.schedule(0.1), couplings.corrected(rate, 0.1)):
+        tx = optax_decay.adam_huber_decay(rate, weight_decay=0.5, coupling=coupling)
         np.testing.assert_array_equal(shrink(tx, weights)["w"], weights["w"])
 
 
 def test_convert_weight_decay():
-    assert optax_decay.convert_weight_decay(0.1, "lr", "schedule", peak_learning_rate=3e-4) == 3e-5
-    there = optax_decay.convert_weight_decay(0.25, "none", "corrected", peak_learning_rate=2e-3)
+    convert = optax_decay.convert_weight_decay
+    assert convert(0.1, "learning_rate", "schedule", peak_learning_rate=3e-4) == 3e-5
+    there = convert(0.25, "independent", "corrected", peak_learning_rate=2e-3)
     assert there == 125
-    back = optax_decay.convert_weight_decay(there, "corrected", "none", peak_learning_rate=2e-3)
-    assert back == 0.25
+    assert convert(there, "corrected", "independent", peak_learning_rate=2e-3) == 0.25
     with pytest.raises(ValueError, match="did you mean 'schedule'"):
-        optax_decay.convert_weight_decay(0.1, "lr", "schedul", peak_learning_rate=1e-3)
+        convert(0.1, "learning_rate", "schedul", peak_learning_rate=1e-3)
 
 
 def test_multipliers_multiply_and_schedules_compose():
     weights = {"a": jnp.array([[2.0, -1.0]]), "b": jnp.array([[4.0, 0.5]])}
-    halve = optax_decay.constant(0.5)
-    grow = optax_decay.constant(lambda t: 1.0 + t)
+    halve = multipliers.constant(0.5)
+    grow = multipliers.constant(lambda t: 1.0 + t)
     tx = optax.chain(
         optax_decay.decay(
             lambda t: 0.1 * (t + 1), multiplier=(halve, grow), mask=(("a", 1.0), ("b", 0.25))
@@ -138,14 +140,14 @@ def test_cautious_gate_before_and_after_the_rate():
     before = optax_decay.decay(0.1, cautious=True)
     got = before.update(u, before.init(w), w)[0]["w"]
     np.testing.assert_allclose(got, u["w"] + 0.1 * agree * w["w"], rtol=1e-6)
-    after = optax_decay.decay(0.1, cautious=True, coupling="none")
+    after = optax_decay.decay(0.1, cautious=True, coupling=couplings.independent())
     downhill = jax.tree.map(lambda x: -0.01 * x, u)
     got = after.update(downhill, after.init(w), w)[0]["w"]
     np.testing.assert_allclose(got, downhill["w"] - 0.1 * agree * w["w"], rtol=1e-6)
 
 
 def test_updates_of_none_are_left_out():
-    tx = optax_decay.huber_decay(0.1, "ema")
+    tx = optax_decay.huber_decay(0.1, thresholds.running_mean_size())
     weights = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
     updates, state = tx.update({"a": None, "b": jnp.zeros((3, 2))}, tx.init(weights), weights)
     assert updates["a"] is None
@@ -204,15 +206,26 @@ def test_bad_masks_say_what_is_wrong(mask, message):
     [
         (lambda: optax_decay.decay(float("nan")), "weight_decay=nan"),
         (lambda: optax_decay.decay("0.1"), "'0.1' is not a number"),
-        (lambda: optax_decay.decay(0.1, pull="l3"), "did you mean 'l2'"),
-        (lambda: optax_decay.decay(0.1, multiplier=2.0), r"is not a Quantity|not iterable"),
+        (lambda: optax_decay.decay(0.1, pull="hubre"), r"did you mean optax_decay.pulls.huber\(\)"),
         (
-            lambda: optax_decay.decay(0.1, coupling="corrected", peak_learning_rate=1.0),
-            "needs learning_rate",
+            lambda: optax_decay.decay(0.1, pull=pulls.fair),
+            r"did you mean optax_decay.pulls.fair\(\)",
+        ),
+        (lambda: optax_decay.decay(0.1, multiplier=2.0), r"multiplier=2.0 is not .*constant"),
+        (lambda: optax_decay.decay(0.1, multiplier="constant"), "multiplier='constant' is not"),
+        (lambda: optax_decay.decay(0.1, coupling="schedul"), r"couplings.schedule\(\)"),
+        (lambda: optax_decay.decay(0.1, coupling=couplings.schedule), r"couplings.schedule\(\)"),
+        (lambda: couplings.corrected(lambda t: 0.1), "pass peak_learning_rate"),
+        (lambda: couplings.schedule(0.0), "peak_learning_rate=0.0 .*above 0"),
+        (
+            lambda: optax_decay.proximal_decay(0.1, learning_rate=0.1, pull=pulls.pseudo_huber()),
+            "no closed-form proximal map",
         ),
         (
-            lambda: optax_decay.proximal_decay(0.1, pull="pseudo_huber"),
-            "no closed-form proximal map",
+            lambda: optax_decay.proximal_decay(
+                0.1, learning_rate=0.1, coupling=couplings.independent()
+            ),
+            "pass learning_rate=1.0",
         ),
     ],
 )
@@ -243,7 +256,7 @@ def test_metrics_are_what_happened():
 
 
 def test_ema_threshold_is_found_by_diagnostics():
-    tx = optax_decay.adam_huber_decay(0.1, threshold="ema", axes=toy.AXES)
+    tx = optax_decay.adam_huber_decay(0.1, threshold=thresholds.running_mean_size(), axes=toy.AXES)
     _, state = toy.train(tx, toy.params(), toy.gradients(1))
     numbers = diagnostics.metrics(state)
     w = toy.flat_params()["mix/kernel"]

@@ -21,7 +21,7 @@ def adamw():
 def test_rounding_is_unbiased_and_goes_to_a_neighbour():
     x = jnp.asarray([1.0 + 2.0**-10, -3.3, 1e-20, -7e30, 0.1], jnp.float32)
     n = 40_000
-    draws = jax.vmap(lambda key: optax_decay.round_stochastically(x, key))(
+    draws = jax.vmap(lambda key: optax_decay.low_precision.round_stochastically(x, key))(
         jax.random.split(jax.random.key(0), n)
     ).astype(jnp.float32)
     spacing = np.abs(np.asarray(x)) * 2.0**-7  # bfloat16 neighbours are at most this far apart
@@ -35,7 +35,9 @@ def test_rounding_is_unbiased_and_goes_to_a_neighbour():
 def test_exact_values_infinities_and_nan_stay():
     x = jnp.asarray([0.0, -0.0, 1.5, -256.0, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
     for seed in range(20):
-        got = optax_decay.round_stochastically(x, jax.random.key(seed)).astype(jnp.float32)
+        got = optax_decay.low_precision.round_stochastically(x, jax.random.key(seed)).astype(
+            jnp.float32
+        )
         np.testing.assert_array_equal(got, x)
 
 
