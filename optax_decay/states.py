@@ -9,5 +9,5 @@ from optax_decay.optimizers.rotational import RotationalState as RotationalState
 from optax_decay.optimizers.sophia import ScaleBySophiaState as ScaleBySophiaState
 from optax_decay.product.metrics import Metrics as Metrics
 from optax_decay.product.product import DecayState as DecayState
-from optax_decay.spectral.memory import SpectralAlphaState as SpectralAlphaState
+from optax_decay.spectral.state import SpectralAlphaState as SpectralAlphaState
 from optax_decay.stepping.skip_on_spike import SkipOnSpikeState as SkipOnSpikeState

@@ -1,11 +1,13 @@
-"""Exact spectra on the host while the device trains on.
+"""Measuring spectra exactly on the host while the device trains on.
 
-A sweep of all matrices of a large model takes seconds to minutes of a CPU and nothing of the accelerator but one copy
-of the measured weights. The scores are then a few steps old when they arrive, which moves them less than 50 steps of
-training do (at 50 steps: 1 % of the decay on average)::
+Measuring all matrices of a large model takes a CPU seconds to minutes, and costs the accelerator nothing but one copy
+of the measured weights. The scores are a few steps old when they arrive. That changes them less than 50 steps of
+training do, which move the decay by 1 % on average::
 
-    tx = optax.chain(optax.scale_by_adam(), spectral_alpha_decay(0.1, axes=AXES, refresh_every=None), ...)
-    refresh = spectral_refresh(axes=AXES)           # the same options as the decay
+    scoring = {"axes": AXES, "score": spectra.hill(), "assignment": spectra.linear(2 / 3, 3.0)}
+    link = spectral_alpha_decay(0.1, refresh=spectra.once(), **scoring)
+    tx = optax.chain(optax.scale_by_adam(), link, ...)
+    refresh = spectral_refresh(**scoring)
     pending = None
     for step, batch in enumerate(data):
         if step % 500 == 499:
@@ -14,76 +16,80 @@ training do (at 50 steps: 1 % of the decay on average)::
             opt_state, pending = refresh.finish(opt_state, pending), None
         params, opt_state = train_step(params, opt_state, batch)
 
-or, blocking, ``opt_state = refresh(opt_state, params)``. Options that say where matrices live (partition, mesh,
-product_dtype) have no meaning here.
+``opt_state = refresh(opt_state, params)`` does the same and waits for the result.
 """
 
 import concurrent.futures
-from typing import Any
+import dataclasses
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.parameters.paths import path_string
-from optax_decay.spectral import spectra
-from optax_decay.spectral.memory import SpectralAlphaState, make_map, renew
-from optax_decay.spectral.multiplier import leaves_of
-from optax_decay.spectral.options import GRADIENT_METRICS, Options, check_options
-from optax_decay.spectral.selection import Leaf
-from optax_decay.spectral.sweep import Swept
+from optax_decay.spectral.alpha_decay import Scoring, ScoringOptions, measured_parameters
+from optax_decay.spectral.measure import Measurement, measure
+from optax_decay.spectral.scores import MatrixProducts, Score
+from optax_decay.spectral.selection import MeasuredParameter
+from optax_decay.spectral.state import SpectralAlphaState, make_rule, renew
+from optax_decay.spectral.sweep import Measurements
+
+Pending = concurrent.futures.Future
 
 
 class SpectralRefresh:
-    """See `spectral_refresh`."""
+    """Measures all matrices of an optimizer state on the host. Build one with `spectral_refresh`."""
 
-    def __init__(self, options: Options, axes: axes_lib.Axes) -> None:
-        if options.metric in GRADIENT_METRICS:
-            raise ValueError(
-                f"metric={options.metric!r} needs gradients, which only the training step has; use refresh_every=..."
-            )
-        self._options = options
+    def __init__(self, scoring: Scoring, axes: axes_lib.Axes) -> None:
+        self._scoring = scoring
         self._axes = axes
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "spectral-refresh")
 
     def __call__(self, opt_state: Any, params: Any) -> Any:
-        """The optimizer state with every score measured from `params` now."""
+        """The optimizer state with every score measured from `params`."""
         return self.finish(opt_state, self.start(opt_state, params))
 
-    def start(self, opt_state: Any, params: Any) -> concurrent.futures.Future:
-        """Copies the measured matrices to the host and begins; the weights may be donated afterwards.
+    def start(self, opt_state: Any, params: Any) -> Pending:
+        """Copies the measured matrices to the host and begins to measure them; `params` may be donated afterwards.
 
         Raises:
-            ValueError: no `SpectralAlphaState`, or several, in `opt_state`; weights on other hosts.
+            ValueError: `opt_state` holds no `SpectralAlphaState`, or several, or one of other matrices; or weights
+                have shards on other hosts.
         """
         state = _find(opt_state)
         by_path = {
             path_string(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
         }
         signatures = axes_lib.signatures(self._axes, params)
-        decayed = {path: s for path, s in signatures.items() if path in state.metric}
-        leaves = leaves_of(self._options, {path: by_path[path] for path in decayed}, decayed)
-        if [leaf.path for leaf in leaves] != sorted(state.metric, key=list(decayed).index):
+        decayed = {path: s for path, s in signatures.items() if path in state.score}
+        parameters = measured_parameters(
+            self._scoring, None, {path: by_path[path] for path in decayed}, decayed
+        )
+        paths = [parameter.path for parameter in parameters]
+        if paths != sorted(state.score, key=list(decayed).index):
             raise ValueError(
-                f"the state measures {sorted(state.metric)}, these options {[leaf.path for leaf in leaves]}: give "
-                "spectral_refresh the options and axes of the decay."
+                f"the optimizer state measures {sorted(state.score)}, but these options measure {paths}: give "
+                "spectral_refresh the same options and axes as the decay."
             )
         copies = {}
-        for leaf in leaves:
-            array = by_path[leaf.path]
+        for path in paths:
+            array = by_path[path]
             if not getattr(array, "is_fully_addressable", True):
                 raise ValueError(
-                    f"{leaf.path!r} has shards on other hosts; refresh in the training step instead."
+                    f"{path!r} has shards on other hosts; refresh in the training step instead."
                 )
-            copies[leaf.path] = np.array(array)
-        return self._pool.submit(self._measure, leaves, copies)
+            copies[path] = np.array(array)
+        return self._pool.submit(self._measure, parameters, copies)
 
-    def finish(self, opt_state: Any, pending: concurrent.futures.Future) -> Any:
-        """Waits, and puts the scores and the multipliers that follow from them into `opt_state`."""
-        leaves, found = pending.result()
+    def finish(self, opt_state: Any, pending: Pending) -> Any:
+        """Waits for the scores, and returns `opt_state` with them and the multipliers that follow from them."""
+        parameters, found = pending.result()
         old = _find(opt_state)
-        new = renew(old, found, make_map(self._options, leaves))
+        rule = make_rule(self._scoring.score, self._scoring.assignment, parameters)
+        new = renew(old, found, rule)
         new = jax.tree.map(lambda n, o: jax.device_put(n, o.sharding), new, old)
         return jax.tree.map(
             lambda s: new if isinstance(s, SpectralAlphaState) else s,
@@ -91,35 +97,38 @@ class SpectralRefresh:
             is_leaf=lambda s: isinstance(s, SpectralAlphaState),
         )
 
-    def _measure(self, leaves: list[Leaf], copies: dict[str, Any]) -> tuple[list[Leaf], Swept]:
+    def _measure(
+        self, parameters: list[MeasuredParameter], copies: dict[str, np.ndarray]
+    ) -> tuple[list[MeasuredParameter], Measurements]:
         rows = []
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            for leaf in leaves:
-                stack = np.moveaxis(copies[leaf.path], leaf.slice_axes, range(len(leaf.slice_axes)))
-                stack = stack.reshape(-1, *stack.shape[len(leaf.slice_axes) :])
-                for flat in leaf.chosen:
-                    rows.append(_one(stack[flat], leaf, self._options))
+            for parameter in parameters:
+                axes = parameter.slice_axes
+                stack = np.moveaxis(copies[parameter.path], axes, range(len(axes)))
+                stack = stack.reshape(-1, *stack.shape[len(axes) :])
+                for flat in parameter.chosen:
+                    rows.append(_one(stack[flat], parameter, self._scoring.score))
             columns = [jnp.asarray(np.stack(column)) for column in zip(*rows)]
-            return leaves, Swept(jnp.ones(len(rows), bool), *columns)
+            return parameters, Measurements(jnp.ones(len(rows), bool), *columns)
 
 
-def _one(x: np.ndarray, leaf: Leaf, options: Options) -> spectra.Measurement:
-    rest = [i for i in range(len(leaf.shape)) if i not in leaf.slice_axes]
-    order = leaf.pooled_axes + leaf.signature.inputs + leaf.signature.outputs
+_measure_jit = jax.jit(measure, static_argnames="score")
+
+
+def _one(x: np.ndarray, parameter: MeasuredParameter, score: Score) -> Measurement:
+    """The measurement of one slice of a parameter."""
+    rest = [i for i in range(len(parameter.shape)) if i not in parameter.slice_axes]
+    signature = parameter.signature
+    order = parameter.pooled_axes + signature.inputs + signature.outputs
     x = np.transpose(x, [rest.index(i) for i in order])
-    x = x.reshape((leaf.pooled, *leaf.sides) if leaf.pooled_axes else leaf.sides)
-    names = ("metric", "fit", "xmin_pos", "filter_zeros")
-    return jax.device_get(
-        _measure_jit(jnp.asarray(x), **{name: getattr(options, name) for name in names})
+    x = x.reshape(
+        (parameter.pooled, *parameter.sides) if parameter.pooled_axes else parameter.sides
     )
-
-
-_measure_jit = jax.jit(
-    spectra.measure, static_argnames=("metric", "fit", "xmin_pos", "filter_zeros")
-)
+    return jax.device_get(_measure_jit(jnp.asarray(x), score=score))
 
 
 def _find(opt_state: Any) -> SpectralAlphaState:
+    """The one `SpectralAlphaState` of an optimizer state."""
     is_ours = lambda s: isinstance(s, SpectralAlphaState)
     found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
     if len(found) != 1:
@@ -129,18 +138,35 @@ def _find(opt_state: Any) -> SpectralAlphaState:
     return found[0]
 
 
-def spectral_refresh(*, axes: axes_lib.Axes = None, **options: Any) -> SpectralRefresh:
-    """A host-side refresh for the `SpectralAlphaState` in an optimizer state.
+@passes_options_to(Scoring)
+def spectral_refresh(
+    *, axes: axes_lib.Axes = None, **options: Unpack[ScoringOptions]
+) -> SpectralRefresh:
+    """Measures the matrices of `spectral_alpha` on the host instead of in the training step.
 
     Args:
         axes: as given to the decay.
-        options: as given to `spectral_alpha`.
+        options: score, assignment and select, the same values as given to `spectral_alpha` or `spectral_alpha_decay`.
+            A score by `matrix_products` is computed with ``method="auto"``, which is exact on a CPU.
 
     Returns:
-        An object with ``start(opt_state, params) -> future``, ``finish(opt_state, future) -> opt_state``, and, called
-        with both, the two in one. It measures with ``method="auto"`` on the CPU, that is exactly.
+        An object with ``start(opt_state, params) -> future`` and ``finish(opt_state, future) -> opt_state``. Called
+        with ``(opt_state, params)`` it does both. It works on optimizer states with exactly one `SpectralAlphaState`.
 
     Raises:
-        ValueError: as in `spectral_alpha`; a gradient metric.
+        ValueError: as in `spectral_alpha`; a score of gradients, which only the training step has.
+
+    >>> import optax_decay
+    >>> from optax_decay import spectra
+    >>> refresh = optax_decay.spectral_refresh(axes=(("w", "D -> F"),), score=spectra.stable_rank())
     """
-    return SpectralRefresh(check_options(Options(**options)), axes)
+    scoring = Scoring(**options)
+    score = scoring.score
+    if score.needs_gradients:
+        raise ValueError(
+            f"the score {score.name} needs gradients, which only the training step has; use the argument refresh of "
+            "the decay, such as refresh=spectra.all_at_once(500)."
+        )
+    if isinstance(score.method, MatrixProducts):
+        scoring = dataclasses.replace(scoring, score=dataclasses.replace(score, method="auto"))
+    return SpectralRefresh(scoring, axes)

@@ -1,10 +1,12 @@
-"""Measuring many matrices a few at a time: one compiled loop per shape, every device its own matrices.
+"""Measuring many matrices, a few at a time: one compiled loop per shape, and different matrices on every device.
 
-The matrices have a fixed order, and each step measures those of a range [low, high) of it, in loops with dynamic
-bounds: the same program serves a step in which nothing is due, one with a few matrices of a staggered schedule, and
-all matrices at once. A loop goes in *rounds* of D matrices, one per device: a device takes its shards of D matrices,
-exchanges them for one whole matrix (`whole_matrices`) and measures it; at the end one sum over devices shares the
-numbers. The order, and so what is measured when, does not depend on D.
+The matrices have a fixed order. Each step measures those of a range [low, high) of it, in loops with dynamic bounds.
+The same program therefore serves a step in which nothing is due, a step with a few matrices of a staggered refresh, and
+a step that measures all matrices.
+
+A loop goes in *rounds* of D matrices, one per device: a device takes its shards of D matrices, exchanges them for one
+whole matrix (`optax_decay.matrices.whole`) and measures it. At the end, one sum over the devices shares the numbers.
+The order, and so what is measured when, does not depend on D.
 """
 
 import dataclasses
@@ -26,19 +28,19 @@ from optax_decay.matrices.whole import (
     vary_over,
 )
 from optax_decay.parameters.meshes import varying_axes
-from optax_decay.spectral.selection import Leaf
+from optax_decay.spectral.measure import Measurement
+from optax_decay.spectral.selection import MeasuredParameter
 
-# (matrix [m, n] or [P, m, n] with m <= n, carried number) -> five numbers
-Measure = Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
-_FIELDS = 5
+# (matrix [m, n] or [P, m, n] with m <= n, carried number) -> its measurement
+Measure = Callable[[jax.Array, jax.Array], Measurement]
 
 
-class Swept(NamedTuple):
-    """What a sweep found, ``[T]`` each, in the order of `Sweep.leaves` and their chosen slices.
+class Measurements(NamedTuple):
+    """The measurements of a sweep, ``[T]`` each, in the order of `Sweep.parameters` and their chosen slices.
 
     Attributes:
-        fresh: bool, measured now; the other fields mean nothing where it is False.
-        value, stable, centre, error, resolved: see `spectra.Measurement`.
+        fresh: bool; True for matrices measured in this step. The other fields mean nothing where it is False.
+        value, stable, centre, error, resolved: as in `Measurement`.
     """
 
     fresh: jax.Array
@@ -51,25 +53,25 @@ class Swept(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Leaves that are cut alike: one stack of matrices, or several single ones.
+    """Matrices that one piece of code can fetch: the slices of one parameter, or several parameters without slices.
 
     Attributes:
-        leaves: one with slices, or some without.
-        first, count: the matrices are first .. first + count - 1 of the order.
+        parameters: one parameter with slices, or some without.
+        first, count: the matrices have the numbers first .. first + count - 1 in the order of the sweep.
     """
 
-    leaves: tuple[Leaf, ...]
+    parameters: tuple[MeasuredParameter, ...]
     first: int
     count: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Placement:
     """Where the sweep runs.
 
     Attributes:
-        mesh: wrap the sweep in a ``shard_map`` over this mesh; None if it is inside one, or needs none.
-        sizes: mesh axes to share matrices over, and their sizes.
+        mesh: the sweep is wrapped in a ``shard_map`` over this mesh; None if it is inside one already, or needs none.
+        sizes: the mesh axes over which matrices are shared out, and their sizes.
     """
 
     mesh: Any
@@ -80,56 +82,64 @@ class Place:
         return math.prod(size for _, size in self.sizes)
 
 
-def find_place(arrays: Mapping[str, jax.Array], leaves: Sequence[Leaf], mesh: Any) -> Place:
-    """Reads from types, context and arguments how the matrices can be shared out; `leaves` say how they are split.
+def find_placement(
+    arrays: Mapping[str, jax.Array], parameters: Sequence[MeasuredParameter], mesh: Any
+) -> Placement:
+    """Where a sweep can run, from the types of the arrays, the mesh in context and the arguments.
+
+    Args:
+        arrays: the measured parameters, by path.
+        parameters: the same parameters, with how they are split.
+        mesh: the mesh, where it is neither in context nor in the types.
 
     Raises:
-        ValueError: inside ``shard_map``, a parameter is a shard of something that its leaf does not tell; or slices
-            are split there.
+        ValueError: inside ``shard_map``, a parameter is a shard although no partition is known for it, or its slices
+            are split.
     """
-    names = {name: None for leaf in leaves for name, _ in split_axes(leaf.spec)}
+    names = {name: None for parameter in parameters for name, _ in split_axes(parameter.spec)}
     if inside_shard_map():
-        for leaf in leaves:
-            told = {name for name, _ in split_axes(leaf.spec)}
-            varying = varying_axes(arrays[leaf.path])
-            if varying - told:
+        for parameter in parameters:
+            known = {name for name, _ in split_axes(parameter.spec)}
+            varying = varying_axes(arrays[parameter.path])
+            if varying - known:
                 raise ValueError(
-                    f"{leaf.path!r} is a shard inside shard_map (it varies over {sorted(varying - told)}): pass "
-                    f"partition=..., a tree of jax.P like the parameters."
+                    f"{parameter.path!r} is a shard inside shard_map (it varies over {sorted(varying - known)}): pass "
+                    f"param_specs=..., a tree of jax.P like the parameters."
                 )
-            if any(leaf.spec[i] is not None for i in leaf.slice_axes):
+            if any(parameter.spec[i] is not None for i in parameter.slice_axes):
                 raise ValueError(
-                    f"{leaf.path!r} is split over its layers ({leaf.spec}) inside shard_map; split its matrices."
+                    f"{parameter.path!r} is split along its stacked axes ({parameter.spec}) inside shard_map; split "
+                    "its matrices instead."
                 )
-        return Place(None, tuple((name, jax.lax.axis_size(name)) for name in names))
+        return Placement(None, tuple((name, jax.lax.axis_size(name)) for name in names))
     found = next((m for x in arrays.values() if (m := known_mesh(x, mesh)) is not None), None)
     if found is None:
-        return Place(None, ())
+        return Placement(None, ())
     if AxisType.Explicit not in found.axis_types and (
         not names or math.prod(found.shape.values()) == 1
     ):
-        # Auto axes whose use only the compiler knows: it gathers the one matrix that is being measured.
-        return Place(None, ())
-    return Place(found, tuple(found.shape.items()))
+        # Only the compiler knows how Auto axes are used: it gathers the one matrix that is being measured.
+        return Placement(None, ())
+    return Placement(found, tuple(found.shape.items()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The plan for one tree of parameters.
+    """The plan for measuring the matrices of one tree of parameters. Build one with `plan`.
 
     Attributes:
-        leaves: with their chosen slices, in the order in which they are measured.
-        place: where it runs.
-        groups: sources by shape; each group is one loop.
+        parameters: in the order in which their chosen slices are measured.
+        placement: where the sweep runs.
+        groups: sources of matrices of the same shape; each group is one loop.
     """
 
-    leaves: tuple[Leaf, ...]
-    place: Place
+    parameters: tuple[MeasuredParameter, ...]
+    placement: Placement
     groups: tuple[tuple[_Source, ...], ...]
 
     @property
     def count(self) -> int:
-        return sum(len(leaf.chosen) for leaf in self.leaves)
+        return sum(len(parameter.chosen) for parameter in self.parameters)
 
     def run(
         self,
@@ -138,17 +148,17 @@ class Sweep:
         low: jax.Array,
         high: jax.Array,
         measure: Measure,
-    ) -> Swept:
+    ) -> Measurements:
         """Measures the matrices [low, high).
 
         Args:
-            arrays: parameters by path (shards inside ``shard_map``).
-            centres: ``[T]``, handed to `measure`.
+            arrays: parameters by path; shards inside ``shard_map``.
+            centres: ``[T]``, one number per matrix that is passed to `measure`.
             low, high: int32 scalars.
-            measure: see `Measure`.
+            measure: measures one matrix, see `Measure`.
         """
-        used = {leaf.path: arrays[leaf.path] for leaf in self.leaves}
-        mesh = self.place.mesh
+        used = {parameter.path: arrays[parameter.path] for parameter in self.parameters}
+        mesh = self.placement.mesh
 
         def body(used: Any, centres: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
             return self._body(used, centres, low, high, measure)
@@ -156,7 +166,7 @@ class Sweep:
         if mesh is None:
             table = body(used, centres, low, high)
         else:
-            specs = {leaf.path: _inner_spec(leaf) for leaf in self.leaves}
+            specs = {parameter.path: _inner_spec(parameter) for parameter in self.parameters}
             if AxisType.Explicit in mesh.axis_types:
                 used = {path: jax.reshard(x, specs[path]) for path, x in used.items()}
                 centres, low, high = (jax.reshard(x, jax.P()) for x in (centres, low, high))
@@ -165,7 +175,9 @@ class Sweep:
                 body, mesh=mesh, in_specs=(specs, none, none, none), out_specs=none
             )(used, centres, low, high)
         flags = table[:, [0, 2, 5]] > 0.5
-        return Swept(flags[:, 0], table[:, 1], flags[:, 1], table[:, 3], table[:, 4], flags[:, 2])
+        return Measurements(
+            flags[:, 0], table[:, 1], flags[:, 1], table[:, 3], table[:, 4], flags[:, 2]
+        )
 
     def _body(
         self,
@@ -175,8 +187,10 @@ class Sweep:
         high: jax.Array,
         measure: Measure,
     ) -> jax.Array:
-        names = tuple(name for name, _ in self.place.sizes)
-        table = vary_over(jnp.zeros((self.count + 1, 1 + _FIELDS), centres.dtype), names)
+        names = tuple(name for name, _ in self.placement.sizes)
+        table = vary_over(
+            jnp.zeros((self.count + 1, 1 + len(Measurement._fields)), centres.dtype), names
+        )
         for group in self.groups:
             table = self._loop(group, used, centres, low, high, table, measure)
         table = table[:-1]
@@ -192,7 +206,7 @@ class Sweep:
         table: jax.Array,
         measure: Measure,
     ) -> jax.Array:
-        devices = self.place.devices
+        devices = self.placement.devices
         firsts = np.asarray([source.first for source in group])
         counts = np.asarray([source.count for source in group])
         starts, stops = jnp.clip(low - firsts, 0, counts), jnp.clip(high - firsts, 0, counts)
@@ -215,32 +229,32 @@ class Sweep:
 
     def _fetcher(self, source: _Source, used: Mapping[str, jax.Array]) -> Callable:
         """A function of the round that returns this device's whole matrix and its slot."""
-        leaf = source.leaves[0]
-        axes = tuple(name for name, _ in self.place.sizes)
-        inner = [i for i in range(len(leaf.shape)) if i not in leaf.slice_axes]
-        # A partition over axes of a mesh that is not there, or has one device, splits nothing.
-        moves = tuple(m for m in split_axes([leaf.spec[i] for i in inner]) if m[0] in axes)
+        parameter = source.parameters[0]
+        axes = tuple(name for name, _ in self.placement.sizes)
+        inner = [i for i in range(len(parameter.shape)) if i not in parameter.slice_axes]
+        # Axes that the mesh does not have, or a mesh of one device, split nothing.
+        moves = tuple(m for m in split_axes([parameter.spec[i] for i in inner]) if m[0] in axes)
         split = tuple(name for name, _ in moves)
         spare = tuple(name for name in axes if name not in split)
-        together = math.prod(size for name, size in self.place.sizes if name in split)
+        together = math.prod(size for name, size in self.placement.sizes if name in split)
 
         def fetch(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # The matrices of a round in order: by the spare axes first, then by the axes that split them.
-            start = i * self.place.devices
+            # The matrices of a round are numbered by the spare axes first, then by the axes that split them.
+            start = i * self.placement.devices
             if spare:
                 start = start + device_position(spare) * together
             stack = _take(source, used, start, together)
             whole = bring_together(stack, moves)[0]
             mine = start + device_position(split) if split else start
             slot = jnp.where(mine < source.count, source.first + mine, self.count)
-            return vary_over(_orient(whole, leaf), axes), vary_over(slot, axes)
+            return vary_over(_orient(whole, parameter), axes), vary_over(slot, axes)
 
         return fetch
 
 
-def _inner_spec(leaf: Leaf) -> Any:
-    """How a leaf enters the sweep: slices are indexed, so their axes must not be split."""
-    return jax.P(*(None if i in leaf.slice_axes else s for i, s in enumerate(leaf.spec)))
+def _inner_spec(parameter: MeasuredParameter) -> Any:
+    """The partition of a parameter inside the sweep: slices are indexed, so their axes must not be split."""
+    return jax.P(*(None if i in parameter.slice_axes else s for i, s in enumerate(parameter.spec)))
 
 
 def _take(
@@ -248,51 +262,63 @@ def _take(
 ) -> jax.Array:
     """`together` consecutive matrices of a source, ``[together, *inner]``; past its end the last one repeats."""
     total = source.count
-    leaf = source.leaves[0]
-    if len(source.leaves) == 1 and leaf.slice_axes:
-        x = jnp.moveaxis(used[leaf.path], leaf.slice_axes, range(len(leaf.slice_axes)))
+    parameter = source.parameters[0]
+    if len(source.parameters) == 1 and parameter.slice_axes:
+        x = jnp.moveaxis(
+            used[parameter.path], parameter.slice_axes, range(len(parameter.slice_axes))
+        )
         place = jnp.minimum(start + jnp.arange(together), total - 1)
-        flat = jnp.asarray(leaf.chosen)[place]
-        index = jnp.unravel_index(flat, leaf.slice_shape)
+        flat = jnp.asarray(parameter.chosen)[place]
+        index = jnp.unravel_index(flat, parameter.slice_shape)
         if together == 1:
             for axis_index in index:
                 x = jax.lax.dynamic_index_in_dim(x, axis_index[0], 0, keepdims=False)
             return x[None]
         return x[index]
-    parts = [used[member.path] for member in source.leaves]
+    parts = [used[member.path] for member in source.parameters]
     bundles = [parts[i : i + together] for i in range(0, total, together)]
     bundles[-1] = bundles[-1] + [parts[-1]] * (together - len(bundles[-1]))
     bundle = jnp.minimum(start // together, len(bundles) - 1)
     return jax.lax.switch(bundle, [lambda b=b: jnp.stack(b) for b in bundles])
 
 
-def _orient(x: jax.Array, leaf: Leaf) -> jax.Array:
+def _orient(x: jax.Array, parameter: MeasuredParameter) -> jax.Array:
     """One whole slice as ``[small, large]``, or ``[P, small, large]`` for a convolution."""
-    rest = [i for i in range(len(leaf.shape)) if i not in leaf.slice_axes]
-    order = leaf.pooled_axes + leaf.signature.inputs + leaf.signature.outputs
+    rest = [i for i in range(len(parameter.shape)) if i not in parameter.slice_axes]
+    order = parameter.pooled_axes + parameter.signature.inputs + parameter.signature.outputs
     x = jnp.transpose(x, [rest.index(i) for i in order])
-    x = x.reshape((leaf.pooled, *leaf.sides) if leaf.pooled_axes else leaf.sides)
-    rows, columns = leaf.sides
+    x = x.reshape(
+        (parameter.pooled, *parameter.sides) if parameter.pooled_axes else parameter.sides
+    )
+    rows, columns = parameter.sides
     return jnp.swapaxes(x, -1, -2) if rows > columns else x
 
 
-def plan(leaves: Sequence[Leaf], dtypes: Mapping[str, Any], place: Place) -> Sweep:
-    """Orders leaves by shape: those that can share a stack become a source, sources of one shape a loop."""
-    groups: dict[Any, dict[Any, list[Leaf]]] = {}
-    for leaf in leaves:
-        signature, dtype = leaf.signature, jnp.dtype(dtypes[leaf.path])
-        shape = (bool(leaf.pooled_axes), leaf.pooled, *sorted(leaf.sides), dtype)
-        alike = (leaf.shape, leaf.spec, signature.batch, signature.inputs, signature.outputs)
-        stack = leaf.path if leaf.slice_axes else alike
-        groups.setdefault(shape, {}).setdefault(stack, []).append(leaf)
-    ordered: list[Leaf] = []
+def plan(
+    parameters: Sequence[MeasuredParameter], dtypes: Mapping[str, Any], placement: Placement
+) -> Sweep:
+    """The `Sweep`: parameters that can share a stack become one source, and sources of one shape one loop."""
+    groups: dict[Any, dict[Any, list[MeasuredParameter]]] = {}
+    for parameter in parameters:
+        signature, dtype = parameter.signature, jnp.dtype(dtypes[parameter.path])
+        shape = (bool(parameter.pooled_axes), parameter.pooled, *sorted(parameter.sides), dtype)
+        alike = (
+            parameter.shape,
+            parameter.spec,
+            signature.batch,
+            signature.inputs,
+            signature.outputs,
+        )
+        stack = parameter.path if parameter.slice_axes else alike
+        groups.setdefault(shape, {}).setdefault(stack, []).append(parameter)
+    ordered: list[MeasuredParameter] = []
     planned, first = [], 0
     for group in groups.values():
         sources = []
         for members in group.values():
-            count = sum(len(leaf.chosen) for leaf in members)
+            count = sum(len(parameter.chosen) for parameter in members)
             sources.append(_Source(tuple(members), first, count))
             ordered.extend(members)
             first += count
         planned.append(tuple(sources))
-    return Sweep(tuple(ordered), place, tuple(planned))
+    return Sweep(tuple(ordered), placement, tuple(planned))

@@ -1,5 +1,7 @@
 """AlphaDecay against the released algorithm, its phases, its guards and the switches beyond the paper."""
 
+import dataclasses
+import inspect
 import warnings
 
 import jax
@@ -9,10 +11,11 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.spectral import spectra
-from optax_decay.spectral.alpha_decay import spectral_alpha, spectral_alpha_decay
-from optax_decay.spectral.memory import SpectralAlphaState
-from optax_decay.spectral.options import Options
+from optax_decay import spectra
+from optax_decay.multipliers import spectral_alpha
+from optax_decay.spectral import alpha_decay as module
+from optax_decay.spectral.alpha_decay import SpectralSettings, spectral_alpha_decay
+from optax_decay.states import SpectralAlphaState
 from tests.references import alpha_decay as reference
 from tests.references import spectra as reference_spectra
 from tests.support.toy import nest, unnest
@@ -42,7 +45,25 @@ SHAPES = {
 MATRICES = tuple(path for path in SHAPES if path.startswith("blocks") and "norm" not in path)
 STEPS, EVERY, RATE = 12, 5, 0.01
 # svd compiles fastest; the other methods have tests of their own.
-SMALL = {"min_eigenvalues": 10, "axes": AXES, "method": "svd"}
+LARGE_ENOUGH = spectra.hidden_matrices(min_eigenvalues=10)
+SMALL = {"select": LARGE_ENOUGH, "axes": AXES, "score": spectra.hill(method="svd")}
+SCORES = {
+    "alpha": spectra.hill(method="svd"),
+    "alphahat": spectra.alphahat(method="svd"),
+    "stable_rank": spectra.stable_rank("svd"),
+    "entropy": spectra.entropy("svd"),
+    "spectral_norm": spectra.spectral_norm("svd"),
+    "fnorm": spectra.frobenius_norm(),
+    "gradnorm": spectra.gradient_norm(),
+    "gradnorm_d_weightnorm": spectra.gradient_over_weight_norm("svd"),
+}
+GRADIENT_NORM = {**SMALL, "score": spectra.gradient_norm()}
+ASSIGNMENTS = {
+    "linear": spectra.linear(0.5, 4.0),
+    "sqrt": spectra.sqrt(),
+    "log2": spectra.log2(),
+    "sigmoid": spectra.sigmoid(),
+}
 
 
 def weights(seed=0, dtype=np.float32):
@@ -139,8 +160,7 @@ def by_name(table):
 # The coupling does not depend on the metric: both only where gradients enter the score, and where they do not.
 @pytest.mark.parametrize(
     "metric,coupled",
-    [(metric, False) for metric in spectra.METRICS + reference.GRADIENT]
-    + [("alpha", True), ("gradnorm", True)],
+    [(metric, False) for metric in SCORES] + [("alpha", True), ("gradnorm", True)],
 )
 def test_trajectories_of_the_released_program(metric, coupled):
     """Every metric with every assignment, 12 steps, refreshes before updates 5 and 10, in float64."""
@@ -151,7 +171,7 @@ def test_trajectories_of_the_released_program(metric, coupled):
     settings = {"metric": metric, "low": 0.5, "high": 4.0, "every": EVERY, "rate": RATE}
     ends = []
     with jax.enable_x64(True):
-        for assignment in ("linear", "sqrt", "log2", "sigmoid"):
+        for assignment, value in ASSIGNMENTS.items():
             expected = reference.run(
                 separate(flat),
                 [separate(g) for g in grads],
@@ -164,14 +184,11 @@ def test_trajectories_of_the_released_program(metric, coupled):
             )
             link = spectral_alpha_decay(
                 decay,
-                metric=metric,
-                assignment=assignment,
-                min_ratio=0.5,
-                max_ratio=4.0,
-                refresh_every=EVERY,
-                schedule="all",
-                select="reference",
-                **SMALL,
+                score=SCORES[metric],
+                assignment=value,
+                refresh=spectra.all_at_once(EVERY),
+                select=spectra.reference_matrices(min_eigenvalues=10),
+                axes=AXES,
             )
             history = run(chain(link, coupled), flat, grads)
             for (got, _), want in zip(history, expected):
@@ -200,7 +217,7 @@ def test_float32_with_the_default_method():
         decay=2.0,
     )
     link = spectral_alpha_decay(
-        2.0, refresh_every=EVERY, schedule="all", **{**SMALL, "method": "auto"}
+        2.0, refresh=spectra.all_at_once(EVERY), select=LARGE_ENOUGH, axes=AXES
     )
     history = run(chain(link, False), flat, grads)
     got = separate(history[-1][0])
@@ -212,13 +229,13 @@ def test_float32_with_the_default_method():
 def test_phase():
     """Measured in the first update and in updates 5, 10 (counted from 1), with the weights before them."""
     flat, grads = weights(), gradients()
-    link = spectral_alpha_decay(2.0, refresh_every=EVERY, schedule="all", **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.all_at_once(EVERY), **SMALL)
     history = run(chain(link, False), flat, grads)
     measured = [int(state.measured) for _, state in history]
     assert measured == [len(NAMES) * (1 + (u >= 4) + (u >= 9)) for u in range(STEPS)]
     for u, before in ((0, flat), (4, history[3][0]), (9, history[8][0])):
         expected = [reference_spectra.metric(separate(before)[name], "alpha") for name in NAMES]
-        got = by_name(history[u][1].metric)
+        got = by_name(history[u][1].score)
         np.testing.assert_allclose([got[name] for name in NAMES], expected, rtol=2e-4)
     assert by_name(history[3][1].multiplier) == by_name(history[0][1].multiplier)
     assert by_name(history[4][1].multiplier) != by_name(history[3][1].multiplier)
@@ -233,9 +250,9 @@ def test_staggered_measures_every_matrix_once_per_interval(every, at_once):
         {p: rng.standard_normal(s).astype(np.float32) for p, s in SHAPES.items()}
         for _ in range(steps)
     ]
-    link = spectral_alpha_decay(2.0, refresh_every=every, at_once=at_once, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(every, at_once=at_once), **SMALL)
     history = run(chain(link, False), flat, grads)
-    seen = [by_name(state.metric) for _, state in history]
+    seen = [by_name(state.score) for _, state in history]
     # Weights move in every step, so a new score is a new measurement.
     changed = [
         {name for name in NAMES if seen[u][name] != seen[u - 1][name]} for u in range(1, steps)
@@ -254,10 +271,10 @@ def test_staggered_measures_every_matrix_once_per_interval(every, at_once):
 def test_a_measured_matrix_moves_the_map_of_all():
     flat = weights()
     grads = gradients()
-    link = spectral_alpha_decay(2.0, refresh_every=14, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(14), **SMALL)
     history = run(chain(link, False), flat, grads)
     for _, state in history:
-        scores = by_name(state.metric)
+        scores = by_name(state.score)
         values = np.array([scores[name] for name in NAMES])
         expected = reference.assign(values, "linear", 2 / 3, 3.0, BLOCKS)
         got = by_name(state.multiplier)
@@ -266,7 +283,7 @@ def test_a_measured_matrix_moves_the_map_of_all():
 
 def test_stacked_and_separate_leaves_agree():
     flat = weights()
-    stacked, _ = multipliers(flat, assignment="sigmoid")
+    stacked, _ = multipliers(flat, assignment=spectra.sigmoid())
     single = {
         f"layers/{name[-2]}/{name[7:-3]}": x for name, x in separate(flat).items() if name in NAMES
     }
@@ -275,8 +292,8 @@ def test_stacked_and_separate_leaves_agree():
         (r"mlp/(gate|up)/kernel", "D -> F"),
         (r"(out|down)/kernel", "F -> D"),
     )
-    alone, state = multipliers(single, assignment="sigmoid", axes=axes)
-    assert set(state.metric) == set(single) and len(alone) == len(NAMES)
+    alone, state = multipliers(single, assignment=spectra.sigmoid(), axes=axes)
+    assert set(state.score) == set(single) and len(alone) == len(NAMES)
     for name in NAMES:
         assert alone[f"layers/{name[-2]}/{name[7:-3]}"] == pytest.approx(stacked[name], rel=1e-4)
     assert len({round(v, 3) for v in alone.values()}) > 10
@@ -294,12 +311,12 @@ def test_degenerate_matrices_keep_the_base_decay():
     assert [got[name] for name in bad] == [1.0] * 3
     assert int(state.unstable) == 3
     assert [name for name, ok in by_name(state.stable).items() if not ok] == sorted(bad)
-    scores = np.array([by_name(state.metric)[name] for name in rest])
+    scores = np.array([by_name(state.score)[name] for name in rest])
     expected = reference.assign(scores, "linear", 2 / 3, 3.0, None)
     np.testing.assert_allclose([got[name] for name in rest], expected, rtol=1e-5)
     assert all(good[name] != 1.0 for name in bad)
     for assignment in ("sqrt", "log2", "sigmoid"):
-        got, _ = multipliers(flat, assignment=assignment)
+        got, _ = multipliers(flat, assignment=ASSIGNMENTS[assignment])
         expected = reference.assign(scores, assignment, 0, 0, [name[-2] for name in rest])
         np.testing.assert_allclose([got[name] for name in rest], expected, rtol=1e-4)
         assert [got[name] for name in bad] == [1.0] * 3
@@ -320,14 +337,20 @@ def test_what_is_measured():
     flat = weights()
     everything, _ = multipliers(flat)
     assert set(everything) == set(NAMES)
-    reference_names, _ = multipliers(flat, select="reference")
+    reference_names, _ = multipliers(flat, select=spectra.reference_matrices(min_eigenvalues=10))
     assert reference_names["blocks/attention/query/kernel[0]"] == 1.0
     assert reference_names["blocks/attention/query/kernel[1]"] != 1.0
-    left_out, _ = multipliers(flat, exclude=("mlp/up/kernel[1]", r"attention/.*/kernel"))
+    exclude = ("mlp/up/kernel[1]", r"attention/.*/kernel")
+    left_out, _ = multipliers(
+        flat, select=spectra.hidden_matrices(exclude=exclude, min_eigenvalues=10)
+    )
     assert left_out["blocks/mlp/up/kernel[1]"] == 1.0 and left_out["blocks/mlp/up/kernel[0]"] != 1.0
     assert not any("attention" in name for name in left_out)
     chosen, _ = multipliers(
-        flat, select=lambda name, signature: "head" in name or name.endswith("[1]")
+        flat,
+        select=spectra.matrices(
+            lambda name, signature: "head" in name or name.endswith("[1]"), min_eigenvalues=10
+        ),
     )
     assert chosen["head/kernel"] != 1.0 and chosen["blocks/mlp/up/kernel[0]"] == 1.0
     masked, _ = multipliers(flat, mask=((r"mlp/.*", True), (r".*", False)))
@@ -336,17 +359,28 @@ def test_what_is_measured():
 
 def test_no_matrix_is_large_enough():
     with pytest.warns(UserWarning, match="min_eigenvalues=50"):
-        got, state = multipliers(weights(), min_eigenvalues=50)
-    assert got == {} and state.metric == {}
+        got, state = multipliers(weights(), select=spectra.hidden_matrices())
+    assert got == {} and state.score == {}
     # gradnorm needs no eigenvalues, and the program does not filter it.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        link = spectral_alpha_decay(0.1, metric="gradnorm", axes=AXES)
-        link.init(nest(weights()))
+        link = spectral_alpha_decay(0.1, score=spectra.gradient_norm(), axes=AXES)
+        state = link.init(nest(weights()))
+    assert set(state.multipliers[0].score) == set(MATRICES)
+
+
+def test_a_given_size_counts_for_every_score():
+    """A limit that is written is used, even by a score that needs no eigenvalues."""
+    select = spectra.hidden_matrices(min_eigenvalues=13)
+    link = spectral_alpha_decay(0.1, score=spectra.gradient_norm(), select=select, axes=AXES)
+    with pytest.warns(UserWarning, match="min_eigenvalues=13"):
+        assert link.init(nest(weights())).multipliers[0].score == {}
 
 
 def test_an_exclude_that_matches_nothing_raises():
-    link = spectral_alpha_decay(0.1, exclude=("mlp/gat/kernel",), **SMALL)
+    link = spectral_alpha_decay(
+        0.1, select=spectra.hidden_matrices(exclude=("mlp/gat/kernel",)), axes=AXES
+    )
     with pytest.raises(ValueError, match="gate"):
         link.init(nest(weights()))
 
@@ -357,12 +391,12 @@ def test_aspect_correction():
         np.random.default_rng(0).standard_normal((L, D, 3 * D)).astype(np.float32)
     )
     plain, state = multipliers(flat)
-    got, _ = multipliers(flat, aspect_correction=True)
-    scores = by_name(state.metric)
+    got, _ = multipliers(flat, score=spectra.hill(aspect_correction=True, method="svd"))
+    scores = by_name(state.score)
     random = {name: (3 * D if "up" in name else F) / D for name in NAMES}
-    from optax_decay.spectral.tails import random_matrix_alpha
-
-    values = np.array([scores[n] / random_matrix_alpha(D, round(D * random[n])) for n in NAMES])
+    values = np.array(
+        [scores[n] / spectra.random_matrix_alpha(D, round(D * random[n])) for n in NAMES]
+    )
     expected = reference.assign(values, "linear", 2 / 3, 3.0, None)
     np.testing.assert_allclose([got[name] for name in NAMES], expected, rtol=1e-5)
     assert np.argsort(list(plain.values())).tolist() != np.argsort(list(got.values())).tolist()
@@ -371,7 +405,7 @@ def test_aspect_correction():
 def test_preserved_mean():
     flat = weights()
     plain, state = multipliers(flat)
-    got, kept = multipliers(flat, preserve_mean=True)
+    got, kept = multipliers(flat, assignment=spectra.linear(preserve_mean=True))
     sizes = {name: x.size for name, x in separate(flat).items()}
     mean = lambda table: sum(table[n] * sizes[n] for n in NAMES) / sum(sizes[n] for n in NAMES)
     assert mean(plain) == pytest.approx(float(state.mean_ratio), rel=1e-6) and mean(plain) > 1.2
@@ -387,16 +421,16 @@ def test_quantile_clip(quantile):
     flat["blocks/mlp/up/kernel"][1] = 0
     _, state = multipliers(flat)
     names = [name for name in NAMES if name != "blocks/mlp/up/kernel[1]"]
-    s = np.array([by_name(state.metric)[name] for name in names])
+    s = np.array([by_name(state.score)[name] for name in names])
     clipped = np.clip(s, np.quantile(s, quantile), np.quantile(s, 1 - quantile))
     expected = reference.assign(clipped, "linear", 2 / 3, 3.0, None)
-    got, _ = multipliers(flat, quantile_clip=quantile)
+    got, _ = multipliers(flat, assignment=spectra.linear(quantile_clip=quantile))
     np.testing.assert_allclose([got[name] for name in names], expected, rtol=1e-5)
     assert np.abs(expected - reference.assign(s, "linear", 2 / 3, 3.0, None)).max() > 0.05
 
 
 def test_start_step():
-    link = spectral_alpha_decay(2.0, refresh_every=EVERY, schedule="all", start_step=3, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.all_at_once(EVERY, start_step=3), **SMALL)
     history = run(chain(link, False), weights(), gradients())
     measured = [int(state.measured) // len(NAMES) for _, state in history]
     assert measured == [0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 3]
@@ -406,7 +440,7 @@ def test_start_step():
 
 def test_the_training_step_can_own_the_phase():
     ask = np.array([False, False, True, False, True] + [False] * (STEPS - 5))
-    link = spectral_alpha_decay(2.0, refresh_every=EVERY, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(EVERY), **SMALL)
     history = run(chain(link, False), weights(), gradients(), refresh=ask)
     measured = [int(state.measured) // len(NAMES) for _, state in history]
     assert measured == np.cumsum(ask).tolist()
@@ -414,7 +448,7 @@ def test_the_training_step_can_own_the_phase():
 
 
 def test_a_plain_step_holds_nothing_of_the_measurement():
-    link = spectral_alpha_decay(2.0, **{**SMALL, "method": "exact"})
+    link = spectral_alpha_decay(2.0, **{**SMALL, "score": spectra.hill(method="exact")})
     params = nest({p: jnp.asarray(x) for p, x in weights().items()})
     state = link.init(params)
 
@@ -426,8 +460,8 @@ def test_a_plain_step_holds_nothing_of_the_measurement():
     assert "tridiagonal" in text(True) and "tridiagonal" in text(None)
 
 
-def test_refresh_every_none_measures_once():
-    link = spectral_alpha_decay(2.0, refresh_every=None, **SMALL)
+def test_once_measures_once():
+    link = spectral_alpha_decay(2.0, refresh=spectra.once(), **SMALL)
     history = run(chain(link, False), weights(), gradients())
     assert {int(state.measured) for _, state in history} == {len(NAMES)}
 
@@ -435,20 +469,20 @@ def test_refresh_every_none_measures_once():
 def test_decompositions_under_multi_steps(monkeypatch):
     """Accumulating around the optimizer runs it on every micro step; `refresh` keeps the measurements to one (F24)."""
     ran = []
-    original = spectra.measure
+    original = module.measure
 
     def counting(w, *args, **kwargs):
         jax.debug.callback(lambda: ran.append(1))
         return original(w, *args, **kwargs)
 
-    monkeypatch.setattr(spectra, "measure", counting)
+    monkeypatch.setattr(module, "measure", counting)
     k, every = 4, 3
     params = nest({p: jnp.asarray(x) for p, x in weights().items()})
     zero = jax.tree.map(jnp.zeros_like, params)
 
     def count(owned):
         ran.clear()
-        link = spectral_alpha_decay(2.0, refresh_every=every, schedule="all", **SMALL)
+        link = spectral_alpha_decay(2.0, refresh=spectra.all_at_once(every), **SMALL)
         tx = optax.MultiSteps(chain(link, False), k)
         state = tx.init(params)
         step = jax.jit(lambda s, refresh: tx.update(zero, s, params, refresh=refresh)[1])
@@ -478,16 +512,16 @@ def test_convolutions_pool_their_kernel_positions():
         ("mix/kernel", "L KH KW | I -> O"),
         ("dense/kernel", "I -> O"),
     )
-    _, state = multipliers(flat, axes=axes, metric="fnorm")
+    _, state = multipliers(flat, axes=axes, score=SCORES["fnorm"])
     matrices = {
         "stem/kernel": [flat["stem/kernel"].reshape(6, 14, 20)],
         "mix/kernel": list(flat["mix/kernel"].reshape(2, 9, 11, 13)),
         "dense/kernel": [flat["dense/kernel"]],
     }
     for metric in ("fnorm", "alpha"):
-        _, state = multipliers(flat, axes=axes, metric=metric)
+        _, state = multipliers(flat, axes=axes, score=SCORES[metric])
         for path, parts in matrices.items():
-            got = np.asarray(state.metric[path])
+            got = np.asarray(state.score[path])
             assert got.shape == flat[path].shape[: len(flat[path].shape) - 2]
             expected = [reference_spectra.metric(part, metric) for part in parts]
             for value, want in zip(got.reshape(len(parts), -1), expected):
@@ -495,28 +529,28 @@ def test_convolutions_pool_their_kernel_positions():
 
 
 def test_gradient_metrics_wait_for_their_first_refresh():
-    link = spectral_alpha_decay(2.0, metric="gradnorm", refresh_every=EVERY, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(EVERY), **GRADIENT_NORM)
     history = run(chain(link, False), weights(), gradients())
     assert set(by_name(history[3][1].multiplier).values()) == {1.0}
     norms = [np.linalg.norm(separate(gradients()[4])[name]) for name in NAMES]
-    got = by_name(history[4][1].metric)
+    got = by_name(history[4][1].score)
     np.testing.assert_allclose([got[name] for name in NAMES], norms, rtol=1e-5)
 
 
 def test_gradient_metrics_use_the_updates_where_no_gradients_are_given():
-    link = spectral_alpha_decay(2.0, metric="gradnorm", refresh_every=1, **SMALL)
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(1), **GRADIENT_NORM)
     params = nest({p: jnp.asarray(x) for p, x in weights().items()})
     grads = gradients()
     first, second = (nest({p: jnp.asarray(x) for p, x in g.items()}) for g in grads[:2])
     for extra, used in (({}, grads[0]), ({"gradients": second}, grads[1])):
         _, state = link.update(first, link.init(params), params, **extra)
-        got = by_name(state_of(state).metric)
+        got = by_name(state_of(state).score)
         norms = [np.linalg.norm(separate(used)[name]) for name in NAMES]
         np.testing.assert_allclose([got[name] for name in NAMES], norms, rtol=1e-5)
 
 
 def test_gradient_norms_decompose_nothing():
-    link = spectral_alpha_decay(2.0, metric="gradnorm", **SMALL)
+    link = spectral_alpha_decay(2.0, **GRADIENT_NORM)
     params = nest({p: jnp.asarray(x) for p, x in weights().items()})
     text = str(jax.make_jaxpr(link.update)(params, link.init(params), params))
     assert not any(word in text for word in ("tridiagonal", "svd", "eigh", "cholesky"))
@@ -528,8 +562,8 @@ def test_product_with_another_pull_and_another_multiplier():
     params = nest({p: jnp.asarray(x) for p, x in flat.items()})
     link = spectral_alpha_decay(
         0.3,
-        pull=optax_decay.huber(threshold=0.4),
-        multiplier=optax_decay.constant(2.0),
+        pull=optax_decay.pulls.huber(threshold=0.4),
+        multiplier=optax_decay.multipliers.constant(2.0),
         cautious=True,
         **SMALL,
     )
@@ -549,52 +583,108 @@ def test_product_with_another_pull_and_another_multiplier():
 
 def test_the_matrix_product_method_carries_its_centre():
     flat = weights()
-    link = spectral_alpha_decay(2.0, refresh_every=EVERY, **{**SMALL, "method": "matmul"})
+    options = {**SMALL, "score": spectra.hill(method=spectra.matrix_products())}
+    link = spectral_alpha_decay(2.0, refresh=spectra.every(EVERY), **options)
     history = run(chain(link, False), flat, gradients())
     state = history[-1][1]
     assert all(np.all(np.asarray(c) != np.log(0.5)) for c in state.centre.values())
     assert any(np.any(np.asarray(e) > 0) for e in state.error.values())
     exact = {n: reference_spectra.metric(separate(history[-2][0])[n], "alpha") for n in NAMES}
-    got = by_name(state.metric)
+    got = by_name(state.score)
     # Twelve eigenvalues: one of them is worth this much, see test_chebyshev.
     errors = [abs(got[n] - exact[n]) / (exact[n] - 1) for n in NAMES]
     assert np.median(errors) < 0.15
     assert 0 <= int(state.unresolved) <= len(NAMES)
 
 
-def test_options_and_signature_have_the_same_defaults():
-    import inspect
+def test_signatures_show_every_option_with_its_default():
+    """Defaults are written once, in the settings; help, editors and inject_hyperparams see them everywhere."""
+    settings = {f.name: f.default for f in dataclasses.fields(SpectralSettings)}
+    of_alpha = inspect.signature(spectral_alpha).parameters
+    assert {name: p.default for name, p in of_alpha.items()} == settings
+    of_decay = inspect.signature(spectral_alpha_decay).parameters
+    shared = inspect.signature(optax_decay.decay).parameters
+    assert set(of_decay) == set(settings) | set(shared)
+    assert {name: of_decay[name].default for name in settings} == settings
+    of_refresh = inspect.signature(optax_decay.spectral_refresh).parameters
+    assert {name: p.default for name, p in of_refresh.items()} == {
+        "axes": None,
+        **{name: settings[name] for name in ("score", "assignment", "select")},
+    }
+    with pytest.raises(TypeError, match="refresh_every"):
+        spectral_alpha_decay(0.1, refresh_every=5)
 
-    parameters = inspect.signature(spectral_alpha).parameters
-    assert {name: p.default for name, p in parameters.items()} == Options._field_defaults
+
+def test_scores_compare_by_value():
+    assert spectra.hill() == spectra.hill(spectra.median(2.0))
+    assert len({spectra.hill(), spectra.hill(), spectra.hill(method="svd")}) == 2
+    assert spectra.matrix_products(jnp.bfloat16) == spectra.matrix_products("bfloat16")
 
 
 @pytest.mark.parametrize(
-    "options,words",
+    "make,words",
     [
-        ({"metric": "alphas"}, ["'alphas'", "did you mean 'alpha'"]),
-        ({"assignment": "tb_linear_map"}, ["linear"]),
-        ({"schedule": "stagger"}, ["'staggered'"]),
-        ({"select": "referenc"}, ["'reference'"]),
-        ({"min_ratio": -0.1}, ["-0.1", "[0, inf)"]),
-        ({"refresh_every": 0}, ["0", "[1, inf)", "1"]),
-        ({"quantile_clip": 0.5}, ["[0, 0.5)"]),
-        ({"aspect_correction": True, "metric": "entropy"}, ["'entropy'", "alpha"]),
-        ({"method": "matmul", "metric": "stable_rank"}, ["exact"]),
-        ({"at_once": 0}, ["at_once"]),
+        (lambda: spectral_alpha(score="alphahats"), ["'alphahats'", "spectra.alphahat()"]),
+        (lambda: spectral_alpha(score=spectra.entropy), ["spectra.entropy()"]),
+        (lambda: spectral_alpha(assignment="tb_linear_map"), ["spectra.linear()"]),
+        (lambda: spectral_alpha(refresh="every"), ["spectra.every()"]),
+        (lambda: spectral_alpha(refresh=500), ["500", "spectra.once()"]),
+        (lambda: spectral_alpha(select="referenc"), ["spectra.reference_matrices()"]),
+        (lambda: spectra.linear(-0.1), ["low=-0.1", "[0, inf)"]),
+        (lambda: spectra.linear(0.1, -0.1), ["high=-0.1", "[0, inf)"]),
+        (lambda: spectra.every(0), ["steps=0", "[1, inf)", "1"]),
+        (lambda: spectra.all_at_once(0), ["steps=0", "[1, inf)", "1"]),
+        (lambda: spectra.once(start_step=-1), ["start_step=-1"]),
+        (lambda: spectra.linear(quantile_clip=0.5), ["[0, 0.5)"]),
+        (lambda: spectra.sigmoid(0.0), ["sharpness=0.0", "(0, inf)"]),
+        (lambda: spectra.stable_rank(spectra.matrix_products()), ["exact"]),
+        (lambda: spectra.hill(method="matmul"), ["'matmul'", "exact"]),
+        (lambda: spectra.every(5, at_once=0), ["at_once"]),
+        (lambda: spectra.hidden_matrices(min_eigenvalues=0), ["min_eigenvalues=0"]),
+        (lambda: spectra.matrices("hidden"), ["'hidden'", "hidden_matrices"]),
+        (lambda: spectra.matrix_products(jnp.int8), ["int8", "bfloat16"]),
+        (
+            lambda: spectral_alpha(
+                score=spectra.gradient_norm(), refresh=spectra.every(5, at_once=2)
+            ),
+            ["at_once=2", "all_at_once"],
+        ),
+        (lambda: spectral_alpha(param_specs={"w": "fsdp"}), ["'fsdp'", "jax.P"]),
     ],
 )
-def test_arguments_are_checked(options, words):
+def test_arguments_are_checked(make, words):
     with pytest.raises(ValueError) as error:
-        spectral_alpha(**options)
+        make()
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_inject_hyperparams_takes_the_public_factory():
+    """The rate is injected; the values of AlphaDecay pass through untouched."""
+    flat, grads = weights(), gradients()[:3]
+    options = {**SMALL, "assignment": spectra.linear(0.5, 4.0)}
+    injected = optax.inject_hyperparams(spectral_alpha_decay)(0.1, **options)
+    plain = spectral_alpha_decay(0.1, **options)
+    params = nest({p: jnp.asarray(x) for p, x in flat.items()})
+    state, plain_state = injected.init(params), plain.init(params)
+    assert set(state.hyperparams) == {"weight_decay"}
+    for g in grads:
+        g = nest({p: jnp.asarray(x) for p, x in g.items()})
+        got, state = injected.update(g, state, params)
+        want, plain_state = plain.update(g, plain_state, params)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            # One float32 rounding of the rate, times weights below 8 and multipliers up to 4.
+            np.testing.assert_allclose(a, b, atol=0.1 * 8 * 4 * 2.0**-23)
+    late = optax.inject_hyperparams(spectral_alpha_decay)(lambda count: 0.1 * count, **options)
+    first, _ = late.update(g, late.init(params), params)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(g)))
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(g)))
 
 
 def test_numbers_may_be_traced_and_scheduled():
     flat, grads = weights(), gradients()
 
     def factory(min_ratio, max_ratio):
-        link = spectral_alpha_decay(2.0, min_ratio=min_ratio, max_ratio=max_ratio, **SMALL)
+        link = spectral_alpha_decay(2.0, assignment=spectra.linear(min_ratio, max_ratio), **SMALL)
         return chain(link, False)
 
     injected = run(optax.inject_hyperparams(factory)(min_ratio=0.5, max_ratio=4.0), flat, grads)

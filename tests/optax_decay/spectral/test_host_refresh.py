@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import spectra
 from tests.support.toy import nest
 
 module = importlib.import_module("optax_decay.spectral.host_refresh")
@@ -20,7 +21,11 @@ AXES = (
     (r"mix/kernel", "KH | D -> F"),
     (r"head/kernel", "D -> V"),
 )
-OPTIONS = {"axes": AXES, "min_eigenvalues": 8, "max_ratio": 4.0, "exclude": ("down/kernel[1]",)}
+OPTIONS = {
+    "axes": AXES,
+    "assignment": spectra.linear(high=4.0),
+    "select": spectra.hidden_matrices(exclude=("down/kernel[1]",), min_eigenvalues=8),
+}
 
 
 def params(seed=0):
@@ -53,7 +58,11 @@ def same(a, b):
         np.testing.assert_allclose(x, y, rtol=12 * 100 * 2.0**-24)
 
 
-@pytest.mark.parametrize("changes", [{}, {"metric": "entropy", "assignment": "sigmoid"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"score": spectra.entropy(), "assignment": spectra.sigmoid()}],
+    ids=["alpha", "entropy"],
+)
 def test_the_host_agrees_with_the_step(changes):
     weights = params()
     tx = optimizer(**changes)
@@ -79,8 +88,8 @@ def test_training_goes_on_meanwhile(monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(module, "_one", slow)
-    tx = optimizer(refresh_every=None)
-    refresh = optax_decay.spectral_refresh(**OPTIONS, refresh_every=None)
+    tx = optimizer(refresh=spectra.once())
+    refresh = optax_decay.spectral_refresh(**OPTIONS)
     weights = params()
     state = tx.init(weights)
     expected = in_graph(weights)[1].multipliers[0]
@@ -115,11 +124,17 @@ def test_shardings_are_kept():
 def test_what_is_refused():
     weights = params()
     with pytest.raises(ValueError, match="gradients"):
-        optax_decay.spectral_refresh(metric="gradnorm")
+        optax_decay.spectral_refresh(score=spectra.gradient_norm())
     with pytest.raises(TypeError):
-        optax_decay.spectral_refresh(axes=AXES, metrics="alpha")
+        optax_decay.spectral_refresh(axes=AXES, scores=spectra.hill())
+    # Where and when the training step measures means nothing on the host.
+    for option in ({"refresh": spectra.once()}, {"mesh": None}, {"param_specs": None}):
+        with pytest.raises(TypeError):
+            optax_decay.spectral_refresh(axes=AXES, **option)
     with pytest.raises(ValueError, match="holds 0"):
         optax_decay.spectral_refresh(axes=AXES)(optax.adam(0.1).init(weights), weights)
-    other = optax_decay.spectral_refresh(axes=AXES, min_eigenvalues=8, exclude=("mix/kernel",))
-    with pytest.raises(ValueError, match="options and axes of the decay"):
+    other = optax_decay.spectral_refresh(
+        axes=AXES, select=spectra.hidden_matrices(exclude=("mix/kernel",), min_eigenvalues=8)
+    )
+    with pytest.raises(ValueError, match="options and axes as the decay"):
         other(optimizer().init(weights), weights)

@@ -10,11 +10,14 @@ import optax
 import pytest
 
 import optax_decay
+from optax_decay import spectra
+from optax_decay.spectral import alpha_decay as module
 from optax_decay.spectral.alpha_decay import spectral_alpha_decay
 from tests.support import toy
 
 STEPS = 4
 AXES = (*toy.AXES[:-1], (r"single_\d/kernel", "D -> F"), toy.AXES[-1])
+ALL = spectra.hidden_matrices(min_eigenvalues=2)
 COLLECTIVES = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
 
 
@@ -37,7 +40,7 @@ def gradients():
 
 
 def specs():
-    return optax_decay.partition_specs(AXES, params(), toy.MESH_AXES)
+    return optax_decay.axes.partition_specs(AXES, params(), toy.MESH_AXES)
 
 
 def mesh_of(mode):
@@ -46,8 +49,8 @@ def mesh_of(mode):
 
 
 def optimizer(**options):
-    options = {"min_eigenvalues": 2, "refresh_every": 3, "method": "svd", **options}
-    link = spectral_alpha_decay(0.5, axes=AXES, **options)
+    options = {"refresh": spectra.every(3), "score": spectra.hill(method="svd"), **options}
+    link = spectral_alpha_decay(0.5, axes=AXES, select=ALL, **options)
     return optax.chain(optax.scale_by_adam(), link, optax.scale_by_learning_rate(0.03))
 
 
@@ -86,20 +89,21 @@ def collectives(compiled):
 
 SETTINGS = [
     {},
-    {"schedule": "all"},
-    {"at_once": 8},
-    {"metric": "gradnorm_d_weightnorm"},
-    {"method": "matmul"},
+    {"refresh": spectra.all_at_once(3)},
+    {"refresh": spectra.every(3, at_once=8)},
+    {"score": spectra.gradient_over_weight_norm("svd")},
+    {"score": spectra.hill(method=spectra.matrix_products())},
 ]
+IDS = ["default", "all at once", "eight at once", "gradients", "products"]
 
 
-@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("options", SETTINGS, ids=IDS)
 @pytest.mark.parametrize("mode", ["Explicit", "Auto", "Auto, told"])
 def test_jit(mode, options):
     expected = alone(**options)
     mesh = mesh_of(mode.split(",")[0])
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())
-    told = {"partition": specs()} if "told" in mode else {}
+    told = {"param_specs": specs()} if "told" in mode else {}
     tx = optimizer(**options, **told)
     with jax.set_mesh(mesh):
         got = run(tx, jax.jit(step_of(tx)), lambda tree: jax.device_put(tree, shardings))
@@ -112,17 +116,17 @@ def test_a_partition_without_devices_to_split_over(devices):
     """One program for one device and for many: told how weights would be split, but with no mesh, or a mesh of one."""
     names = ("data", "fsdp", "tensor")
     one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), names)
-    told = {"partition": specs(), **({"mesh": one} if devices else {})}
+    told = {"param_specs": specs(), **({"mesh": one} if devices else {})}
     tx = optimizer(**told)
     same(jax.device_get(run(tx, jax.jit(step_of(tx)))), alone())
 
 
-@pytest.mark.parametrize("options", SETTINGS[:4], ids=str)
+@pytest.mark.parametrize("options", SETTINGS[:4], ids=IDS[:4])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(options, check_vma):
     expected = alone(**options)
     mesh = mesh_of("Auto")
-    tx = optimizer(**options, partition=specs())
+    tx = optimizer(**options, param_specs=specs())
     state = jax.eval_shape(tx.init, params())
     moments = optax.tree.map_params(
         tx, lambda _, s: s, state, specs(), transform_non_params=lambda _: jax.P()
@@ -139,7 +143,7 @@ def test_inside_shard_map(options, check_vma):
 
 def test_shards_without_a_partition_are_refused():
     mesh = mesh_of("Auto")
-    link = spectral_alpha_decay(0.5, axes=AXES, min_eigenvalues=2)
+    link = spectral_alpha_decay(0.5, axes=AXES, select=ALL)
     state = link.init(params())
     none = jax.tree.map(lambda _: jax.P(), state)
     shard = jax.shard_map(
@@ -148,7 +152,7 @@ def test_shards_without_a_partition_are_refused():
         in_specs=(specs(), none, specs()),
         out_specs=(specs(), none),
     )
-    with pytest.raises(ValueError, match="partition="):
+    with pytest.raises(ValueError, match="param_specs="):
         shard(params(), state, params())
 
 
@@ -157,7 +161,7 @@ def test_all_to_all_and_no_gather(mode, as_for_users):
     """Per stack of matrices one all-to-all for each mesh axis that splits it, one sum of numbers, nothing else."""
     mesh = mesh_of(mode)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())
-    link = spectral_alpha_decay(0.5, axes=AXES, min_eigenvalues=2, partition=specs())
+    link = spectral_alpha_decay(0.5, axes=AXES, select=ALL, param_specs=specs())
     with jax.set_mesh(mesh):
         weights = jax.device_put(params(), shardings)
         update = jax.jit(lambda u, s, p: link.update(u, s, p, refresh=True))
@@ -171,7 +175,7 @@ def test_the_other_way_gathers(as_for_users):
     """What this avoids: not told how weights are split, the compiler gathers each matrix on every device."""
     mesh = mesh_of("Auto")
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())
-    link = spectral_alpha_decay(0.5, axes=AXES, min_eigenvalues=2)
+    link = spectral_alpha_decay(0.5, axes=AXES, select=ALL)
     weights = jax.device_put(params(), shardings)
     update = jax.jit(lambda u, s, p: link.update(u, s, p, refresh=True))
     assert collectives(update.lower(weights, link.init(weights), weights).compile())["all-gather"]
@@ -181,17 +185,15 @@ def test_devices_share_the_matrices():
     """With eight devices, a step that measures eight matrices runs one decomposition per device, not eight."""
     mesh = mesh_of("Explicit")
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs())
-    link = spectral_alpha_decay(0.5, axes=AXES, min_eigenvalues=2, method="svd")
+    link = spectral_alpha_decay(0.5, axes=AXES, select=ALL, score=spectra.hill(method="svd"))
     ran = []
-    from optax_decay.spectral import spectra
-
-    original = spectra.measure
+    original = module.measure
 
     def counting(w, *args, **kwargs):
         jax.debug.callback(lambda: ran.append(1))
         return original(w, *args, **kwargs)
 
-    spectra.measure = counting
+    module.measure = counting
     try:
         with jax.set_mesh(mesh):
             weights = jax.device_put(params(), shardings)
@@ -200,7 +202,7 @@ def test_devices_share_the_matrices():
             jax.block_until_ready(state)
             jax.effects_barrier()
     finally:
-        spectra.measure = original
+        module.measure = original
     # Five stacks of at most eight matrices: five rounds on each of the eight devices.
     assert len(ran) == 5 * 8
     assert int(state.multipliers[0].measured) == 2 + 2 + 2 + 1 + 3
@@ -210,11 +212,11 @@ def test_devices_share_the_matrices():
 def test_layers_split_over_a_mesh_axis(mode):
     """A stack whose layers are split (pipeline, FSDP by layer) is measured too; only shard_map refuses."""
     axes = {**toy.MESH_AXES, "L": "data"}
-    split = optax_decay.partition_specs(AXES, params(), axes)
+    split = optax_decay.axes.partition_specs(AXES, params(), axes)
     expected = alone()
     mesh = mesh_of(mode)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), split)
-    tx = optimizer(partition=split)
+    tx = optimizer(param_specs=split)
     with jax.set_mesh(mesh):
         got = run(tx, jax.jit(step_of(tx)), lambda tree: jax.device_put(tree, shardings))
     same(jax.device_get(got), expected)

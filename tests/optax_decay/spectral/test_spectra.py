@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_decay.spectral import spectra
-from optax_decay.spectral import tails as tail_exponents
+from optax_decay import spectra
 from tests.references import spectra as reference
 
 EPS32 = 2.0**-24
@@ -56,12 +55,23 @@ def sensitivity(w, start):
     return (alpha - 1) ** 2 * lam[-1] / lam[start]
 
 
-STATIC = ("metric", "method", "fit", "xmin_pos", "filter_zeros")
-measure = jax.jit(spectra.measure, static_argnames=STATIC)
+measure = jax.jit(spectra.measure, static_argnames="score")
+# The scores of weights, by the names that the reference and the released program give them.
+SCORES = {
+    "alpha": spectra.hill,
+    "alphahat": spectra.alphahat,
+    "stable_rank": spectra.stable_rank,
+    "entropy": spectra.entropy,
+    "spectral_norm": spectra.spectral_norm,
+    "fnorm": spectra.frobenius_norm,
+}
+FITS = {"median": spectra.median(), "goodness-of-fit": spectra.goodness_of_fit()}
+FITS["fix-finger"] = spectra.fix_finger()
+METHODS = {"matmul": spectra.matrix_products()}
 
 
 def measured(w, metric="alpha", dtype=jnp.float32, **options):
-    return measure(jnp.asarray(w, dtype), metric=metric, **options)
+    return measure(jnp.asarray(w, dtype), score=SCORES[metric](**options))
 
 
 @pytest.mark.parametrize("method", ["exact", "eigh", "svd"])
@@ -91,7 +101,7 @@ def test_other_metrics(metric, name):
 
 def test_metrics_differ_from_each_other():
     w = BANK["heavy"]
-    values = [reference.metric(w, metric) for metric in spectra.METRICS]
+    values = [reference.metric(w, metric) for metric in SCORES]
     assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 0.01
 
 
@@ -100,7 +110,7 @@ def test_metrics_differ_from_each_other():
 def test_scanned_fits(name, fit):
     w = BANK[name].astype(np.float32)
     expected = reference.metric(w, "alpha", fit=fit)
-    got = measured(w, "alpha", fit=fit)
+    got = measured(w, "alpha", fit=FITS[fit])
     # The same start must be found; the rest is the error of singular values, squared: 2·60 roundings.
     assert bool(got.stable)
     assert float(got.value) == pytest.approx(expected, rel=120 * EPS32 * (expected + 1))
@@ -120,7 +130,7 @@ def test_start_of_the_tail(xmin_pos):
     expected = reference.metric(w, "alpha", xmin_pos=xmin_pos)
     assert abs(expected - reference.metric(w, "alpha")) > 1e-2
     tolerance = 60 * EPS32 * sensitivity(w, int(60 / xmin_pos))
-    assert float(measured(w, "alpha", xmin_pos=xmin_pos).value) == pytest.approx(
+    assert float(measured(w, "alpha", fit=spectra.median(xmin_pos)).value) == pytest.approx(
         expected, abs=tolerance
     )
 
@@ -133,7 +143,7 @@ def test_filter_zeros(fit):
     expected = reference.metric(w, "alpha", fit=fit, filter_zeros=True)
     if fit == "median":
         assert abs(expected - reference.metric(w, "alpha")) > 0.02
-    got = measured(w, "alpha", fit=fit, filter_zeros=True)
+    got = measured(w, "alpha", fit=FITS[fit], filter_zeros=True)
     assert float(got.value) == pytest.approx(expected, rel=1e-4)
     # Nothing above the threshold: everything is kept.
     small = w * 1e-4
@@ -143,7 +153,7 @@ def test_filter_zeros(fit):
     )
 
 
-@pytest.mark.parametrize("metric", spectra.METRICS)
+@pytest.mark.parametrize("metric", SCORES)
 def test_kernel_positions_are_pooled(metric):
     rng = np.random.default_rng(4)
     w = (rng.standard_normal((6, 11, 17)) * np.arange(1, 7)[:, None, None] * 0.1).astype(np.float32)
@@ -155,7 +165,7 @@ def test_kernel_positions_are_pooled(metric):
 
 def test_float64():
     with jax.enable_x64(True):
-        for metric in spectra.METRICS:
+        for metric in SCORES:
             w = BANK["heavy"]
             got = measured(w, metric, dtype=jnp.float64).value
             assert got.dtype == jnp.float64
@@ -205,13 +215,13 @@ def degenerate():
 @pytest.mark.parametrize("method", ["exact", "eigh", "svd", "matmul"])
 @pytest.mark.parametrize("name", degenerate())
 def test_spectra_without_an_exponent_are_flagged(name, method):
-    got = measured(degenerate()[name], "alpha", method=method)
+    got = measured(degenerate()[name], "alpha", method=METHODS.get(method, method))
     assert not bool(got.stable)
     assert float(got.value) == 0
     assert all(np.isfinite(np.asarray(x)) for x in got)
 
 
-@pytest.mark.parametrize("metric", spectra.METRICS)
+@pytest.mark.parametrize("metric", SCORES)
 def test_other_metrics_of_degenerate_matrices(metric):
     matrices = degenerate()
     for name in ("zero", "nan", "inf"):
@@ -255,34 +265,58 @@ def test_eigenvalues_of_a_matrix_that_decouples():
 @pytest.mark.parametrize("aspect", [1.0, 8 / 3])
 def test_random_matrices_have_the_exponent_of_marchenko_and_pastur(aspect):
     drawn = reference.marchenko_pastur_alpha(aspect, size=240, draws=8)
-    closed = tail_exponents.random_matrix_alpha(240, round(240 * aspect))
+    closed = spectra.random_matrix_alpha(240, round(240 * aspect))
     # One draw at this size deviates by 0.014, the mean of eight by 0.005; finite size adds as much (2.143 at 256).
     assert drawn == pytest.approx(closed, abs=0.035)
-    assert closed == tail_exponents.random_matrix_alpha(round(240 * aspect), 240)
+    assert closed == spectra.random_matrix_alpha(round(240 * aspect), 240)
 
 
 def test_random_matrix_values():
     values = {(1, 1): 2.122, (3, 8): 2.99, (1, 3): 3.12, (1, 4): 3.45}
     for (rows, columns), value in values.items():
-        assert tail_exponents.random_matrix_alpha(rows, columns) == pytest.approx(value, abs=6e-3)
-    assert tail_exponents.random_matrix_alpha(1, 1, 4.0) < 2.0
+        assert spectra.random_matrix_alpha(rows, columns) == pytest.approx(value, abs=6e-3)
+    assert spectra.random_matrix_alpha(1, 1, 4.0) < 2.0
 
 
 @pytest.mark.parametrize(
-    "arguments,words",
+    "make,words",
     [
-        ({"metric": "alpha_hat"}, ["alphahat"]),
-        ({"method": "lanczos"}, ["exact"]),
-        ({"fit": "mean"}, ["median"]),
-        ({"xmin_pos": 1.0}, ["1.0", "(1, inf)"]),
-        ({"metric": "entropy", "method": "matmul"}, ["exact"]),
-        ({"fit": "fix-finger", "method": "matmul"}, ["exact"]),
+        (lambda: spectra.measure(jnp.ones((3, 4)), "alpha_hat"), ["alphahat"]),
+        (lambda: spectra.measure(jnp.ones((3, 4)), spectra.gradient_norm()), ["gradient_norm"]),
+        (lambda: spectra.hill(method="lanczos"), ["exact"]),
+        (lambda: spectra.hill(fit="means"), ["median"]),
+        (lambda: spectra.alphahat(fit=spectra.fix_finger), ["spectra.fix_finger()"]),
+        (lambda: spectra.median(1.0), ["1.0", "(1, inf)"]),
+        (lambda: spectra.entropy(method=spectra.matrix_products()), ["exact"]),
+        (
+            lambda: spectra.hill(spectra.fix_finger(), method=spectra.matrix_products()),
+            ["exact"],
+        ),
+        (lambda: spectra.hill(filter_zeros=True, method=spectra.matrix_products()), ["exact"]),
     ],
 )
-def test_arguments_are_checked(arguments, words):
+def test_arguments_are_checked(make, words):
     with pytest.raises(ValueError) as error:
-        spectra.measure(jnp.ones((3, 4)), **arguments)
+        make()
     assert all(word in str(error.value) for word in words)
+
+
+def test_methods_compute_what_they_are_named_after():
+    """The traced programs differ; `everywhere=False` is what `auto` does for large matrices, with another dtype."""
+    small, large = jnp.ones((30, 40)), jnp.ones((513, 520))
+
+    def text(w, **options):
+        return str(jax.make_jaxpr(lambda w: spectra.measure(w, spectra.hill(**options)))(w))
+
+    assert "tridiagonal[" in text(small, method="exact") and "svd[" in text(small, method="svd")
+    products = text(small, method=spectra.matrix_products())
+    assert "tridiagonal[" not in products and "bf16" in products
+    in_single = text(small, method=spectra.matrix_products(jnp.float32))
+    assert "bf16" not in in_single and "cholesky" in in_single
+    where_fast = spectra.matrix_products(jnp.float32, everywhere=False)
+    assert text(small, method=where_fast) == text(small)
+    assert "bf16" in text(large) and "bf16" not in text(large, method=where_fast)
+    assert "cholesky" in text(large, method=where_fast)
 
 
 def test_eigenvalue_arguments_are_checked():
