@@ -7,6 +7,7 @@ The names below stand under headings. What is only needed to configure them live
 * `spectra`: scores, maps, refreshing and selection of AlphaDecay, and the spectra of a model's matrices.
 * `width`: laws, multipliers and reports of decay and learning rate that follow the width.
 * `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
+* `newton`: how ROOT clips a matrix, and the coefficients of its iteration.
 * `low_precision`: rounding of updates. `states`: the states of the transformations.
 """
 
@@ -40,6 +41,7 @@ from optax_decay.decays.cpr import cpr_decay as cpr_decay
 from optax_decay.decays.elastic_net import elastic_net_proximal_decay as elastic_net_proximal_decay
 from optax_decay.decays.huber import huber_proximal_decay as huber_proximal_decay
 from optax_decay.decays.lp import lp_proximal_decay as lp_proximal_decay
+from optax_decay.optimizers.rotational import center_rows as center_rows
 from optax_decay.optimizers.rotational import rotational_update as rotational_update
 
 # Optimizers.
@@ -74,6 +76,7 @@ from optax_decay.stepping.skip_on_spike import skip_on_spike as skip_on_spike
 
 # Namespaces.
 from optax_decay import multipliers as multipliers
+from optax_decay import newton as newton
 from optax_decay import one_bit as one_bit
 from optax_decay import spectra as spectra
 from optax_decay import states as states

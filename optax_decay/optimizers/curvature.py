@@ -1,42 +1,80 @@
 """Unbiased estimates of the diagonal of the Hessian (or Gauss-Newton matrix) of a mean loss.
 
-Both factories return a function ``(params, key) -> tree like params``, float32 or better: what `scale_by_sophia` takes
-as ``hessian_fn``. Nothing runs until it is called. With L the mean loss over B positions (tokens)::
+Both factories return a function ``(params, key) -> tree like params``, float32 or better, which is the ``hessian_fn``
+of `scale_by_sophia`. Nothing is computed before it is called. With L the mean loss over B positions (tokens)::
 
     Gauss-Newton-Bartlett   ŷ ~ softmax(logits) per position,  ĝ = ∇ mean cross-entropy(logits, ŷ),   ĥ = B ĝ²
     Hutchinson              u ~ N(0, I) or ±1,                                                        ĥ = u ⊙ (∇²L u)
 
-ĝ has the units of a gradient, ĥ those of ∇²L. The first is never negative and costs one forward and one backward pass;
-its expectation is the diagonal of the Gauss-Newton matrix, which for softmax regression is the Hessian. The second may
-be negative and costs a Hessian-vector product, about two gradients.
+ĝ has the units of a gradient and ĥ those of ∇²L. The first estimate is never negative and costs one forward and one
+backward pass; its expectation is the diagonal of the Gauss-Newton matrix, which for softmax regression is the Hessian.
+The second may be negative and costs a Hessian-vector product, about two gradients.
 
 References: Liu et al., "Sophia", arXiv 2305.14342; Hutchinson, "A stochastic estimator of the trace of the influence
 matrix", 1990; Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007.
 
 **Differs from released code.**
 
-* B is part of ĥ. The authors' code leaves it out of the average and multiplies in the step (``rho * bs * h``); a port
-  that forgets it needs a γ of several hundred. With masked positions B counts those that are left.
+* B is part of ĥ. The authors' code leaves it out of the running mean and multiplies by it in the step
+  (``rho * bs * h``); a port without it needs a γ of several hundred. If positions are masked, B counts the others.
 * ĝ is summed over micro-batches and devices *before* it is squared; squares of local gradients would need the local B.
-* The authors clip ĝ to norm 1 before squaring, which biases ĥ: off by default, ``max_norm=1.0`` reproduces it.
-* Labels are drawn by each device for its own positions from its own key; one forward pass gives both labels and ĝ.
-* Rademacher signs are really ±1 with equal chance. (A widely used package draws only -1 and so returns row sums.)
+* The authors clip ĝ to norm 1 before squaring, which biases ĥ. This is off by default; ``max_norm=1.0`` turns it on.
+* Each device draws the labels of its own positions from a key of its own; one forward pass gives both labels and ĝ.
+* Rademacher signs are +1 and -1 with equal probability. (A widely used package draws only -1, which gives row sums.)
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, one_of
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.product.per_matrix import accumulator_dtype
 
 HessianFn = Callable[[Any, jax.Array], Any]
 AxisName = str | Sequence[str] | None
 DISTRIBUTIONS = ("normal", "rademacher")
+
+
+def refresh_is_due(
+    state: Any, refresh_every: int | jax.Array = 10, refresh_after_update: bool = False
+) -> Any:
+    """Whether the next update of Sophia refreshes its curvature.
+
+    Args:
+        state: number of completed updates, an int or integer array; or an optimizer state that contains Sophia's.
+        refresh_every, refresh_after_update: as given to the optimizer.
+
+    Returns:
+        A bool for an int, else a boolean scalar.
+
+    Raises:
+        ValueError: a number of steps out of its range, or not whole.
+
+    >>> [step for step in range(8) if refresh_is_due(step, 3)]
+    [3, 6]
+    >>> [step for step in range(8) if refresh_is_due(step, 3, refresh_after_update=True)]
+    [0, 3, 6]
+    """
+    check_refresh_every(refresh_every)
+    if not isinstance(state, int | np.integer | jax.Array):
+        state = optax.tree.get(state, "ScaleBySophiaState").count
+    due = state % refresh_every == 0
+    return due if refresh_after_update else due & (state > 0)
+
+
+def check_refresh_every(refresh_every: int | jax.Array) -> None:
+    """Raises ValueError unless `refresh_every` is a whole number of steps, or traced."""
+    check("refresh_every", refresh_every, 1)
+    if not isinstance(refresh_every, jax.core.Tracer) and int(refresh_every) != refresh_every:
+        raise ValueError(
+            f"refresh_every={refresh_every!r} is not a whole number of steps; "
+            f"the nearest is {max(1, round(float(refresh_every)))}."
+        )
 
 
 def _names(axis_name: AxisName) -> tuple[str, ...]:
@@ -46,7 +84,7 @@ def _names(axis_name: AxisName) -> tuple[str, ...]:
 
 
 def _local(params: Any, names: tuple[str, ...]) -> Any:
-    """Copies of replicated params per device: their gradients would otherwise arrive already summed."""
+    """Replicated params as copies of each device; the gradients of replicated ones would be sums over devices."""
 
     def local(p: jax.Array) -> jax.Array:
         missing = tuple(n for n in names if n not in varying_axes(p))
@@ -81,13 +119,15 @@ def _accumulate(
     return jax.lax.scan(body, zeros, (batch, keys))[0]
 
 
-def gnb_from_gradients(gradients: Any, num_labels: Any, *, max_norm: float | None = None) -> Any:
-    """ĥ = B ĝ², for training steps that compute ĝ by their own machinery.
+def gnb_from_gradients(
+    gradients: Any, num_labels: float | jax.Array, *, max_norm: float | None = None
+) -> Any:
+    """ĥ = B ĝ², for training steps that compute ĝ themselves.
 
     Args:
         gradients: ĝ, the gradient of the *mean* loss with sampled labels, averaged over all devices and micro-batches.
         num_labels: B, the number of unmasked positions in that mean, over all devices and micro-batches.
-        max_norm: scale ĝ down to this global norm first, as the authors do with 1.0. None: not (unbiased).
+        max_norm: scale ĝ down to this global norm first, as the authors do with 1.0. None: no scaling (unbiased).
 
     Returns:
         Tree like `gradients`, at least float32.
@@ -127,8 +167,8 @@ def gnb_hessian(
         logits_fn: ``(params, batch) -> logits`` of shape ``[..., classes]``; no labels are needed.
         batch: what `logits_fn` takes; this device's part inside ``shard_map``.
         mask: True (or nonzero) where a position counts in the loss, of the shape of logits without classes.
-        micro_batches: leaves of `batch` and `mask` have a leading axis of micro-batches, which are gone through one
-            after the other, in the memory of one.
+        micro_batches: leaves of `batch` and `mask` have a leading axis of micro-batches, which are processed one after
+            the other, in the memory of one.
         axis_name: inside ``shard_map``, the mesh axes over which the batch is split.
         max_norm: as in `gnb_from_gradients`.
 
@@ -167,7 +207,7 @@ def gnb_hessian(
         if names:
             total = jax.lax.psum(total, names)
             count = jax.lax.psum(_local(count, names), names)
-        # An entirely masked batch says nothing: 0/1 rather than 0/0.
+        # For a batch that is masked entirely, 0/1 instead of 0/0.
         labels = jnp.maximum(count, 1)
         mean = jax.tree.map(lambda t: t / labels.astype(accumulator_dtype(t.dtype)), total)
         return gnb_from_gradients(mean, labels, max_norm=max_norm)
@@ -190,8 +230,8 @@ def hutchinson(
         loss_fn: ``(params, batch) -> mean loss``, a real scalar.
         batch: what `loss_fn` takes; a part of the training batch is enough. This device's part inside ``shard_map``.
         distribution: of u: ``"normal"`` as in the paper and levanter, or ``"rademacher"`` as in optax, which is exact
-            for diagonal Hessians and never has the larger variance.
-        num_samples: vectors to average over.
+            for diagonal Hessians and whose variance is never larger.
+        num_samples: number of vectors u to average over, >= 1.
         micro_batches: leaves of `batch` have a leading axis of micro-batches of equal weight.
         axis_name: inside ``shard_map``, the mesh axes over which the batch is split; estimates are averaged
             over them, each device with its own u. Parameters must be whole on every device.
@@ -204,11 +244,7 @@ def hutchinson(
     """
     names = _names(axis_name)
     check("num_samples", num_samples, 1)
-    if distribution not in DISTRIBUTIONS:
-        near = difflib.get_close_matches(str(distribution), DISTRIBUTIONS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"distribution={distribution!r} is not known; allowed: {', '.join(DISTRIBUTIONS)} (did you mean {near!r}?)."
-        )
+    one_of("distribution", distribution, DISTRIBUTIONS)
     draw = jax.random.normal if distribution == "normal" else jax.random.rademacher
 
     def hessian(params: Any, key: jax.Array) -> Any:

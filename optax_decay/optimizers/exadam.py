@@ -1,4 +1,4 @@
-r"""EXAdam: Adam with the current gradient added to the momentum, and debiasing terms that cross the two moments.
+r"""EXAdam: Adam with the current gradient added to the momentum, and debiasing terms that couple the two moments.
 
 With g the gradient, η the learning rate, λ the decay, t = 1, 2, … the step, and every operation elementwise::
 
@@ -7,48 +7,51 @@ With g the gradient, η the learning rate, λ the decay, t = 1, 2, … the step,
     u = (m + g) d₁/(1-β₁ᵗ) / (sqrt(v d₂/(1-β₂ᵗ)) + ε)
     w ← w - η (ℓ_t u + λ w)                  ℓ_t = 1, or with log_growth  ln(2(t+1))/2
 
-m has the units of g, v of g²; u, d₁ and d₂ are dimensionless. ε is compared with g, g² and g⁴ units alike, because the
-authors use one constant in all four places.
+m has the units of g and v those of g²; u, d₁ and d₂ are dimensionless. The authors use one constant ε in all four
+places, so it is compared with quantities in units of g and of g².
 
-Reference: Adel, "EXAdam: The Power of Adaptive Cross-Moments", arXiv 2412.20302. The second version is the default;
-``log_growth=True`` is the growing step of the first, which was dropped: 0.69 at t = 1, 2.65 at 100, 4.95 at 10⁴,
-without bound, so it wants a learning rate that decays faster than that grows.
+Reference: Adel, "EXAdam: The Power of Adaptive Cross-Moments", arXiv 2412.20302. The default is its second version.
+``log_growth=True`` gives the growing step of the first version, which the second one dropped: ℓ_t is 0.69 at t = 1,
+2.65 at t = 100, 4.95 at t = 10⁴, and unbounded, so it needs a learning rate that decays faster than ℓ_t grows.
 
-**Read before comparing it with Adam at equal learning rates.**
+**Read this before you compare EXAdam with Adam at equal learning rates.**
 
-* The first step is 2·11/sqrt(1.9) = 15.95 η per coordinate for ordinary gradients, 11 η where g² ≪ ε. Warm-up is
+* The first step is 2·11/sqrt(1.9) = 15.95 η per coordinate for ordinary gradients, and 11 η where g² ≪ ε. Warm-up is
   essential.
-* Once d₁ (about 1/(1-β₂) steps) and d₂ (1/(1-β₁)) have faded, the step is η (m + g)/(sqrt(v) + ε): quasi-hyperbolic
-  Adam with ν₁ = 1/2 at *twice* the learning rate. At equal η it moves constant gradients 2 times and pure noise 4.9
-  times as far as Adam. The published comparisons are made at equal η and are confounded by that; divide η by 2 to 5.
-* d₁ and d₂ depend on the scale of the gradients through ε: below ``|g|`` about 1e-3, the usual range of language
-  models, d₁ is nearly 1. The update is therefore not invariant to loss scaling.
-* Evidence in the author's repository is a small image network and a character model of 14 M parameters, where it fits
-  the training set faster and overfits earlier (best validation loss 1.492 against 1.494 for AdamW, last 1.571 against
-  1.494). There is none for pre-training.
+* After about 1/(1-β₂) steps d₁ has faded, and after 1/(1-β₁) steps d₂ has. The step is then η (m + g)/(sqrt(v) + ε):
+  quasi-hyperbolic Adam with ν₁ = 1/2 at *twice* the learning rate. At equal η it moves 2 times as far as Adam on
+  constant gradients and 4.9 times as far on pure noise. The published comparisons use equal η and are confounded by
+  that; divide η by 2 to 5.
+* d₁ and d₂ depend on the scale of the gradients through ε: below ``|g|`` of about 1e-3, the usual range of language
+  models, d₁ is nearly 1. The update is therefore not invariant to the scale of the loss.
+* The evidence in the author's repository is a small image network and a character model with 14 M parameters. The
+  latter fits the training set faster and overfits earlier (best validation loss 1.492, against 1.494 for AdamW; last
+  validation loss 1.571, against 1.494). There is no evidence for pre-training.
 
 **Differs from the paper.**
 
-* Weight decay is not in the paper's algorithm; the code shrinks weights by 1 - ηλ before the step, which is the same
-  update as here. The code's default λ = 0 is kept.
-* The released code calls a function it no longer imports and stops in its constructor; its arithmetic is reproduced.
-* ε = 0 is refused: a weight that never received a gradient would become 0/0.
-* 1-βᵗ is computed without cancellation (float32 ``1 - 0.999**1`` is wrong by 5e-5), moments are kept in float32 for
-  16-bit weights unless `mu_dtype` asks otherwise, and ``|g|²`` stands for g² for complex weights.
+* The paper's algorithm has no weight decay. The author's code shrinks weights by 1 - ηλ before the step, which is the
+  same update as here. The code's default λ = 0 is kept.
+* The released code calls a function that it no longer imports and stops in its constructor. Its arithmetic is
+  reproduced here.
+* ε = 0 raises an error: a weight that never received a gradient would become 0/0.
+* 1-βᵗ is computed without cancellation (``1 - 0.999**1`` in float32 is wrong by 5e-5), moments of 16-bit weights are
+  float32 unless `mu_dtype` says otherwise, and ``|g|²`` replaces g² for complex weights.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import increment
+from optax_decay.product.running_means import power, share_seen
 
 
 class ScaleByExadamState(NamedTuple):
@@ -65,27 +68,31 @@ class ScaleByExadamState(NamedTuple):
     nu: Any
 
 
-def _powers(base: Any, count: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """``base**count`` and ``1 - base**count``, neither of which suffers from cancellation."""
-    exponent = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - base, dtype))
-    return jnp.exp(exponent), -jnp.expm1(exponent)
+class ExadamOptions(TypedDict, total=False):
+    """Keyword arguments that `exadam` passes on to `scale_by_exadam`, which describes them."""
+
+    b1: float | jax.Array
+    b2: float | jax.Array
+    eps: float | jax.Array
+    mu_dtype: jax.typing.DTypeLike | None
+    log_growth: bool
 
 
 def scale_by_exadam(
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    mu_dtype: Any = None,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    mu_dtype: jax.typing.DTypeLike | None = None,
     *,
     log_growth: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by EXAdam's rule.
 
     Args:
-        b1: β₁ in [0, 1), decay of the gradient's average.
-        b2: β₂ in [0, 1), decay of the squared gradient's average.
+        b1: β₁ in [0, 1), decay of the running mean of the gradient.
+        b2: β₂ in [0, 1), decay of the running mean of the squared gradient.
         eps: ε > 0, added to v, to m² and to the denominator.
-        mu_dtype: dtype of m. None: the parameters', but at least float32.
+        mu_dtype: dtype of m. None: the parameters' dtype, but at least float32.
         log_growth: multiply by ln(2(t+1))/2, as the first version of the paper does.
 
     Returns:
@@ -131,17 +138,16 @@ def scale_by_exadam(
             if g is None:
                 return None
             dtype = v.dtype
-            # A traced eps cannot be refused; the smallest normal number keeps 0/0 away.
+            # A traced eps cannot be checked; the smallest normal number prevents 0/0.
             tiny = jnp.maximum(jnp.asarray(eps, dtype), jnp.finfo(dtype).tiny)
-            power1, debias1 = _powers(b1, count, dtype)
-            power2, debias2 = _powers(b2, count, dtype)
             m2 = jnp.square(jnp.abs(m))
-            d1 = 1 + power2 * (v / (v + tiny))
-            d2 = 1 + power1 * (m2 / (m2 + tiny))
-            scale = 1 / debias1
+            d1 = 1 + power(b2, count, dtype) * (v / (v + tiny))
+            d2 = 1 + power(b1, count, dtype) * (m2 / (m2 + tiny))
+            scale = 1 / share_seen(b1, count, dtype)
             if log_growth:
                 scale = scale * jnp.log(2 * (count.astype(dtype) + 1)) / 2
-            u = (m + g.astype(m.dtype)) * (d1 * scale) / (jnp.sqrt(v * (d2 / debias2)) + tiny)
+            root = jnp.sqrt(v * (d2 / share_seen(b2, count, dtype)))
+            u = (m + g.astype(m.dtype)) * (d1 * scale) / (root + tiny)
             return u.astype(g.dtype)
 
         def hole(x: Any) -> bool:
@@ -161,17 +167,14 @@ def scale_by_exadam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@passes_options_to(scale_by_exadam)
 def exadam(
     learning_rate: optax.ScalarOrSchedule,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    mu_dtype: Any = None,
-    weight_decay: Any = 0.0,
-    mask: masks.Mask = masks.MATRICES,
     *,
+    weight_decay: optax.ScalarOrSchedule | optax.GradientTransformation = 0.0,
+    mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    log_growth: bool = False,
+    **options: Unpack[ExadamOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """EXAdam with decoupled weight decay. Its steps are 2 to 5 (at first 16) times as long as Adam's at equal η.
 
@@ -180,18 +183,20 @@ def exadam(
 
     Args:
         learning_rate: η, a number or schedule. The author suggests 1e-3 (vision) and 3e-4 (language).
-        b1, b2, eps, mu_dtype, log_growth: as in `scale_by_exadam`.
-        weight_decay: λ with AdamW's coupling, or any decay of this library as a transformation. The author suggests
-            1e-4 (vision) and 1e-5 (language); default 0.
-        mask: as in `decay`; `weight_decay_mask` is another name for it.
-        axes: what the parameters' axes mean (`axes.signatures`).
+        weight_decay: λ with AdamW's coupling, a number or schedule; or any decay of this library as a transformation.
+            The author suggests 1e-4 (vision) and 1e-5 (language).
+        mask: which leaves decay if `weight_decay` is a number or schedule (`masks.strengths`).
+        axes: what the parameters' axes mean (`axes.signatures`); roles in `mask` come from it.
+        options: b1, b2, eps, mu_dtype, log_growth, as in `scale_by_exadam`.
+
+    Raises:
+        ValueError: as in `scale_by_exadam`; a mask or axes beside a transformation, which has its own.
 
     >>> import optax_decay
     >>> tx = optax_decay.exadam(3e-4, weight_decay=optax_decay.huber_decay(0.1))
     """
-    link = as_decay(weight_decay, mask, axes)
     return optax.chain(
-        scale_by_exadam(b1, b2, eps, mu_dtype, log_growth=log_growth),
-        link,
+        scale_by_exadam(**options),
+        as_decay(weight_decay, mask, axes, only_use_of_axes=True),
         optax.scale_by_learning_rate(learning_rate),
     )

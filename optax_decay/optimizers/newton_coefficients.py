@@ -1,35 +1,42 @@
-"""Which polynomial each matrix shape is orthogonalised with.
+"""The polynomials with which ROOT orthogonalises matrices, chosen by shape.
 
-ROOT's AdaNewton runs K steps of ``X ← a X + (b A + c A²) X``, ``A = X Xᵀ``, with (a, b, c) looked up by shape. The
-released table has four entries; here every shape has one::
+ROOT's AdaNewton runs K steps of ``X ← a X + (b A + c A²) X`` with ``A = X Xᵀ``. The coefficients (a, b, c) depend on
+the shape of X. The released table has four entries; here every shape has one. Each choice is a value that carries its
+numbers, K among them::
 
-    "published"      the released triple where the shape has one, else "derived"            (the default)
-    "guarded"        the same, with a bounded triple for 2048 x 2048
-    "derived"        fitted for every shape by `newton_fit.fit_coefficients`
-    "released"       the released triple where the shape has one, else "muon": the released code's rule
-    "muon"           (3.4445, -4.7750, 2.0315) for every shape and step
-    "dion"           five different steps, the preset of that name in ``optax.contrib.muon``
-    "polar_express"  eight different steps, optimal for the worst singular value (arXiv 2505.16932)
+    published(steps)        the released triple where the shape has one, else a fitted one      (the default)
+    guarded(steps)          the same, with a bounded triple for 2048 x 2048
+    fitted(steps)           fitted to every shape by `newton_fit.fit_coefficients`
+    released(steps)         the released triple where the shape has one, else Muon's: the rule of the released code
+    muon(steps)             (3.4445, -4.7750, 2.0315) for every shape and step
+    dion(steps)             five different steps, the preset of that name in ``optax.contrib.muon``
+    polar_express(steps)    eight different steps, optimal for the worst singular value (arXiv 2505.16932)
+    triple(abc, steps)      one triple of your own for every shape and step
+    per_step(table)         one triple of your own for each step
+    by_shape(table, steps)  your own for some shapes, fitted for the others
 
-The last two change from step to step and are closer to orthogonal than any single triple at equal cost.
+`dion` and `polar_express` change from step to step and are closer to orthogonal than any single triple at equal cost.
 
-**Differs from the released code.** The published triple for 2048 x 2048 is not bounded: it turns a singular value of
-0.559 into 3.31 after five steps, and real momenta hold such values. "guarded" replaces it by a fit to the same
-mixture that stays below 1.23. Published triples were made for five steps; for any other number "published" and
-"guarded" use a fit for that number. The released code falls back to Muon's triple with a warning.
+**Differs from the released code.** The published triple for 2048 x 2048 is not bounded: it maps a singular value of
+0.559 to 3.31 in five steps, and the momenta of real runs have such values. `guarded` replaces it by a fit to the same
+mixture that stays below 1.23. Published triples were made for five steps; for any other number of steps `published` and
+`guarded` use a fit for that number. The released code falls back to Muon's triple with a warning.
 """
 
-import difflib
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from optax_decay.optimizers.newton_fit import POLAR_EXPRESS, STARTS, fit_coefficients
+from optax_decay.parameters.arguments import check, one_of
 
-NAMES = ("published", "guarded", "derived", "released", "muon", "dion", "polar_express")
+NAMES = ("published", "guarded", "fitted", "released", "muon", "dion", "polar_express")
+
+Triple = Sequence[float]
+Shape = tuple[int, int]
 
 MUON = STARTS[0]
 PUBLISHED = {
@@ -38,7 +45,7 @@ PUBLISHED = {
     (2048, 8192): (2.9794, -3.6674, 1.6207),
     (2048, 16384): (3.1943, -3.8221, 1.5322),
 }
-# Fitted with exponent 0.850, which is where the unguarded fit meets the published triple.
+# Fitted with the exponent 0.850, at which the fit without its penalty agrees with the published triple.
 GUARDED_SQUARE = (3.4714, -4.7070, 2.0255)
 DION = (
     (4.0848, -6.8946, 2.9270),
@@ -47,8 +54,9 @@ DION = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-# What `fit_coefficients(shape)` returns for shapes of LLaMA, GPT-2 and ViT models; other shapes are fitted when met.
-DERIVED = {
+# The results of `fit_coefficients(shape)` for shapes of LLaMA, GPT-2 and ViT models. Other shapes are fitted when ROOT
+# first meets them.
+FITTED = {
     (128, 128): (3.0765, -3.3617, 1.2675),
     (128, 352): (2.9268, -3.0993, 1.1703),
     (128, 512): (2.9262, -3.0856, 1.1548),
@@ -97,102 +105,194 @@ DERIVED = {
     (8192, 8192): (3.6246, -5.1396, 2.2069),
 }
 
-Coefficients = Any  # what `resolve` accepts
+
+class Coefficients(NamedTuple):
+    """Coefficients (a, b, c) of every step, for matrices of every shape. Build one with the functions of this module.
+
+    Attributes:
+        name: the function that built it.
+        of_sides: (smaller side, larger side) to a float64 array [K, 3].
+    """
+
+    name: str
+    of_sides: Callable[[Shape], np.ndarray]
+
+    def for_shape(self, shape: Shape) -> np.ndarray:
+        """The coefficients of every step, float64 [K, 3], for matrices of this shape in either orientation."""
+        return self.of_sides((min(shape), max(shape)))
+
+
+def published(steps: int = 5) -> Coefficients:
+    """The released triple where the shape has one and `steps` is 5, else a triple fitted to the shape.
+
+    Args:
+        steps: K, a Python int in [1, 20].
+
+    Raises:
+        ValueError: a number of steps that is traced, no int, or out of its range.
+
+    >>> published().for_shape((8192, 2048))[0]
+    array([ 2.9794, -3.6674,  1.6207])
+    """
+    return _from_table("published", PUBLISHED, steps)
+
+
+def guarded(steps: int = 5) -> Coefficients:
+    """As `published`, with a bounded triple for 2048 x 2048."""
+    return _from_table("guarded", {**PUBLISHED, (2048, 2048): GUARDED_SQUARE}, steps)
+
+
+def fitted(steps: int = 5) -> Coefficients:
+    """A triple fitted to every shape by `newton_fit.fit_coefficients`; arguments and errors as `published`."""
+    return _from_table("fitted", {}, steps)
+
+
+def released(steps: int = 5) -> Coefficients:
+    """The released triple where the shape has one, else Muon's; arguments and errors as `published`."""
+    check_steps(steps)
+    return Coefficients("released", lambda sides: _repeated(PUBLISHED.get(sides, MUON), steps))
+
+
+def muon(steps: int = 5) -> Coefficients:
+    """Muon's triple for every shape and step; arguments and errors as `published`."""
+    check_steps(steps)
+    return Coefficients("muon", lambda sides: _repeated(MUON, steps))
+
+
+def dion(steps: int = 5) -> Coefficients:
+    """The first `steps` of Dion's five; further steps repeat the last one. Errors as `published`."""
+    check_steps(steps)
+    return Coefficients("dion", lambda sides: _first(DION, steps))
+
+
+def polar_express(steps: int = 5) -> Coefficients:
+    """The first `steps` of the eight of Polar Express; further steps repeat the last one. Errors as `published`."""
+    check_steps(steps)
+    return Coefficients("polar_express", lambda sides: _first(POLAR_EXPRESS, steps))
+
+
+def triple(coefficients: Triple, steps: int = 5) -> Coefficients:
+    """One triple (a, b, c) for every shape and step.
+
+    Args:
+        coefficients: (a, b, c), dimensionless.
+        steps: K, a Python int in [1, 20].
+
+    Raises:
+        ValueError: something other than three numbers; steps as in `published`.
+    """
+    check_steps(steps)
+    numbers = _numbers(coefficients)
+    if numbers.shape != (3,):
+        raise ValueError(
+            f"coefficients of shape {numbers.shape} are no triple (a, b, c); for one triple per step use per_step()."
+        )
+    return Coefficients("triple", lambda sides: _repeated(numbers, steps))
+
+
+def per_step(coefficients: Sequence[Triple]) -> Coefficients:
+    """One triple (a, b, c) for each step, the same for every shape.
+
+    Args:
+        coefficients: [K, 3], dimensionless.
+
+    Raises:
+        ValueError: another shape.
+    """
+    table = _numbers(coefficients)
+    if table.ndim != 2 or table.shape[1] != 3 or not len(table):
+        raise ValueError(
+            f"coefficients of shape {table.shape}: allowed is one triple (a, b, c) per step, [K, 3]; for one triple "
+            "that is used in all steps use triple()."
+        )
+    return Coefficients("per_step", lambda sides: table)
+
+
+def by_shape(table: Mapping[Shape, Triple | Sequence[Triple]], steps: int = 5) -> Coefficients:
+    """Coefficients of your own for some shapes, and fitted ones for all others.
+
+    Args:
+        table: (smaller side, larger side) to one triple, used `steps` times, or to one triple per step, [K, 3].
+        steps: K of single triples, a Python int in [1, 20].
+
+    Raises:
+        ValueError: keys that are no such pair, values of another shape; steps as in `published`.
+
+    >>> by_shape({(3, 4): (1.5, -0.5, 0.0)}, steps=1).for_shape((4, 3))
+    array([[ 1.5, -0.5,  0. ]])
+    """
+    check_steps(steps)
+    found: dict[Shape, np.ndarray] = {}
+    for sides, value in table.items():
+        if len(sides) != 2 or sides[0] > sides[1]:
+            raise ValueError(
+                f"the table has the key {sides!r}; allowed are pairs (smaller side, larger side)."
+            )
+        one = _numbers(value).ndim == 1
+        made = triple(value, steps) if one else per_step(value)  # type: ignore[arg-type]
+        found[sides[0], sides[1]] = made.of_sides((sides[0], sides[1]))
+
+    def of_sides(sides: Shape) -> np.ndarray:
+        return found[sides] if sides in found else _repeated(fitted_triple(sides, steps), steps)
+
+    return Coefficients("by_shape", of_sides)
+
+
+def fitted_triple(sides: Shape, steps: int = 5) -> Triple:
+    """The fitted triple of a shape (smaller side first) for K steps, from the table of this file or fitted once."""
+    if steps == 5 and sides in FITTED:
+        return FITTED[sides]
+    return _fit(sides, steps)
 
 
 @functools.cache
-def _fitted(shape: tuple[int, int], steps: int) -> tuple[float, ...]:
-    return tuple(fit_coefficients(shape, steps=steps).tolist())
+def _fit(sides: Shape, steps: int) -> tuple[float, ...]:
+    return tuple(fit_coefficients(sides, steps=steps).tolist())
 
 
-def derived(shape: tuple[int, int], steps: int = 5) -> tuple[float, ...]:
-    """The fitted triple of a shape (smaller side first) for a number of steps; from the table, or fitted once."""
-    if steps == 5 and shape in DERIVED:
-        return DERIVED[shape]
-    return _fitted(shape, steps)
-
-
-def check_coefficients(coefficients: Coefficients, ns_steps: int) -> None:
-    """Raises ValueError for unknown names, misshapen sequences and a number of steps that is not a small int."""
-    if isinstance(ns_steps, jax.core.Tracer) or not isinstance(ns_steps, int):
+def check_steps(steps: Any) -> None:
+    """Raises ValueError unless `steps` is a Python int in [1, 20]."""
+    if isinstance(steps, bool | jax.core.Tracer) or not isinstance(steps, int):
         raise ValueError(
-            f"ns_steps={ns_steps!r} must be a Python int: it decides what is compiled. With "
-            "optax.inject_hyperparams, name it in static_args."
+            f"steps={steps!r} must be a Python int in [1, 20], because it decides which program is compiled."
         )
-    if not 1 <= ns_steps <= 20:
-        raise ValueError(
-            f"ns_steps={ns_steps} is outside [1, 20]; the nearest allowed value is {min(max(ns_steps, 1), 20)}."
-        )
+    check("steps", steps, 1, 20)
+
+
+def check_coefficients(coefficients: Any) -> None:
+    """Raises ValueError unless `coefficients` is one of this module's values; names the nearest one."""
+    if isinstance(coefficients, Coefficients):
+        return
+    if isinstance(coefficients, str):
+        one_of("coefficients", coefficients, NAMES)
+    raise ValueError(
+        f"coefficients={coefficients!r} is not a value of optax_decay.newton: pass "
+        f"{coefficients if isinstance(coefficients, str) else 'published'}(), polar_express(steps=8), "
+        "triple((a, b, c)) or another of its functions."
+    )
+
+
+def _from_table(name: str, table: Mapping[Shape, Triple], steps: int) -> Coefficients:
+    """Triples of a table made for five steps; fitted ones where it has none."""
+    check_steps(steps)
+
+    def of_sides(sides: Shape) -> np.ndarray:
+        known = table.get(sides) if steps == 5 else None
+        return _repeated(fitted_triple(sides, steps) if known is None else known, steps)
+
+    return Coefficients(name, of_sides)
+
+
+def _numbers(coefficients: Any) -> np.ndarray:
     if isinstance(coefficients, jax.core.Tracer):
-        raise ValueError(
-            "coefficients must be concrete numbers. With optax.inject_hyperparams, name it in static_args."
-        )
-    if isinstance(coefficients, str) and coefficients not in NAMES:
-        near = difflib.get_close_matches(coefficients, NAMES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"coefficients={coefficients!r} is not known; allowed: {', '.join(NAMES)}, numbers, or a mapping from "
-            f"shapes to numbers (did you mean {near!r}?)."
-        )
-    if isinstance(coefficients, Mapping):
-        for shape, value in coefficients.items():
-            if len(shape) != 2 or shape[0] > shape[1]:
-                raise ValueError(
-                    f"coefficients has the key {shape!r}; keys are (smaller side, larger side)."
-                )
-            _as_steps(value, ns_steps)
-    elif not isinstance(coefficients, str):
-        _as_steps(coefficients, ns_steps)
+        raise ValueError("coefficients must be concrete numbers, not traced ones.")
+    return np.asarray(coefficients, np.float64)
 
 
-def _as_steps(value: Any, ns_steps: int) -> np.ndarray:
-    numbers = np.asarray(value, np.float64)
-    if numbers.shape == (3,):
-        return np.tile(numbers, (ns_steps, 1))
-    if numbers.ndim != 2 or numbers.shape[1] != 3 or not len(numbers):
-        raise ValueError(
-            f"coefficients of shape {numbers.shape}: give one triple (a, b, c), or one triple per step, [K, 3]."
-        )
-    return numbers
+def _repeated(abc: Any, steps: int) -> np.ndarray:
+    return np.tile(np.asarray(abc, np.float64), (steps, 1))
 
 
-def _schedule(steps: tuple[tuple[float, ...], ...], ns_steps: int) -> np.ndarray:
-    """The first `ns_steps` of a schedule, whose last step may be repeated."""
-    return np.asarray(steps)[np.minimum(np.arange(ns_steps), len(steps) - 1)]
-
-
-def resolve(coefficients: Coefficients, shape: tuple[int, int], ns_steps: int = 5) -> np.ndarray:
-    """The coefficients of every step for matrices of one shape.
-
-    Args:
-        coefficients: a name of `NAMES`; one triple (a, b, c); one triple per step [K, 3], which overrides
-            `ns_steps`; or a mapping from (smaller side, larger side) to either, in which a missing shape is derived.
-        shape: rows and columns, in either order.
-        ns_steps: K.
-
-    Returns:
-        Float64 array [K, 3].
-
-    Raises:
-        ValueError: as `check_coefficients`.
-    """
-    check_coefficients(coefficients, ns_steps)
-    key = (min(shape), max(shape))
-    if isinstance(coefficients, Mapping):
-        found = coefficients.get(key)
-        return _as_steps(derived(key, ns_steps) if found is None else found, ns_steps)
-    if not isinstance(coefficients, str):
-        return _as_steps(coefficients, ns_steps)
-    if coefficients == "polar_express":
-        return _schedule(POLAR_EXPRESS, ns_steps)
-    if coefficients == "dion":
-        return _schedule(DION, ns_steps)
-    if coefficients == "released":
-        return _as_steps(PUBLISHED.get(key, MUON), ns_steps)
-    if coefficients == "muon":
-        return _as_steps(MUON, ns_steps)
-    if coefficients == "derived" or ns_steps != 5:
-        return _as_steps(derived(key, ns_steps), ns_steps)
-    table = PUBLISHED
-    if coefficients == "guarded":
-        table = {**PUBLISHED, (2048, 2048): GUARDED_SQUARE}
-    return _as_steps(table.get(key) or derived(key, ns_steps), ns_steps)
+def _first(table: Sequence[Triple], steps: int) -> np.ndarray:
+    """The first `steps` rows of a table, whose last row may be repeated."""
+    return np.asarray(table)[np.minimum(np.arange(steps), len(table) - 1)]

@@ -1,6 +1,7 @@
-"""ROOT: momentum, clipped at a quantile of each matrix, then orthogonalised.
+"""ROOT: momentum that is clipped at a quantile of each matrix and then orthogonalised.
 
-Per hidden matrix, with g the gradient, M the momentum, μ and q dimensionless, rows and columns those of the matrix::
+For each hidden matrix, with g the gradient, M the momentum, μ and q dimensionless, and rows and columns those of the
+matrix::
 
     M ← μ M + g
     d = g + μ M                                  (Nesterov; otherwise d = M)
@@ -9,36 +10,39 @@ Per hidden matrix, with g the gradient, M the momentum, μ and q dimensionless, 
     X ← a X + (b A + c A²) X,  A = X Xᵀ          K steps
     u = 0.2 sqrt(max(rows, columns)) · X
 
-The last factor gives u the RMS 0.2 that Adam's updates typically have, so that matrices and the rest share one
-learning rate and one weight decay. All other parameters: Adam (`adam_branch`). The clipping is the soft threshold of
-the paper: ``d - sign(d) max(|d| - θ, 0)`` is ``clip(d, -θ, θ)``. It acts at every step, on the 1-q largest entries,
-whether or not they are outliers; the momentum keeps the unclipped values. Coefficients: `newton_coefficients`.
+The last factor gives u the RMS of 0.2 that Adam's updates typically have, so that matrices and all other parameters can
+share one learning rate and one weight decay. The others are updated by Adam (`adam_branch`). The clipping is the soft
+threshold of the paper, since ``d - sign(d) max(|d| - θ, 0)`` is ``clip(d, -θ, θ)``. Every step clips the 1-q largest
+entries, whether or not they are outliers; the momentum keeps the unclipped values. The coefficients (a, b, c) are
+described in `newton_coefficients`.
 
 Reference: "ROOT: Robust Orthogonalized Optimizer for Neural Network Training", arXiv 2511.20626, and the released
 code (huawei-noah/noah-research).
 
 **Differs from the paper and the released code.**
 
-* The paper's algorithm box has a fixed threshold, no Nesterov term, no factor 0.2 sqrt(max) and no decay; the code has
-  all of the above, and so has the default here. ``threshold=…``, ``nesterov=False`` and ``update_rms=None`` give the
-  box.
-* Where the released table has no entry the code uses Muon's triple; here the shape gets its own
-  (``coefficients="released"`` for the code's rule).
-* The quantile is placed exactly. The code places it in float32, which is off by up to 0.9 of a rank in matrices above
-  4 million entries.
-* The code treats 2-D parameters whose name lacks embed_tokens and lm_head as matrices, a fused projection as one;
-  here the role ``"hidden"`` of the axes decides, stacked layers are separate matrices and heads are merged.
+* The paper's algorithm box has a fixed threshold, no Nesterov term, no factor 0.2 sqrt(max) and no decay. The code has
+  a quantile, the Nesterov term, the factor and the decay, and so does the default here. A number as `threshold`,
+  ``nesterov=False`` and ``update_rms=None`` give the box.
+* Where the released table has no entry the code uses Muon's triple; here the shape gets a triple of its own
+  (``coefficients=released()`` follows the code).
+* The quantile is computed exactly. The code computes its rank in float32, which is wrong by up to 0.9 of a rank in
+  matrices with more than 4 million entries.
+* The code treats 2-D parameters whose name contains neither embed_tokens nor lm_head as matrices, a fused projection as
+  one matrix. Here the role ``"hidden"`` of the axes decides, each layer of a stacked leaf is a separate matrix, and
+  heads are merged.
 * Moments are float32 even for 16-bit parameters. The iteration runs in that precision as in the code;
-  ``iteration_dtype=jnp.bfloat16`` moves its result by 3 to 4 % in the Frobenius norm.
-* The code parses ``--wd`` but never passes it on, so its runs decay everything by 0.1, norms and embeddings included;
-  `root` decays hidden matrices and the head by default.
+  ``iteration_dtype=jnp.bfloat16`` changes its result by 3 to 4 % in the Frobenius norm.
+* The code parses ``--wd`` but never uses it, so its runs decay everything by 0.1, norms and embeddings included. `root`
+  decays hidden matrices and the head by default.
 
-**Cost.** State: 4 bytes per matrix entry, 8 per other entry. Same-shape matrices of all parameters go through one
-compiled iteration, `matrix_stack`.
+**Cost.** State: 4 bytes per matrix entry and 8 per other entry. Matrices of one shape, from all parameters, share one
+compiled iteration (`matrices.stacks`).
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +52,11 @@ import optax
 from optax_decay.matrices.orthogonal import adjoint, quintic_steps
 from optax_decay.matrices.quantile import quantile as exact_quantile
 from optax_decay.matrices.stacks import map_matrices, on_auto_axes
-from optax_decay.optimizers import moments as adam_branch
-from optax_decay.optimizers.newton_coefficients import check_coefficients, resolve
+from optax_decay.optimizers import adam_branch, newton_coefficients
+from optax_decay.optimizers.newton_coefficients import Coefficients, check_coefficients
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.product import by_path, increment
@@ -60,12 +65,38 @@ THRESHOLD_FLOOR = 1e-9
 NORM_FLOOR = 1e-7
 
 
+class Quantile(NamedTuple):
+    """A threshold θ that is the q-quantile of the entries' magnitudes, computed for each matrix. See `quantile`.
+
+    Attributes:
+        q: dimensionless, in [0, 1].
+    """
+
+    q: float | jax.Array
+
+
+def quantile(q: float | jax.Array = 0.9) -> Quantile:
+    """Clips the entries of each matrix whose magnitude is above its q-quantile; 1 clips nothing.
+
+    Args:
+        q: dimensionless, in [0, 1].
+
+    Raises:
+        ValueError: q out of its range.
+    """
+    check("q", q, 0.0, 1.0)
+    return Quantile(q)
+
+
+Threshold = float | jax.Array | Quantile | None
+
+
 class ScaleByRootState(NamedTuple):
     """State of `scale_by_root`.
 
     Attributes:
         count: int32 scalar, completed updates.
-        mu: float32 tree like the parameters: M of hidden matrices, Adam's first moment elsewhere, in units of the
+        mu: float32 tree like the parameters: M of hidden matrices, Adam's first moment of all others, in units of the
             gradient.
         nu: Adam's second moment by path, float32 in the parameter's shape, of all parameters but hidden matrices.
     """
@@ -75,122 +106,148 @@ class ScaleByRootState(NamedTuple):
     nu: dict[str, jax.Array]
 
 
+class RootOptions(TypedDict, total=False):
+    """Keyword arguments that `root` passes on to `scale_by_root`, which describes them."""
+
+    momentum: float | jax.Array
+    threshold: Threshold
+    coefficients: Coefficients
+    nesterov: bool
+    update_rms: float | jax.Array | None
+    b1: float | jax.Array
+    b2: float | jax.Array
+    eps: float | jax.Array
+    iteration_dtype: jax.typing.DTypeLike | None
+    stack_axes: str | Sequence[str] | None
+
+
+class _Direction(NamedTuple):
+    """How one matrix is clipped and orthogonalised."""
+
+    threshold: Threshold
+    coefficients: Coefficients
+    iteration_dtype: Any
+
+    def clipped(self, x: jax.Array) -> jax.Array:
+        limit = self.threshold
+        if isinstance(limit, Quantile):
+            if isinstance(limit.q, int | float) and limit.q >= 1:
+                return x
+            limit = exact_quantile(jnp.abs(x), limit.q, axis=(1, 2), keepdims=True)
+            limit = limit + THRESHOLD_FLOOR
+        return x if limit is None else _clip(x, jnp.asarray(limit, jnp.finfo(x.dtype).dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[k, m, n]``, clipped and orthogonalised."""
+        x = self.clipped(x)
+        norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x)), axis=(1, 2), keepdims=True))
+        y = (x / (norm + NORM_FLOOR)).astype(self.iteration_dtype or x.dtype)
+        table = self.coefficients.for_shape((x.shape[1], x.shape[2]))
+        y = quintic_steps(y, table, precision=jax.lax.Precision.HIGHEST)
+        return y.astype(x.dtype)
+
+
 def scale_by_root(
-    momentum: Any = 0.95,
-    quantile: Any = 0.9,
-    ns_steps: int = 5,
-    coefficients: Any = "published",
+    momentum: float | jax.Array = 0.95,
+    threshold: Threshold = quantile(0.9),
+    coefficients: Coefficients = newton_coefficients.published(),
     *,
     nesterov: bool = True,
-    threshold: Any = None,
-    update_rms: float | None = 0.2,
-    b1: Any = 0.9,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    iteration_dtype: Any = None,
+    update_rms: float | jax.Array | None = 0.2,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.95,
+    eps: float | jax.Array = 1e-8,
+    iteration_dtype: jax.typing.DTypeLike | None = None,
     axes: axes_lib.Axes = None,
-    stack_axes: Any = None,
+    stack_axes: str | Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces gradients of hidden matrices by ROOT's direction and all others by Adam's.
 
     Args:
         momentum: μ, dimensionless, in [0, 1).
-        quantile: q, dimensionless, in [0, 1]; 1 clips nothing.
-        ns_steps: K, a Python int.
-        coefficients: (a, b, c), see `newton_coefficients.resolve`: a name, a triple, one triple per step, or a
-            mapping from shapes.
+        threshold: θ, where the entries of a matrix are clipped: ``newton.quantile(q)``, a positive number in units of
+            the gradient, or None for no clipping.
+        coefficients: (a, b, c) of every step, one of `newton_coefficients` (``optax_decay.newton``).
         nesterov: orthogonalise ``g + μ M`` instead of M.
-        threshold: θ as a positive number in units of the gradient, instead of the quantile.
-        update_rms: RMS of a matrix's update if all its singular values end at 1; None leaves X as it is.
-        b1, b2, eps: of Adam on everything else, eps in units of the gradient.
-        iteration_dtype: of the products of the iteration; by default that of the moments.
-        axes: what the parameters' axes mean (`axes.signatures`); leaves with the role ``"hidden"`` are matrices.
-        stack_axes: mesh axes over which the stacks of same-shape matrices are spread; None for all Auto axes of the
-            mesh in context, () for none.
+        update_rms: the RMS of a matrix's update if all its singular values end at 1, dimensionless, > 0. None: X is
+            returned as it is.
+        b1: decay of Adam's first moment, for all other parameters; dimensionless, in [0, 1).
+        b2: decay of Adam's second moment; dimensionless, in [0, 1).
+        eps: added to the root of Adam's second moment, in units of the gradient, >= 0.
+        iteration_dtype: dtype of the products of the iteration. None: that of the moments.
+        axes: what the parameters' axes mean (`axes.signatures`). Leaves with the role ``"hidden"`` are matrices.
+        stack_axes: mesh axes over which the stacks of same-shape matrices are distributed. None: all Auto axes of the
+            mesh in context; (): none.
 
     Returns:
-        A transformation with a `ScaleByRootState`; params are not needed.
+        A transformation with a `ScaleByRootState`. Its ``update`` does not need params.
 
     Raises:
-        ValueError: a number out of its range or an unknown name; at ``init``, axes that do not fit the parameters.
+        ValueError: a number out of its range, or coefficients that are not one of `newton_coefficients`; at ``init``,
+            axes that do not fit the parameters.
 
     >>> import jax.numpy as jnp, optax_decay
     >>> g = {"w": jnp.array([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])}
-    >>> tx = optax_decay.scale_by_root(quantile=1.0, coefficients="polar_express", ns_steps=8)
+    >>> polar = optax_decay.newton.polar_express(steps=8)
+    >>> tx = optax_decay.scale_by_root(threshold=None, coefficients=polar)
     >>> (tx.update(g, tx.init(g))[0]["w"] / (0.2 * 3**0.5)).round(2)
     Array([[1., 0., 0.],
            [0., 1., 0.]], dtype=float32)
     """
     for name, value in (("momentum", momentum), ("b1", b1), ("b2", b2)):
         check(name, value, 0.0, 1.0, open_high=True)
-    check("quantile", quantile, 0.0, 1.0)
     check("eps", eps, 0.0)
-    if threshold is not None:
+    if isinstance(threshold, Quantile):
+        quantile(threshold.q)
+    elif threshold is not None:
         check("threshold", threshold, 0.0, open_low=True)
     if update_rms is not None:
         check("update_rms", update_rms, 0.0, open_low=True)
-    check_coefficients(coefficients, ns_steps)
+    check_coefficients(coefficients)
+    direction = _Direction(threshold, coefficients, iteration_dtype)
 
     def init(params: Any) -> ScaleByRootState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
-        count = jnp.zeros([], jnp.int32)
-        if not jax.tree.leaves(params):
-            # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-            return ScaleByRootState(count, mu, jnp.zeros([], jnp.int32))  # type: ignore[arg-type]
+        if has_no_leaves(params):
+            return placeholder_state(ScaleByRootState, mu=mu)
         signatures = axes_lib.signatures(axes, params)
-        for shape in {_oriented(s) for s in signatures.values() if s.role == "hidden"}:
-            resolve(coefficients, shape, ns_steps)  # fits now what has to be fitted
-        leaves = by_path(params).items()
-        vectors = {path: x for path, x in leaves if signatures[path].role != "hidden"}
-        nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in vectors.items()}
-        return ScaleByRootState(count, mu, nu)
-
-    def direction(x: jax.Array) -> jax.Array:
-        """``[k, m, n]`` clipped and orthogonalised."""
-        limit = threshold
-        if threshold is None and not (isinstance(quantile, int | float) and quantile >= 1):
-            limit = exact_quantile(jnp.abs(x), quantile, axis=(1, 2), keepdims=True)
-            limit = limit + THRESHOLD_FLOOR
-        if limit is not None:
-            x = _clip(x, jnp.asarray(limit, jnp.finfo(x.dtype).dtype))
-        norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x)), axis=(1, 2), keepdims=True))
-        y = (x / (norm + NORM_FLOOR)).astype(iteration_dtype or x.dtype)
-        table = resolve(coefficients, (x.shape[1], x.shape[2]), ns_steps)
-        y = quintic_steps(y, table, precision=jax.lax.Precision.HIGHEST)
-        return y.astype(x.dtype)
+        for sides in {_sides(s) for s in signatures.values() if s.role == "hidden"}:
+            coefficients.for_shape(sides)  # missing ones are fitted now, not in the first step
+        others = {p: x for p, x in by_path(params).items() if signatures[p].role != "hidden"}
+        nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in others.items()}
+        return ScaleByRootState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params, extra
         count = increment(state.count)
         treedef = jax.tree.structure(state.mu)
         mu = by_path(state.mu)
+        if not mu:
+            return updates, state._replace(count=count)
         grads = dict(zip(mu, treedef.flatten_up_to(updates)))
         signatures = axes_lib.signatures(axes, state.mu)
-        correction = bias = None
-        new, nu, directions = dict(grads), state.nu, {}
-        if mu:
-            nu, bias = dict(state.nu), adam_branch.bias_correction(b1, b2, count)
+        new, nu, matrices = dict(grads), dict(state.nu), {}
+        correction = adam_branch.bias_correction(b1, b2, count)
         for path, g in grads.items():
             if g is None:
                 continue
+            wide = g.astype(mu[path].dtype)
             if signatures[path].role == "hidden":
-                wide = g.astype(mu[path].dtype)
                 mu[path] = (momentum * mu[path] + wide).astype(mu[path].dtype)
                 d = wide + momentum * mu[path] if nesterov else mu[path]
-                directions[path] = d.astype(mu[path].dtype)
+                matrices[path] = d.astype(mu[path].dtype)
                 continue
-            mu[path], nu[path] = adam_branch.moments(
-                g.astype(mu[path].dtype), mu[path], nu[path], b1, b2
+            u, mu[path], nu[path] = adam_branch.step(
+                wide, mu[path], nu[path], b1, b2, eps, correction
             )
-            correction = jnp.asarray(bias, nu[path].dtype)
-            new[path] = (correction * mu[path] / (jnp.sqrt(nu[path]) + eps)).astype(g.dtype)
-        if directions:
-            turned = on_auto_axes(
-                lambda ds: _by_shape(direction, ds, signatures, stack_axes), directions, directions
+            new[path] = u.astype(g.dtype)
+        if matrices:
+            directions = on_auto_axes(
+                lambda ds: _by_shape(direction, ds, signatures, stack_axes), matrices, matrices
             )
-            for path, u in turned.items():
+            for path, u in directions.items():
                 if update_rms is not None:
-                    u = u * (update_rms * math.sqrt(max(_oriented(signatures[path]))))
+                    u = u * (update_rms * math.sqrt(max(_sides(signatures[path]))))
                 new[path] = u.astype(grads[path].dtype)
         return treedef.unflatten(new.values()), ScaleByRootState(
             count, treedef.unflatten(mu.values()), nu
@@ -199,7 +256,8 @@ def scale_by_root(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _oriented(signature: axes_lib.Signature) -> tuple[int, int]:
+def _sides(signature: axes_lib.Signature) -> tuple[int, int]:
+    """(smaller side, larger side)."""
     smaller, larger = sorted((signature.fan_in, signature.fan_out))
     return smaller, larger
 
@@ -216,12 +274,12 @@ def _by_shape(
     function: Any,
     leaves: dict[str, jax.Array],
     signatures: dict[str, axes_lib.Signature],
-    stack_axes: Any,
+    stack_axes: str | Sequence[str] | None,
 ) -> dict[str, jax.Array]:
-    """`function` of every matrix of every leaf, compiled once per distinct shape."""
+    """`function` of every matrix of every leaf, compiled once per shape."""
     groups: dict[tuple[int, int], list[str]] = {}
     for path in leaves:
-        groups.setdefault(_oriented(signatures[path]), []).append(path)
+        groups.setdefault(_sides(signatures[path]), []).append(path)
     results = {}
     for paths in groups.values():
         stacks = []
@@ -235,36 +293,36 @@ def _by_shape(
 
 
 def momentum_spectra(
-    state: Any, axes: axes_lib.Axes = None, quantile: float = 0.9
+    state: Any, axes: axes_lib.Axes = None, q: float = 0.9
 ) -> dict[tuple[int, int], list[np.ndarray]]:
-    """Singular values of the clipped momenta in an optimizer's state, for fitting coefficients to them.
+    """Singular values of the clipped momenta in an optimizer's state, to which coefficients can be fitted.
 
     Args:
-        state: a `ScaleByRootState`, or any optimizer state that holds one.
+        state: a `ScaleByRootState`, or any optimizer state that contains one.
         axes: as given to `scale_by_root`.
-        quantile: as given to `scale_by_root`.
+        q: the quantile at which momenta are clipped, in [0, 1].
 
     Returns:
         (smaller side, larger side) to a list of arrays, one per matrix, in units of the gradient.
 
     Raises:
-        ValueError: no `ScaleByRootState` in the state.
+        ValueError: a state without a `ScaleByRootState`, q out of its range.
 
     >>> import jax.numpy as jnp, optax_decay
-    >>> from optax_decay.newton_fit import fit_coefficients
     >>> tx = optax_decay.root(1e-3)
     >>> spectra = momentum_spectra(tx.init({"w": jnp.ones((3, 2))}))
     >>> sorted(spectra)
     [(2, 3)]
 
-    After some steps, ``{shape: fit_coefficients(shape, spectra=s) for shape, s in spectra.items()}`` is a value for
-    the argument `coefficients`.
+    After some steps, ``{shape: fit_coefficients(shape, spectra=s) for shape, s in spectra.items()}`` is a table for
+    `newton_coefficients.by_shape`.
     """
+    check("q", q, 0.0, 1.0)
 
-    def is_ours(x: Any) -> bool:
+    def is_root(x: Any) -> bool:
         return isinstance(x, ScaleByRootState)
 
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x)]
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_root) if is_root(x)]
     if not found:
         raise ValueError(f"no ScaleByRootState in a state of type {type(state).__name__}.")
     spectra: dict[tuple[int, int], list[np.ndarray]] = {}
@@ -273,66 +331,46 @@ def momentum_spectra(
         if signatures[path].role != "hidden":
             continue
         for matrix in np.asarray(axes_lib.as_matrix(m, signatures[path])):
-            limit = np.quantile(np.abs(matrix), quantile) + THRESHOLD_FLOOR
+            limit = np.quantile(np.abs(matrix), q) + THRESHOLD_FLOOR
             clipped = np.asarray(_clip(jnp.asarray(matrix), jnp.asarray(limit, matrix.real.dtype)))
             values = np.linalg.svd(clipped, compute_uv=False)
-            spectra.setdefault(_oriented(signatures[path]), []).append(values)
+            spectra.setdefault(_sides(signatures[path]), []).append(values)
     return spectra
 
 
+@passes_options_to(scale_by_root)
 def root(
     learning_rate: optax.ScalarOrSchedule,
-    momentum: Any = 0.95,
-    quantile: Any = 0.9,
-    ns_steps: int = 5,
-    coefficients: Any = "published",
-    weight_decay: Any = 0.1,
     *,
-    nesterov: bool = True,
-    threshold: Any = None,
-    update_rms: float | None = 0.2,
-    b1: Any = 0.9,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    iteration_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule | optax.GradientTransformation = 0.1,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    stack_axes: Any = None,
+    **options: Unpack[RootOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """ROOT with decoupled weight decay: ``w ← w - η u - η λ w``.
 
-    One learning rate and one decay for two groups of parameters, whose updates have comparable size: hidden matrices
-    (ROOT) and the rest (Adam). Decay acts on hidden matrices and the output head, not on embeddings, norms and
-    biases; the released code decays everything (``mask=None``). Without `axes`, every leaf of exactly two dimensions
-    counts as a hidden matrix, embeddings included: describe the axes of a language model.
+    Hidden matrices (ROOT) and all other parameters (Adam) have updates of comparable size, and share one learning rate
+    and one decay. Hidden matrices and the output head decay; embeddings, norms and biases do not. The released code
+    decays everything (``mask=None``). Without `axes`, every leaf of exactly two dimensions counts as a hidden matrix,
+    embeddings included, so describe the axes of a language model.
 
     Args:
         learning_rate: η, a number or schedule.
         weight_decay: λ with AdamW's coupling, a number or schedule; or any transformation that belongs before
             ``scale_by_learning_rate``, such as ``huber_decay(0.1)``.
-        mask: what decays (`masks.strengths`), two names for one argument.
-        momentum, quantile, ns_steps, coefficients, nesterov, threshold, update_rms: as in `scale_by_root`.
-        b1, b2, eps, iteration_dtype, axes, stack_axes: as there.
+        mask: which leaves decay if `weight_decay` is a number or schedule (`masks.strengths`).
+        axes: what the parameters' axes mean, for the directions and for the decay (`axes.signatures`).
+        options: momentum, threshold, coefficients, nesterov, update_rms, b1, b2, eps, iteration_dtype, stack_axes, as
+            in `scale_by_root`.
+
+    Raises:
+        ValueError: as in `scale_by_root`; a mask beside a transformation, which has its own.
 
     >>> import optax_decay
     >>> tx = optax_decay.root(1e-3, weight_decay=0.1)
     """
     return optax.chain(
-        scale_by_root(
-            momentum,
-            quantile,
-            ns_steps,
-            coefficients,
-            nesterov=nesterov,
-            threshold=threshold,
-            update_rms=update_rms,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            iteration_dtype=iteration_dtype,
-            axes=axes,
-            stack_axes=stack_axes,
-        ),
+        scale_by_root(axes=axes, **options),
         as_decay(weight_decay, mask, axes),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -1,8 +1,9 @@
-"""Rotational AdamW: the rotation per step that weight decay would settle at, from the first step on.
+"""Rotational AdamW: every step rotates each neuron by the angle that AdamW's decay would settle at.
 
-Under AdamW the weights of a neuron reach an equilibrium where decay and updates balance: a constant norm, and a
-rotation of sqrt(2ηλ(1-β₁)/(1+β₁)) per step. This keeps every neuron there. With u the optimizer's direction before
-the learning rate, w one row (the incoming weights of one output), s its norm at the first step::
+Under AdamW the weights of a neuron reach an equilibrium between decay and updates, with a constant norm and a rotation
+of sqrt(2ηλ(1-β₁)/(1+β₁)) per step. This optimizer keeps every neuron at that equilibrium from the first step on. With u
+the optimizer's direction before the learning rate, w one row (the incoming weights of one output), and s the norm of
+the row at the first step::
 
     d = u - mean(u)                         (zero_mean)
     d ← d - w (d·w)/s²
@@ -10,37 +11,42 @@ the learning rate, w one row (the incoming weights of one output), s its norm at
     v = w - ρ s d/(ε + sqrt(q/(1-aᵗ)))      ρ = sqrt(2 η λ (1-β₁)/(1+β₁))
     w ← v s/‖v‖
 
-λ is AdamW's. The norm of a row never changes: give the layer a learnable gain where it should.
+λ is that of AdamW, a is `memory`, and ρ is the angle in radians. The norm of a row never changes, so a layer whose
+output should change its size needs a learnable gain.
 
 Reference: Kosson, Messmer and Jaggi, "Rotational Equilibrium: How Weight Decay Balances Learning Across Neural
 Networks", arXiv 2305.17212; their code (epfml/REQ, class RotationalAdamW).
 
 **Differs from the code.**
 
-* Their constructor also centres the rows of the initial weights: apply `center_rows` to yours. Updates without mean
-  keep them centred. Without it the radial projection puts some of the mean back, and norms are those of whole rows.
-* Rotational are the leaves of role ``"hidden"``; theirs are all of two or more dimensions, embeddings and head
-  included. `rotational_adamw` decays the head as AdamW does.
-* A row of zeros has no direction: it is moved by -ηu instead of 0/0, and keeps moving so for the whole run. A
-  direction of which centring and projection leave only rounding does not turn its row; there it turns it anywhere.
-* λ = 0 is refused, as there: nothing would move.
+* Their constructor also centres the rows of the initial weights; apply `center_rows` to yours. Updates without a mean
+  keep them centred. If they are not centred, the radial projection adds some of the mean back, and norms are those of
+  the whole rows.
+* Leaves of role ``"hidden"`` rotate; in the code all leaves of two or more dimensions do, embeddings and head included.
+  `rotational_adamw` decays the head as AdamW does.
+* A row of zeros has no direction. It moves by -ηu, here and in all later steps of the run, instead of becoming 0/0. If
+  centring and projection leave only rounding errors of a direction, the row does not rotate; in the code it rotates
+  in an arbitrary direction.
+* λ = 0 raises an error, as in the code, because nothing would move.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import decay
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment
+from optax_decay.product.running_means import share_seen
 
 
 class RotationalState(NamedTuple):
@@ -48,13 +54,62 @@ class RotationalState(NamedTuple):
 
     Attributes:
         count: int32 scalar, completed updates.
-        norm: s, norm of each row at the first step.
-        square: q, average of ‖d‖².
+        norm: s, the norm of each row at the first step, in units of the weights.
+        square: q, the running mean of ‖d‖².
     """
 
     count: jax.Array
     norm: Any
     square: Any
+
+
+class RotationOptions(TypedDict, total=False):
+    """Keyword arguments that `rotational_adamw` passes on to `rotational_update`, which describes them."""
+
+    memory: float | jax.Array
+    zero_mean: bool
+    per_neuron: bool
+
+
+class _Rotation(NamedTuple):
+    """The equations of one leaf, whose rows extend over the axes `row`."""
+
+    row: tuple[int, ...]
+    memory: float | jax.Array
+    eps: float | jax.Array
+    zero_mean: bool
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        return jnp.sum(x, axis=self.row, keepdims=True)
+
+    def length(self, x: jax.Array) -> jax.Array:
+        return jnp.sqrt(self.sum(x * x))
+
+    def __call__(
+        self,
+        u: jax.Array,
+        w: jax.Array,
+        norm: jax.Array,
+        square: jax.Array,
+        count: jax.Array,
+        eta: Any,
+        angle: Any,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The step of one leaf, and the norms and mean squares of its rows."""
+        s = jnp.where(count == 0, self.length(w), norm)
+        d = u - jnp.mean(u, axis=self.row, keepdims=True) if self.zero_mean else u
+        d = d - w * _divide(self.sum(d * w), s * s)
+        d = jnp.where(self.length(d) > 16 * jnp.finfo(d.dtype).eps * self.length(u), d, 0)
+        q = self.memory * square + (1 - self.memory) * self.sum(d * d)
+        typical = jnp.sqrt(q / share_seen(self.memory, increment(count), q.dtype))
+        rotated = w - angle * s * _divide(d, self.eps + typical)
+        new = rotated * _divide(s, self.length(rotated))
+        return jnp.where(s > 0, new - w, -eta * u), s, q
+
+
+def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y, and x where y is not positive."""
+    return x / jnp.where(y > 0, y, 1)
 
 
 def _rows(
@@ -77,41 +132,41 @@ def _rows(
 def rotational_update(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: optax.ScalarOrSchedule = 0.1,
-    b1: float = 0.9,
+    b1: float | jax.Array = 0.9,
     *,
-    average: float = 0.9,
-    eps: float = 1e-8,
+    memory: float | jax.Array = 0.9,
+    eps: float | jax.Array = 1e-8,
     zero_mean: bool = True,
     per_neuron: bool = True,
     mask: masks.Mask = "hidden",
     axes: axes_lib.Axes = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Turns directions into steps: rotations of fixed mean angle where `mask` says so, ``-η u`` elsewhere.
+    """Turns directions into steps: rotations of fixed mean angle for the leaves in `mask`, ``-η u`` for all others.
 
-    Takes the place of both decay and ``scale_by_learning_rate`` at the end of a chain.
+    Replaces both the decay and ``scale_by_learning_rate`` at the end of a chain.
 
     Args:
         learning_rate: η, a number or schedule.
-        weight_decay: λ > 0 of the AdamW whose equilibrium is kept; a number or schedule.
+        weight_decay: λ > 0 of the AdamW whose equilibrium is kept, dimensionless; a number or schedule.
         b1: β₁ in [0, 1) of the Adam in the chain.
-        average: a in [0, 1), how slowly the size of updates is tracked; 0 makes every rotation exactly ρ.
+        memory: a in [0, 1), the share of the running mean q that is kept per step. 0 makes every rotation exactly ρ.
         eps: ε >= 0, in units of the direction's norm.
         zero_mean: remove the mean of every row from its updates.
-        per_neuron: rows are the inputs of one output; False: whole matrices.
-        mask: which leaves rotate, as in `decay`; they must be matrices, which `axes` describes.
-        axes: as in `decay`.
+        per_neuron: a row holds the inputs of one output. False: a row is a whole matrix.
+        mask: which leaves rotate, as in `decay`. They must be matrices, which `axes` describes.
+        axes: what the parameters' axes mean (`axes.signatures`).
 
     Returns:
         A transformation with a `RotationalState`, whose ``update`` needs params.
 
     Raises:
-        ValueError: a number out of its range; at ``init``, a chosen leaf that is no matrix; when updated, weights
-            split by ``shard_map`` (under jit they may be sharded in any way).
+        ValueError: a number out of its range; at ``init``, a chosen leaf that is not a matrix; when updated, weights
+            that ``shard_map`` splits (under jit they may be sharded in any way).
     """
     check("learning_rate", learning_rate, 0.0)
     check("weight_decay", weight_decay, 0.0, open_low=True)
     check("b1", b1, 0.0, 1.0, open_high=True)
-    check("average", average, 0.0, 1.0, open_high=True)
+    check("memory", memory, 0.0, 1.0, open_high=True)
     check("eps", eps, 0.0)
     masks.check_mask(mask)
 
@@ -119,14 +174,12 @@ def rotational_update(
         return _rows(params, per_neuron, mask, axes)
 
     def init(params: Any) -> RotationalState:
-        count = jnp.zeros([], jnp.int32)
-        if not jax.tree.leaves(params):
-            # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-            return RotationalState(count, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+        if has_no_leaves(params):
+            return placeholder_state(RotationalState)
         leaves = by_path(params)
 
         def zeros() -> dict[str, jax.Array]:
-            # Sums of zeros rather than zeros: on explicit mesh axes they are sharded as the rows are.
+            # Sums of zeros instead of zeros: on explicit mesh axes they are sharded like the rows.
             return {
                 path: jnp.sum(
                     jnp.zeros_like(leaves[path], accumulator_dtype(leaves[path].dtype)),
@@ -136,29 +189,7 @@ def rotational_update(
                 for path, row in rows(params).items()
             }
 
-        return RotationalState(count, zeros(), zeros())
-
-    def rotate(u: Any, w: Any, row: Any, norm: Any, square: Any, count: Any, eta: Any) -> Any:
-        """The step of one leaf, and the state of its rows."""
-
-        def length(x: jax.Array) -> jax.Array:
-            return jnp.sqrt(jnp.sum(x * x, axis=row, keepdims=True))
-
-        def divide(x: jax.Array, y: jax.Array) -> jax.Array:
-            return x / jnp.where(y > 0, y, 1)
-
-        s = jnp.where(count == 0, length(w), norm)
-        d = u - jnp.mean(u, axis=row, keepdims=True) if zero_mean else u
-        d = d - w * divide(jnp.sum(d * w, axis=row, keepdims=True), s * s)
-        d = jnp.where(length(d) > 16 * jnp.finfo(d.dtype).eps * length(u), d, 0)
-        q = average * square + (1 - average) * jnp.sum(d * d, axis=row, keepdims=True)
-        steps = count.astype(q.dtype) + 1
-        # 1 - a**t without cancellation; log1p(-1) = -inf gives 1 for a = 0.
-        typical = jnp.sqrt(q / -jnp.expm1(steps * jnp.log1p(-jnp.asarray(1 - average, q.dtype))))
-        angle = jnp.sqrt(2 * eta * now(weight_decay, count) * (1 - b1) / (1 + b1))
-        turned = w - angle * s * divide(d, eps + typical)
-        new = turned * divide(s, length(turned))
-        return jnp.where(s > 0, new - w, -eta * u), s, q
+        return RotationalState(jnp.zeros([], jnp.int32), zeros(), zeros())
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
@@ -169,6 +200,7 @@ def rotational_update(
         chosen, weights = rows(params), by_path(params)
         norms, squares = dict(state.norm), dict(state.square)
         eta = now(learning_rate, state.count)
+        angle = jnp.sqrt(2 * eta * now(weight_decay, state.count) * (1 - b1) / (1 + b1))
 
         def leaf(key: Any, u: Any) -> Any:
             path = path_string(key)
@@ -183,14 +215,15 @@ def rotational_update(
                     "Call it under jit, where weights may be sharded in any way."
                 )
             dtype = jnp.promote_types(jnp.promote_types(u.dtype, w.dtype), jnp.float32)
+            rotate = _Rotation(chosen[path], memory, eps, zero_mean)
             step, norm, square = rotate(
                 u.astype(dtype),
                 w.astype(dtype),
-                chosen[path],
                 norms[path],
                 squares[path],
                 state.count,
                 eta,
+                angle,
             )
             norms[path] = norm.astype(norms[path].dtype)
             squares[path] = square.astype(squares[path].dtype)
@@ -230,36 +263,37 @@ def center_rows(
     return jax.tree_util.tree_map_with_path(center, params)
 
 
+@passes_options_to(rotational_update, "eps")
 def rotational_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.01,
     *,
     mask: masks.Mask = "hidden",
-    head: masks.Mask = "head",
+    decay_mask: masks.Mask = "head",
     axes: axes_lib.Axes = None,
-    **options: Any,
+    **options: Unpack[RotationOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam whose hidden matrices rotate; the head decays as in AdamW, everything else does not.
+    """Adam whose hidden matrices rotate; the head decays as in AdamW, and everything else does not decay.
 
     That needs `axes`: without a description, every leaf of exactly two dimensions counts as a hidden matrix.
 
     Args:
         learning_rate: η, a number or schedule.
         b1, b2, eps: as in ``optax.adam``.
-        weight_decay: λ > 0, for both; a number or schedule.
+        weight_decay: λ > 0, of the rotation and of the decay, dimensionless; a number or schedule.
         mask: which leaves rotate, as in `decay`.
-        head: which leaves decay, as in `decay`.
+        decay_mask: which leaves decay, as in `decay`.
         axes: what the parameters' axes mean (`axes.signatures`).
-        options: average, zero_mean, per_neuron, as in `rotational_update`.
+        options: memory, zero_mean, per_neuron, as in `rotational_update`.
 
     >>> import optax_decay
     >>> tx = optax_decay.rotational_adamw(1e-3, weight_decay=0.1)
     """
     return optax.chain(
         optax.scale_by_adam(b1, b2, eps),
-        decay(weight_decay, mask=head, axes=axes),
+        decay(weight_decay, mask=decay_mask, axes=axes),
         rotational_update(learning_rate, weight_decay, b1, mask=mask, axes=axes, **options),
     )

@@ -68,12 +68,12 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
 def passes_options_to(inner: Callable[..., Any], *without: str) -> Callable[[F], F]:
     """Completes the signature of a function that passes its ``**options`` on to `inner`.
 
-    The keyword-only arguments of `inner` replace ``**options`` in ``inspect.signature``, with their types and defaults,
-    so that ``help``, editors and ``optax.inject_hyperparams`` see them although they are written once.
+    The arguments of `inner` replace ``**options`` in ``inspect.signature`` as keyword-only arguments, with their types
+    and defaults, so that ``help``, editors and ``optax.inject_hyperparams`` see them although they are written once.
 
     Args:
         inner: the function that receives the options.
-        without: keyword-only arguments of `inner` that the function sets itself.
+        without: arguments of `inner` that the function sets itself.
     """
 
     def complete(function: F) -> F:
@@ -81,9 +81,9 @@ def passes_options_to(inner: Callable[..., Any], *without: str) -> Callable[[F],
         mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {p.name for p in mine} | set(without)
         passed = [
-            p
+            p.replace(kind=p.KEYWORD_ONLY)
             for p in inspect.signature(inner).parameters.values()
-            if p.kind is p.KEYWORD_ONLY and p.name not in taken
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken
         ]
         function.__signature__ = own.replace(parameters=[*mine, *passed])  # type: ignore[attr-defined]
         return function

@@ -240,6 +240,8 @@ def as_decay(
     weight_decay: optax.ScalarOrSchedule | optax.GradientTransformation,
     mask: masks.Mask,
     axes: axes_lib.Axes,
+    *,
+    only_use_of_axes: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The decay link of a ready-made optimizer: a number or schedule becomes `decay`, a transformation is kept.
 
@@ -247,15 +249,21 @@ def as_decay(
         weight_decay: λ with AdamW's coupling, or any transformation that belongs before ``scale_by_learning_rate``.
         mask: what decays; `masks.MATRICES` is the default of ready-made optimizers.
         axes: as in `decay`.
+        only_use_of_axes: True if nothing but the decay of the optimizer needs `axes`.
 
     Raises:
-        ValueError: a mask beside a transformation, which has its own.
+        ValueError: a mask, or axes for the decay alone, beside a transformation, which has its own.
     """
     if isinstance(weight_decay, optax.GradientTransformation):
         if mask is not masks.MATRICES:
             raise ValueError(
                 f"mask={mask!r} would be ignored: weight_decay is a transformation with a mask of its own; give it to "
                 "the transformation."
+            )
+        if only_use_of_axes and axes is not None:
+            raise ValueError(
+                "axes would be ignored: weight_decay is a transformation with axes of its own; give them to the "
+                "transformation."
             )
         return optax.with_extra_args_support(weight_decay)
     return decay(weight_decay, mask=mask, axes=axes)
