@@ -14,8 +14,8 @@
 # # One link of a chain
 #
 # Every weight decay of this library is one formula, `u ← u + λ(t) · m(matrix) · ψ(w)`: a rate λ, a multiplier m per
-# matrix, and a pull ψ on each weight. This notebook puts four decays into the same `optax.chain`, trains a small network
-# in plain JAX with each, prints which parameters decay and how fast, and compares the weights that result.
+# matrix, and a pull ψ on each weight. This notebook puts four decays into the same `optax.chain`, trains a small
+# network in plain JAX with each, prints which parameters decay and how fast, and compares the weights that result.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -142,9 +142,10 @@ for name, (_, _, errors) in results.items():
 # ## What each leaves behind
 # Left: the error. Every step sees fresh examples, so there is nothing to overfit, and the lowest error here is that
 # without decay (one seed): this problem does not need decay. Right: what decay changes are the weights. They are those
-# of the middle matrix, sorted by size. l2 pulls every weight in proportion to its size, so the largest ones shrink most.
-# The Huber pull is bounded at 1.5 times the mean size: it leaves the largest weights nearly as large as they are without
-# decay and shrinks those in the middle. Spectral multipliers make one of the two matrices decay more than the other.
+# of the middle matrix, sorted by size. l2 pulls every weight in proportion to its size, so the largest ones shrink
+# most. The Huber pull is bounded at 1.5 times the mean size: it leaves the largest weights nearly as large as they are
+# without decay and shrinks those in the middle. Spectral multipliers make one of the two matrices decay more than the
+# other.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")

@@ -45,7 +45,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import optax_decay
 from optax_decay import spectra
 
 # %% [markdown]
@@ -66,7 +65,8 @@ def alpha(w):
 
 for ratio in (1, 2.7, 4):
     w = np.random.default_rng(0).standard_normal((rows, round(ratio * rows)))
-    print(f"{w.shape}: alpha of a random matrix {alpha(w):.2f}")
+    expected = spectra.random_matrix_alpha(*w.shape)
+    print(f"{w.shape}: alpha of this random matrix {alpha(w):.2f}, of large ones {expected:.2f}")
 
 # %% [markdown]
 # ## Step 1: one inverse gives a logarithmic scale
@@ -106,35 +106,25 @@ plt.show()
 # %% [markdown]
 # ## Step 2: exact moments give the exponent
 #
-# The Chebyshev moments of Y are traces of matrix products. They are exact: no random vectors are used. The decay does
-# all of this when its score is `hill(method=matrix_products())`, and it keeps the result in its state. `error` there is
-# the resolution that the estimator reports: how far alpha moves when a third of the moments is left out. The remaining
-# difference at this size is the statistic's own dependence on the single eigenvalue at the median, which falls with
-# the size of the matrix.
-
+# The Chebyshev moments of Y are traces of matrix products. They are exact: no random vectors are used.
+# `spectra.measure` does all of this when the score is `hill(method=matrix_products())`; a decay takes the same score.
+# The `error` of the result is the resolution that the estimator reports: how far alpha moves when a third of the
+# moments is left out. The remaining difference at this size is the statistic's own dependence on the single eigenvalue
+# at the median, which falls with the size of the matrix.
 
 # %%
-link = optax_decay.spectral_alpha_decay(
-    score=spectra.hill(method=spectra.matrix_products()),
-    select=spectra.hidden_matrices(min_eigenvalues=8),
-)
-
-
-@jax.jit
-def measured(w):
-    """State of the decay after one update, in which it measures the matrix."""
-    params = {"w": w}
-    return link.update(params, link.init(params), params)[1]
+score = spectra.hill(method=spectra.matrix_products())
+measure = jax.jit(lambda w: spectra.measure(w, score))
 
 
 def compare(kind):
     exact, estimate, resolution = [], [], []
     for seed in range(draws):
         w = draw(kind, seed)
-        found = optax_decay.metrics(measured(w))
+        found = measure(w)
         exact.append(alpha(w))
-        estimate.append(found["score/w"])
-        resolution.append(found["error/w"])
+        estimate.append(float(found.value))
+        resolution.append(float(found.error))
     return np.array(exact), np.array(estimate), np.array(resolution)
 
 
@@ -158,16 +148,18 @@ plt.show()
 # %% [markdown]
 # ## The weak case
 #
-# The hardest spectrum ends in a cliff just below the median, such as a pure power law of large alpha. With K moments the
-# resolution in ln λ is `2π/K` at the centre θ. The estimator notices the problem, moves the centre to the median that it
-# found, and takes more moments. If that is not enough, the state says so: `resolved` is 0.
+# The hardest spectrum ends in a cliff just below the median, such as a pure power law of large alpha. With K moments
+# the resolution in ln λ is `2π/K` at the centre θ. The estimator notices the problem, moves the centre to the median
+# that it found, and takes more moments. If that is not enough, it says so: `resolved` is False.
 
 # %%
 rng = np.random.default_rng(1)
 u, _, vt = np.linalg.svd(rng.standard_normal((rows, columns)), full_matrices=False)
 cliff = jnp.asarray((u * np.sqrt((rng.pareto(5.0, rows) + 1))) @ vt, jnp.float32)
-found = optax_decay.metrics(measured(cliff))
-print(
-    f"exact {alpha(cliff):.3f}, from matrix products {found['score/w']:.3f}; without a third of the moments it moves by"
-    f" {found['error/w']:.3f}; resolved: {found['resolved/w']:.0f}"
-)
+print(f"exact {alpha(cliff):.3f}")
+for giant in (2, 8):
+    found = spectra.tail_exponent(spectra.gram(cliff)[None], tail=rows - rows // 2, giant=giant)
+    print(
+        f"K = {8 * (giant + 1):3d}: alpha {float(found.alpha):.3f} after {int(found.passes)} passes; without a third"
+        f" of the moments it moves by {float(found.error):.3f}; resolved: {bool(found.resolved)}"
+    )

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Tune at a small width, train at four times the width
 #
-# We search for the learning rate η and the weight decay λ on a model of width 32, and use them for a model of width 128
-# without any change. Two things make this work. `mup_adamw` gives the matrices of the wide model the learning rate η/m
-# and the decay λ√m, where m = 4 is the ratio of the widths. The model itself takes a `base_width`, from which its initial
-# weights and its output scale follow. Nothing is tuned at width 128. The claim behind the transfer of λ is that the
-# largest singular values of both models agree; a report at the end compares them.
+# We search for the learning rate η and the weight decay λ on a model of width 32, and use them for a model of width
+# 128 without any change. Two things make this work. `mup_adamw` gives the matrices of the wide model the learning rate
+# η/m and the decay λ√m, where m = 4 is the ratio of the widths. The model itself takes a `base_width`, from which its
+# initial weights and its output scale follow. Nothing is tuned at width 128. The claim behind the transfer of λ is
+# that the largest singular values of both models agree; a report at the end compares them.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -169,8 +169,8 @@ print(f"\nbest at width {base}: η = {eta:g}, λ = {lam:g}")
 
 # %% [markdown]
 # ## The same numbers at the large width
-# The picture also shows runs at other η, under μP with the default rule and with plain AdamW, which uses one η and one λ
-# for all parameters and the model without a `base_width`. These runs are for the picture only.
+# The picture also shows runs at other η, under μP with the default rule and with plain AdamW, which uses one η and one
+# λ for all parameters and the model without a `base_width`. These runs are for the picture only.
 
 # %%
 around = [eta / 4, eta / 2, eta, 2 * eta]
@@ -190,7 +190,10 @@ for width, style in ((base, "o:"), (wide, "s-")):
         panel.vlines(around, each.min(axis=1), each.max(axis=1), color=color)
         print(f"{name:12s} width {width:4d}  " + "  ".join(f"{x:.3f}" for x in losses))
 panel.axvline(eta, color="#a0a0a0", linewidth=1)
-panel.set(xlabel="η of the small model (grey: used at both widths)", ylabel="held-out loss [nats per byte]")
+panel.set(
+    xlabel="η of the small model (grey: used at both widths)",
+    ylabel="held-out loss [nats per byte]",
+)
 panel.set_title("vertical lines: lowest to highest of the seeds", fontsize=9)
 panel.legend(frameon=False)
 plt.show()
@@ -198,8 +201,9 @@ plt.show()
 # %% [markdown]
 # ## Does the assumption hold?
 # The report compares the largest singular values σ of the two models, for each matrix and layer, after the same number
-# of steps. `a` is the exponent in σ ∝ sqrt(η/λ)·width^a that the two runs show, and `s = 2a - 1` is the exponent of λ that
-# would have kept σ constant. The default rule assumes s = ½; a row marked as failed is a matrix with another exponent.
+# of steps. `a` is the exponent in σ ∝ sqrt(η/λ)·width^a that the two runs show, and `s = 2a - 1` is the exponent of λ
+# that would have kept σ constant. The default rule assumes s = ½; a row marked as failed is a matrix with another
+# exponent.
 
 # %%
 target, proxy = (run(width, True, eta, lam, 0)[1] for width in (wide, base))

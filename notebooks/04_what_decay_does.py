@@ -13,9 +13,9 @@
 # # What decay does to the weights
 #
 # This notebook trains the same small LLaMA with four decays: none, l2 (AdamW), Huber (AdamHD) and AlphaDecay. Text,
-# learning rate and λ are the same. During training it records the tail exponent alpha of every matrix, and at the end it
-# compares the sizes of the weights and their spectra. The text is the source of Python's standard library, so nothing
-# has to be downloaded.
+# learning rate and λ are the same. During training it records the tail exponent alpha of every matrix, and at the end
+# it compares the sizes of the weights and their spectra. The text is the source of Python's standard library, so
+# nothing has to be downloaded.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -66,9 +66,7 @@ def batches(source, number):
     return jnp.asarray(source[starts[..., None] + np.arange(length + 1)], jnp.int32)
 
 
-model = llama.Config(
-    vocab_size=256, width=width, mlp_width=2 * width, layers=layers, heads=4
-)
+model = llama.Config(vocab_size=256, width=width, mlp_width=2 * width, layers=layers, heads=4)
 axes = llama.axes(model)
 params = llama.init(model, jax.random.key(0))
 described = optax_decay.axes.signatures(axes, params)
@@ -196,8 +194,8 @@ plt.show()
 
 # %% [markdown]
 # ## Alpha during training
-# Each line is one kind of matrix, averaged over the layers. AlphaDecay decays matrices with a large exponent more, which
-# pushes large exponents down more than small ones.
+# Each line is one kind of matrix, averaged over the layers. AlphaDecay decays matrices with a large exponent more,
+# which pushes large exponents down more than small ones.
 
 # %%
 figure, axs = plt.subplots(1, len(links), figsize=(12, 3.4), layout="constrained", sharey=True)

@@ -82,8 +82,8 @@ assert finish(start(*options("whole"))) == 0
 
 # %% [markdown]
 # ## Interrupted
-# The scheduler asks the program to end by sending SIGTERM. The program finishes its step, saves a checkpoint, and prints
-# the command that resumes the run.
+# The scheduler asks the program to end by sending SIGTERM. The program finishes its step, saves a checkpoint, and
+# prints the command that resumes the run.
 
 # %%
 process = start(*options("interrupted"))
@@ -105,7 +105,9 @@ assert whole == resumed
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-axis.plot(list(whole), list(whole.values()), "-", color="0.7", linewidth=4, label="uninterrupted run")
+axis.plot(
+    list(whole), list(whole.values()), "-", color="0.7", linewidth=4, label="uninterrupted run"
+)
 axis.plot(list(resumed), list(resumed.values()), "k--", linewidth=1, label="interrupted run")
 axis.axvline(reached, color="k", linestyle=":", label="interrupted and resumed here")
 axis.set(xlabel="step", ylabel="training loss [nats per token]")

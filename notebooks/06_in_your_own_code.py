@@ -12,9 +12,10 @@
 # %% [markdown]
 # # In your own code: plain JAX, Flax NNX, Flax Linen, Equinox
 #
-# A decay of this library is one link of an `optax.chain` and depends on no neural-network framework. It needs a tree of
-# arrays. If a decay uses roles or spectra, it also needs one line per kind of parameter that describes the axes. The path
-# of a parameter consists of its keys in the tree, joined by `/`. A trailing `/value` is ignored, so NNX states work too.
+# A decay of this library is one link of an `optax.chain` and depends on no neural-network framework. It needs a tree
+# of arrays. If a decay uses roles or spectra, it also needs one line per kind of parameter that describes the axes.
+# The path of a parameter consists of its keys in the tree, joined by `/`. A trailing `/value` is ignored, so NNX
+# states work too.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -102,9 +103,9 @@ def show(name, predict, params, axes):
 
 # %% [markdown]
 # ## Plain JAX
-# `P` and `C` are sizes of the data, which do not grow with the model; all other letters are widths. A matrix from width to
-# width has the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed size it is a
-# *head*. The multipliers compare hidden matrices with each other, so this network has two of them.
+# `P` and `C` are sizes of the data, which do not grow with the model; all other letters are widths. A matrix from
+# width to width has the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed
+# size it is a *head*. The multipliers compare hidden matrices with each other, so this network has two of them.
 
 # %%
 AXES = (
@@ -187,10 +188,10 @@ show("Flax Linen", lambda p: net.apply({"params": p}, x), variables["params"], N
 
 # %% [markdown]
 # ## Equinox
-# Modules are trees. `eqx.partition` keeps the arrays and puts `None` where something is not trained; every transformation
-# ignores `None`. Paths contain the numbers of the layers, and kernels have their outputs first, so here a tree of optax's
-# `MuonDimensionNumbers` (input axes, output axes) is the simplest description. It does not say which sizes are widths, so
-# every matrix counts as hidden.
+# Modules are trees. `eqx.partition` keeps the arrays and puts `None` where something is not trained; every
+# transformation ignores `None`. Paths contain the numbers of the layers, and kernels have their outputs first, so here
+# a tree of optax's `MuonDimensionNumbers` (input axes, output axes) is the simplest description. It does not say which
+# sizes are widths, so every matrix counts as hidden.
 
 # %%
 try:
