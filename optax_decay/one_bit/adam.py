@@ -1,123 +1,123 @@
-"""1-bit Adam: momenta that cross the network as signs.
+"""1-bit Adam: workers exchange the signs of their momenta instead of gradients.
 
-Warm-up, steps 1 … T, with ḡ_t the mean of the workers' gradients g_{n,t} (a plain all-reduce)::
+Warm-up, steps 1 … T, with ḡ_t the mean over all workers of their gradients g_{n,t} (a plain all-reduce)::
 
     m_t = β₁ m_{t−1} + (1−β₁) ḡ_t        v_t = β₂ v_{t−1} + (1−β₂) ḡ_t²
 
-Afterwards v = v_T stays, and only signs are exchanged::
+After the warm-up v = v_T is frozen, and only signs are exchanged::
 
     m_t = C_n(β₁ m_{t−1} + (1−β₁) g_{n,t})        m_t ← 0 where v ≤ variance_floor
 
-with C the sign-compressed mean of `sign_compression`, which carries what it could not send to the next step. Both
+with C the sign-compressed mean of `compression`, which adds what one step could not send to the next step. In both
 phases::
 
     u_t = m_t / (√v + ε)
 
-m, v: gradient and squared gradient, float32 (float64 for float64); the same on every worker to the last bit, as is u.
-β₁, β₂, ε: dimensionless, ε in gradients. T: `warmup_steps`, 15–25 % of a run by its authors' advice. Of N workers each
-sends about P/4 bytes per step for P compressed parameters, a plain all-reduce 8P (float32).
+m is in units of the gradient and v in those of its square, both float32 (float64 for float64). They and u are the same
+on every worker to the last bit. β₁ and β₂ are dimensionless, and ε has the units of the gradient. T is `warmup_steps`;
+the authors advise 15–25 % of a run. Each of N workers sends about P/4 bytes per step for P compressed parameters, where
+a plain all-reduce sends 8P (float32).
 
 Reference: Tang et al., 1-bit Adam: Communication Efficient Large-Scale Training with Adam's Convergence Speed,
 arXiv 2102.02888; released code: DeepSpeed, ``OnebitAdam``.
 
 **Differs from the paper** and from the released code:
 
-* T counts real steps. The code spends its first step on set-up: its ``freeze_step`` is T + 1.
-* Where the frozen variance is 0 the momentum is 0, by default: such a coordinate receives the noise of its
-  neighbours divided by ε and reaches 1e4 and more in ten steps. The code leaves that to the user
-  (``exp_avg_mask``); `variance_floor=None` does too.
-* A coordinate that gets its first gradient after T never moves, so embeddings, whose rare rows are of this kind,
+* T counts real steps. The code spends its first step on set-up, so its ``freeze_step`` is T + 1.
+* By default the momentum is 0 where the frozen variance is 0. Without that, such a coordinate receives the noise of its
+  neighbours divided by ε and exceeds 1e4 within ten steps. The code leaves this to the user (``exp_avg_mask``), as
+  does ``variance_floor=None``.
+* A coordinate whose first gradient comes after T never moves. Rare rows of embeddings are of this kind, so embeddings
   should not be compressed: `one_bit_adam` compresses hidden matrices and the head. Leaves that are not compressed
   continue as in the warm-up, with a variance that is not frozen (the code's ``non_freeze`` group).
-* No bias correction, as in the code, and unlike Adam. A variance frozen at T is short by 1 − β₂^T, which inflates all
-  later steps (by 3.2 for T = 100, 1.26 for T = 1000 at β₂ = 0.999): `bias_correct_frozen_variance` divides by it
-  from T on. `bias_correction` corrects m and v in both phases: the warm-up is ``optax.adam`` to rounding.
-* The automatic criterion of the paper, ‖v_t‖₁ / ‖v_{t−Δ}‖₁ ≥ 0.96, also holds while v still grows from 0;
-  `VarianceCriterion` bounds the ratio from both sides (``growth=math.inf`` is the paper's).
-* Everything is in the state, errors too; the code drops errors whenever it loads a checkpoint.
-* Beyond the paper, off by default: `largest_direction` ρ bounds ``|u|`` by ρ once signs are sent. All ``|m|`` of a
-  matrix are then one number s and u is ±s/√v: where v froze at less than s², the noise of signs moves a weight by more
-  than Adam ever would. The bound is the same as raising such v to (s/ρ)². Weights that seldom have a gradient, such as
-  a head's columns of rare tokens, are of this kind the more the shorter v remembers. With β₂ = 0.95 and unclipped
-  gradients a small LLaMA's loss rose from 1.9 to 178 within 50 steps of the warm-up's end; ρ = 1 prevents that, and
-  makes no difference where gradients are clipped (``RESULTS.md``).
+* As in the code, and unlike Adam, no bias is corrected. A variance frozen at T is too small by the factor 1 − β₂^T,
+  which enlarges all later steps (3.2 times for T = 100, 1.26 times for T = 1000 at β₂ = 0.999).
+  ``bias_correction="frozen_variance"`` divides by that factor from T on. ``bias_correction=True`` corrects m and v in
+  both phases, so that the warm-up equals ``optax.adam`` up to rounding.
+* The paper's automatic criterion, ‖v_t‖₁ / ‖v_{t−Δ}‖₁ ≥ 0.96, also holds while v still grows from 0.
+  `VarianceCriterion` bounds the ratio from both sides (``max_ratio=math.inf`` gives the paper's rule).
+* The state is complete, compression errors included. The code drops the errors when it loads a checkpoint.
+* Not in the paper, and off by default: `largest_direction` ρ bounds ``|u|`` by ρ after the warm-up. Then all ``|m|`` of
+  a matrix are one number s, and u is ±s/√v. Where v was frozen below s², the noise of the signs moves a weight further
+  than Adam ever would. The bound has the same effect as raising such v to (s/ρ)². Weights with rare gradients, such as
+  the columns of a head that belong to rare tokens, are affected most, and the more the smaller β₂ is. With β₂ = 0.95
+  and unclipped gradients the loss of a small LLaMA rose from 1.9 to 178 within 50 steps after the warm-up; ρ = 1
+  prevents that, and makes no difference where gradients are clipped (``RESULTS.md``).
 
-**Using it.** Run the step in `jax.shard_map` over the axis and differentiate with respect to `local_params`, so that
-gradients are each worker's own. A link in front of this one (clipping) sees the local gradient, in both phases.
-Parameters must not be sharded over the compressed axis. Over other axes they may: shard the model inside a slice, pass
-`param_specs`, and compress over the slow outer axis only. The `shard_map` then needs to be over that axis alone
-(``axis_names={"slice"}``; the compiler does the rest as before), or over all. Momenta are compressed shard by shard, so
-scales are per shard and the trajectory depends on the number of shards. Make the axes inside the slice Auto: with
-Explicit ones jax 0.10 gathers shards around the exchange (inside the slice; 0.12 does not).
+**How to use it.** Run the step in `jax.shard_map` over the axis of the workers, and differentiate with respect to
+`local_params`, so that each worker has its own gradients. A link before this one, such as clipping, sees the local
+gradient in both phases. Parameters must not be sharded over the compressed axis, but may be over other axes: shard the
+model inside a slice, pass `param_specs`, and compress over the slow outer axis only. The `shard_map` is then over that
+axis alone (``axis_names={"slice"}``; the compiler does the rest as before) or over all axes. Momenta are compressed
+shard by shard, so scales are per shard and the trajectory depends on the number of shards. Make the axes inside the
+slice Auto: with Explicit ones jax 0.10 gathers the shards around the exchange (inside the slice; jax 0.12 does not).
 """
 
-import difflib
-import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_decay.one_bit import buffers as sign_buffers
-from optax_decay.one_bit import checks as worker_checks
-from optax_decay.one_bit import compression as sc
-from optax_decay.one_bit.freeze import Look, VarianceCriterion, warmup_ends
+from optax_decay.one_bit import buffers, checks, compression
+from optax_decay.one_bit.warmup import VarianceCheck, VarianceCriterion, warmup_ends
 from optax_decay.parameters import axes as axes_lib
+from optax_decay.parameters.arguments import check, one_of, passes_options_to
+from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
-from optax_decay.product.pulls import check
+from optax_decay.product.product import increment
+from optax_decay.product.running_means import share_seen
 
 PHASES = ("warmup", "compressed")
 
+BiasCorrection = bool | Literal["frozen_variance"]
+
 
 class OneBitAdamState(NamedTuple):
-    """State of `scale_by_one_bit_adam`. All but the errors is the same on every worker.
+    """State of `scale_by_one_bit_adam`. All of it but the errors is the same on every worker.
 
     Attributes:
-        count: int32 scalar, completed steps.
-        freeze_count: int32 scalar, completed steps when the variance froze; 0 during the warm-up.
+        count: int32 scalar, completed updates.
+        warmup_end: int32 scalar, completed updates when the warm-up ended and the variance froze; 0 before that.
         mu: like params, float32: m.
         nu: like params, float32: v, without any bias correction.
         worker_error: {buffer: float32 [devices, matrices, padded elements]}, what each worker has yet to send.
         server_error: {buffer: float32 [devices, matrices, padded elements / N]}, the same for the chunk it serves.
-        look: what the automatic criterion saw last.
+        last_check: what a `VarianceCriterion` measured last; zeros without one.
     """
 
     count: jax.Array
-    freeze_count: jax.Array
+    warmup_end: jax.Array
     mu: Any
     nu: Any
     worker_error: Any
     server_error: Any
-    look: Look
+    last_check: VarianceCheck
 
 
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{name}={value!r} is not known; allowed: {', '.join(allowed)} (nearest: {near!r})."
-        )
+class OneBitAdamOptions(TypedDict, total=False):
+    """Keyword arguments that `one_bit_adam` passes on to `scale_by_one_bit_adam`, which describes them."""
 
-
-def _share_seen(decay_rate: Any, count: jax.Array, dtype: Any) -> jax.Array:
-    """``1 − β^count``, what an average of `count` steps from 0 has seen of a constant."""
-    if isinstance(decay_rate, float) and 0 < decay_rate < 1:
-        # 1 - 0.999**100 in float32 is off by 1e-5, because 0.999 is.
-        return -jnp.expm1(count.astype(dtype) * math.log(decay_rate))
-    return 1 - decay_rate ** count.astype(dtype)
+    b1: float | jax.Array
+    b2: float | jax.Array
+    eps: float | jax.Array
+    layout: buffers.Layout
+    param_specs: Any
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
+    variance_floor: float | jax.Array | None
+    bias_correction: BiasCorrection
+    largest_direction: float | jax.Array | None
 
 
 class _Adam(NamedTuple):
     """The equations of one leaf."""
 
-    b1: Any
-    b2: Any
-    eps: Any
-    correct_frozen: bool
-    correct: bool
+    b1: float | jax.Array
+    b2: float | jax.Array
+    eps: float | jax.Array
+    bias_correction: BiasCorrection
 
     def momentum(self, g: jax.Array, m: jax.Array) -> jax.Array:
         return self.b1 * m + (1 - self.b1) * g
@@ -128,70 +128,62 @@ class _Adam(NamedTuple):
     def direction(
         self, m: jax.Array, v: jax.Array, count: jax.Array, v_count: jax.Array, frozen: jax.Array
     ) -> jax.Array:
-        """u; m averages `count` steps and v `v_count`."""
-        if self.correct:
-            m = m / _share_seen(self.b1, count, m.dtype)
-            v = v / _share_seen(self.b2, v_count, v.dtype)
-        elif self.correct_frozen:
-            v = v / jnp.where(frozen, _share_seen(self.b2, v_count, v.dtype), 1)
+        """u, where m is a running mean of `count` steps and v of `v_count`."""
+        if self.bias_correction == "frozen_variance":
+            v = v / jnp.where(frozen, share_seen(self.b2, v_count, v.dtype), 1)
+        elif self.bias_correction:
+            m = m / share_seen(self.b1, count, m.dtype)
+            v = v / share_seen(self.b2, v_count, v.dtype)
         return m / (jnp.sqrt(v) + self.eps)
 
 
-def scale_by_one_bit_adam(
-    axis_name: sc.AxisName,
-    warmup_steps: int | VarianceCriterion,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    *,
-    layout: str = "joined",
-    compress: masks.Mask = None,
-    axes: axes_lib.Axes = None,
-    param_specs: Any = None,
-    mesh: Any = None,
-    variance_floor: float | None = 0.0,
-    bias_correct_frozen_variance: bool = False,
-    bias_correction: bool = False,
-    largest_direction: float | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Adam whose momenta, after a warm-up, cross the mesh as one bit per element; for use inside `jax.shard_map`.
+class _Phases(NamedTuple):
+    """The two ways to update the moments of compressed leaves, each given as a list."""
 
-    Args:
-        axis_name: mesh axis of the workers (or a tuple of axes); the slow one, if there are several.
-        warmup_steps: T, steps with a plain mean, at least 1; or a `VarianceCriterion` that decides.
-        b1, b2: β₁, β₂, in [0, 1).
-        eps: ε, in gradients, >= 0.
-        layout: ``"joined"``, one scale per matrix as in the released code and all in one exchange; ``"per_leaf"``,
-            the same numbers and one exchange per parameter; ``"flat"``, one scale for all (`sign_buffers`).
-        compress: which leaves are compressed, in any form of `masks.strengths`. None: every leaf this link is given.
-        axes: what the parameters' axes mean (`axes.signatures`); for roles in `compress`, and for parameters that
-            stack several matrices, each of which gets its own scale.
-        param_specs: tree (or prefix) of PartitionSpec if the parameters are sharded over other mesh axes.
-        mesh: tells ``init`` the number of workers where neither `shard_map` nor ``jax.set_mesh`` does. (It is callable:
-            ``optax.inject_hyperparams`` needs it in ``static_args``.)
-        variance_floor: momenta are 0 where the frozen v is at most this, in squared gradients; None: nowhere.
-        bias_correct_frozen_variance: divide the frozen v by 1 − β₂^T, once it is frozen.
-        bias_correction: divide m by 1 − β₁^t and v by 1 − β₂^t, in both phases.
-        largest_direction: ρ, bound of ``|u|`` of compressed leaves after the warm-up, dimensionless; None: none.
+    adam: _Adam
+    axis_name: compression.AxisName
+    variance_floor: float | jax.Array | None
+    specs: list[jax.sharding.PartitionSpec]
+    groups: list[list[buffers.Buffer]]
 
-    Returns:
-        A transformation with a `OneBitAdamState`. Its ``update`` takes the extra argument ``phase``: None compiles both
-        phases and takes the one that the state asks for; ``"warmup"`` or ``"compressed"`` compiles only one, and
-        the caller switches when `one_bit_phase` does. ``"compressed"`` before the end of the warm-up ends it;
-        ``"warmup"`` after it averages exactly and keeps the frozen variance.
+    def warmup(
+        self, g: Any, m: Any, v: Any, worker: Any, server: Any, frozen: jax.Array | None = None
+    ) -> Any:
+        """An exact mean of the gradients; keeps the variance where it is `frozen`, if that is given."""
+        g = jax.lax.pmean(g, self.axis_name)
+        new_v = [self.adam.variance(*x) for x in zip(g, v)]
+        if frozen is not None:
+            new_v = [jnp.where(frozen, *x) for x in zip(v, new_v)]
+        return [self.adam.momentum(*x) for x in zip(g, m)], new_v, worker, server
 
-    Raises:
-        ValueError: a number out of its range or an unknown name; parameters sharded over `axis_name`; gradients that
-            have been averaged already; errors in the state that belong to another number of workers.
+    def compressed(self, g: Any, m: Any, v: Any, worker: Any, server: Any) -> Any:
+        """The sign-compressed mean of the workers' momenta, and the variance as it is."""
+        m = [self.adam.momentum(*x) for x in zip(g, m)]
+        m, worker, server = buffers.compressed_means(
+            m, self.specs, worker, server, self.groups, self.axis_name
+        )
+        if self.variance_floor is not None:
+            m = [jnp.where(x > self.variance_floor, y, 0) for x, y in zip(v, m)]
+        return m, v, worker, server
 
-    >>> import jax, jax.numpy as jnp, optax_decay
-    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    >>> tx = optax_decay.scale_by_one_bit_adam("data", warmup_steps=100, mesh=mesh)
-    >>> state = tx.init({"w": jnp.ones((3, 4))})
-    >>> specs = optax_decay.state_partition_specs(state, "data")
-    >>> tuple(specs.worker_error["w"]), tuple(specs.mu["w"])
-    (('data',), ())
-    """
+    def run(self, phase: str | None, frozen: jax.Array, operands: tuple[Any, ...]) -> Any:
+        """The phase of this name, or the one that the state is in."""
+        if phase == "compressed":
+            return self.compressed(*operands)
+        if phase == "warmup":  # called by name, it may meet a frozen variance
+            return self.warmup(*operands, frozen=frozen)
+        return jax.lax.cond(frozen, self.compressed, self.warmup, *operands)
+
+
+def _check_numbers(
+    warmup_steps: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    variance_floor: Any,
+    bias_correction: Any,
+    largest_direction: Any,
+) -> None:
     for name, value in (("b1", b1), ("b2", b2)):
         check(name, value, 0.0, 1.0, open_high=True)
     check("eps", eps, 0.0)
@@ -201,135 +193,169 @@ def scale_by_one_bit_adam(
         check("variance_floor", variance_floor, 0.0)
     if largest_direction is not None:
         check("largest_direction", largest_direction, 0.0, open_low=True)
-    _check_choice("layout", layout, sign_buffers.LAYOUTS)
-    masks.check_mask(compress)
-    adam = _Adam(b1, b2, eps, bias_correct_frozen_variance, bias_correction)
+    if not isinstance(bias_correction, bool) and bias_correction != "frozen_variance":
+        raise ValueError(
+            f"bias_correction={bias_correction!r} is not known; allowed: True, False, 'frozen_variance' "
+            "(did you mean 'frozen_variance'?)."
+        )
 
-    def describe(tree: Any) -> tuple[list[worker_checks.Leaf], tuple[sign_buffers.Buffer, ...]]:
-        leaves = worker_checks.resolve(tree, compress, axes, param_specs, axis_name)
+
+def scale_by_one_bit_adam(
+    axis_name: compression.AxisName,
+    warmup_steps: int | jax.Array | VarianceCriterion,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    *,
+    layout: buffers.Layout = "joined",
+    compress: masks.Mask = None,
+    axes: axes_lib.Axes = None,
+    param_specs: Any = None,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+    variance_floor: float | jax.Array | None = 0.0,
+    bias_correction: BiasCorrection = False,
+    largest_direction: float | jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam that, after a warm-up, exchanges one bit per element of its momenta; for use inside `jax.shard_map`.
+
+    Args:
+        axis_name: mesh axis of the workers, or a tuple of axes. If there are several axes, the slow one.
+        warmup_steps: T >= 1, the number of steps with a plain mean; or a `VarianceCriterion` that ends the warm-up.
+        b1: β₁ in [0, 1), decay of the momentum.
+        b2: β₂ in [0, 1), decay of the variance.
+        eps: ε >= 0, added to √v, in units of the gradient.
+        layout: what shares an exchange and a scale: ``"joined"``, all leaves share one exchange and each matrix has its
+            own scale, as in the released code; ``"per_leaf"``, the same numbers with one exchange per leaf; ``"flat"``,
+            one exchange and one scale for all (`buffers`).
+        compress: which leaves are compressed, in any form of `masks.strengths`. None: every leaf this link is given.
+        axes: what the parameters' axes mean (`axes.signatures`). Roles in `compress` come from it, and each matrix of
+            a leaf that stacks several has its own scale.
+        param_specs: tree (or prefix) of PartitionSpec, if the parameters are sharded over other mesh axes.
+        mesh: the mesh from which ``init`` learns the number of workers where neither `shard_map` nor ``jax.set_mesh``
+            gives it. (A mesh is callable: ``optax.inject_hyperparams`` needs it in ``static_args``.)
+        variance_floor: momenta are 0 where the frozen v is at most this, in units of the squared gradient. None: no
+            momentum is set to 0.
+        bias_correction: True divides m by 1 − β₁^t and v by 1 − β₂^t, in both phases. ``"frozen_variance"`` divides the
+            frozen v by 1 − β₂^T, and nothing before.
+        largest_direction: ρ > 0, bound of ``|u|`` of compressed leaves after the warm-up, dimensionless. None: no
+            bound.
+
+    Returns:
+        A transformation with a `OneBitAdamState`. Its ``update`` takes the extra argument ``phase``. None compiles both
+        phases and runs the one that the state is in. ``"warmup"`` or ``"compressed"`` compiles only that phase, and the
+        caller switches when `one_bit_phase` does. ``"compressed"`` before the end of the warm-up ends it; ``"warmup"``
+        after the end averages exactly and keeps the frozen variance.
+
+    Raises:
+        ValueError: a number out of its range or an unknown name; at ``init``, a mask that compresses nothing, or
+            parameters sharded over `axis_name`; when updated, gradients that are averaged already, or errors in the
+            state that were made for another number of workers.
+
+    >>> import jax, jax.numpy as jnp, optax_decay
+    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> tx = optax_decay.scale_by_one_bit_adam("data", warmup_steps=100, mesh=mesh)
+    >>> state = tx.init({"w": jnp.ones((3, 4))})
+    >>> specs = optax_decay.one_bit.state_partition_specs(state, "data")
+    >>> tuple(specs.worker_error["w"]), tuple(specs.mu["w"])
+    (('data',), ())
+    """
+    _check_numbers(warmup_steps, b1, b2, eps, variance_floor, bias_correction, largest_direction)
+    one_of("layout", layout, buffers.LAYOUTS)
+    masks.check_mask(compress)
+    adam = _Adam(b1, b2, eps, bias_correction)
+
+    def describe(tree: Any) -> tuple[list[checks.Parameter], tuple[buffers.Buffer, ...]]:
+        found = checks.describe(tree, compress, axes, param_specs, axis_name)
         pieces = [
-            sign_buffers.Piece(
-                leaf.path, tuple(x.shape), accumulator_dtype(x.dtype), leaf.spec, leaf.batch
-            )
-            for leaf, x in zip(leaves, jax.tree.leaves(tree))
-            if leaf.compressed
+            buffers.Piece(p.path, tuple(x.shape), accumulator_dtype(x.dtype), p.spec, p.batch)
+            for p, x in zip(found, jax.tree.leaves(tree))
+            if p.compressed
         ]
-        return leaves, sign_buffers.plan(pieces, layout, axis_name, mesh)
+        return found, buffers.plan(pieces, layout, axis_name, mesh)
 
     def init(params: Any) -> OneBitAdamState:
         def zeros() -> Any:
             return jax.tree.map(lambda x: jnp.zeros_like(x, accumulator_dtype(x.dtype)), params)
 
-        # optax.tree.map_params calls init with a leafless placeholder and needs a prefix of the real state.
-        worker: Any = jnp.zeros([])
-        server: Any = jnp.zeros([])
-        if jax.tree.leaves(params):
-            leaves, buffers = describe(params)
-            worker_checks.check_placement(leaves, jax.tree.leaves(params), axis_name)
-            worker, server = sign_buffers.zero_errors(buffers)
-        look = Look(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
-        count, freeze_count = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
-        return OneBitAdamState(count, freeze_count, zeros(), zeros(), worker, server, look)
+        if has_no_leaves(params):
+            return placeholder_state(OneBitAdamState, mu=zeros(), nu=zeros())
+        found, planned = describe(params)
+        checks.check_compressed(found, compress)
+        checks.check_placement(found, jax.tree.leaves(params), axis_name)
+        worker, server = buffers.zero_errors(planned)
+        last_check = VarianceCheck(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
+        count, warmup_end = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return OneBitAdamState(count, warmup_end, zeros(), zeros(), worker, server, last_check)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, phase: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, *, phase: str | None = None, **extra: Any
     ) -> tuple[Any, OneBitAdamState]:
         del params, extra
         if phase is not None:
-            _check_choice("phase", phase, PHASES)
+            one_of("phase", phase, PHASES)
         incoming, treedef = jax.tree.flatten(updates)
         if not incoming:
-            return updates, state._replace(count=optax.safe_increment(state.count))
-        leaves, buffers = describe(updates)
+            return updates, state._replace(count=increment(state.count))
+        found, planned = describe(updates)
         mu, nu = treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu)
-        worker_checks.check_update(leaves, incoming, mu, axis_name)
-        sign_buffers.check_errors(buffers, state.worker_error, state.server_error)
+        checks.check_update(found, incoming, mu, axis_name)
+        buffers.check_errors(planned, state.worker_error, state.server_error)
         grads = [g.astype(m.dtype) for g, m in zip(incoming, mu)]
-        packed = [i for i, leaf in enumerate(leaves) if leaf.compressed]
-        plain = [i for i, leaf in enumerate(leaves) if not leaf.compressed]
-        specs = [leaves[i].spec for i in packed]
-        groups = sign_buffers.exchanges(buffers, layout)
+        packed = [i for i, p in enumerate(found) if p.compressed]
+        plain = [i for i, p in enumerate(found) if not p.compressed]
+        specs = [found[i].spec for i in packed]
+        frozen = state.warmup_end > 0
 
-        frozen = state.freeze_count > 0
-
-        def exact(g: Any, m: Any, v: Any, worker: Any, server: Any) -> Any:
-            g = jax.lax.pmean(g, axis_name)
-            new_v = [adam.variance(*x) for x in zip(g, v)]
-            if phase == "warmup":  # called by name, it may meet a frozen variance
-                new_v = [jnp.where(frozen, *x) for x in zip(v, new_v)]
-            return [adam.momentum(*x) for x in zip(g, m)], new_v, worker, server
-
-        def signs(g: Any, m: Any, v: Any, worker: Any, server: Any) -> Any:
-            m = [adam.momentum(*x) for x in zip(g, m)]
-            m, worker, server = sign_buffers.compress(m, specs, worker, server, groups, axis_name)
-            if variance_floor is not None:
-                m = [jnp.where(x > variance_floor, y, 0) for x, y in zip(v, m)]
-            return m, v, worker, server
-
+        groups = buffers.exchange_groups(planned, layout)
+        phases = _Phases(adam, axis_name, variance_floor, specs, groups)
         operands = ([x[i] for i in packed] for x in (grads, mu, nu))
-        operands = (*operands, state.worker_error, state.server_error)
-        if phase is None:
-            results = jax.lax.cond(frozen, signs, exact, *operands)
-        else:
-            results = (signs if phase == "compressed" else exact)(*operands)
+        results = phases.run(phase, frozen, (*operands, state.worker_error, state.server_error))
         packed_mu, packed_nu, worker, server = results
 
-        count = jnp.asarray(optax.safe_increment(state.count))
+        count = increment(state.count)
         if phase == "compressed":
-            look, ended_at = state.look, jnp.maximum(state.count, 1)
+            last_check, ended_at = state.last_check, jnp.maximum(state.count, 1)
         else:
-            ended, look = warmup_ends(warmup_steps, b2, frozen, count, state.look, packed_nu, specs)
+            ended, last_check = warmup_ends(
+                warmup_steps, b2, frozen, count, state.last_check, packed_nu, specs
+            )
             ended_at = jnp.where(ended, count, 0)
-        freeze_count = jnp.where(frozen, state.freeze_count, ended_at)
+        warmup_end = jnp.where(frozen, state.warmup_end, ended_at)
         frozen = frozen | (phase == "compressed")
 
         for i, *moments in zip(packed, packed_mu, packed_nu):
             mu[i], nu[i] = moments
         for i, g in zip(plain, jax.lax.pmean([grads[i] for i in plain], axis_name)):
             mu[i], nu[i] = adam.momentum(g, mu[i]), adam.variance(g, nu[i])
-        counts = {True: jnp.where(frozen, freeze_count, count), False: count}
+        counts = {True: jnp.where(frozen, warmup_end, count), False: count}
         directions = [
-            adam.direction(m, v, count, counts[leaf.compressed], frozen)
-            for m, v, leaf in zip(mu, nu, leaves)
+            adam.direction(m, v, count, counts[p.compressed], frozen)
+            for m, v, p in zip(mu, nu, found)
         ]
         if largest_direction is not None:
             for i in packed:
                 bounded = jnp.clip(directions[i], -largest_direction, largest_direction)
                 directions[i] = jnp.where(frozen, bounded, directions[i])
         directions = [u.astype(g.dtype) for u, g in zip(directions, incoming)]
-        new_state = OneBitAdamState(
-            count,
-            freeze_count,
-            treedef.unflatten(mu),
-            treedef.unflatten(nu),
-            worker,
-            server,
-            look,
+        moments = treedef.unflatten(mu), treedef.unflatten(nu)
+        return treedef.unflatten(directions), OneBitAdamState(
+            count, warmup_end, *moments, worker, server, last_check
         )
-        return treedef.unflatten(directions), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@passes_options_to(scale_by_one_bit_adam)
 def one_bit_adam(
     learning_rate: optax.ScalarOrSchedule,
-    axis_name: sc.AxisName,
-    warmup_steps: int | VarianceCriterion,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: Any = 0.0,
+    axis_name: compression.AxisName,
+    warmup_steps: int | jax.Array | VarianceCriterion,
     *,
-    layout: str = "joined",
+    weight_decay: optax.ScalarOrSchedule | optax.GradientTransformation = 0.0,
     compress: masks.Mask = masks.MATRICES,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    param_specs: Any = None,
-    mesh: Any = None,
-    variance_floor: float | None = 0.0,
-    bias_correct_frozen_variance: bool = False,
-    bias_correction: bool = False,
-    largest_direction: float | None = None,
+    **options: Unpack[OneBitAdamOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """1-bit Adam with decoupled weight decay; for use inside `jax.shard_map`.
 
@@ -338,31 +364,21 @@ def one_bit_adam(
 
     Args:
         learning_rate: η, a number or schedule.
-        axis_name, warmup_steps, b1, b2, eps, layout, compress, axes, param_specs, mesh: as in `scale_by_one_bit_adam`.
-        variance_floor, bias_correct_frozen_variance, bias_correction, largest_direction: as there.
-        weight_decay: λ with AdamW's coupling, or another decay, such as ``optax_decay.decay(0.1, pull="huber")``.
-        mask: which leaves decay if `weight_decay` is a number; `weight_decay_mask` is another name for it.
+        axis_name, warmup_steps, compress, axes: as in `scale_by_one_bit_adam`.
+        weight_decay: λ with AdamW's coupling, a number or schedule; or another decay as a transformation, such as
+            ``optax_decay.huber_decay(0.1)``.
+        mask: which leaves decay if `weight_decay` is a number or schedule (`masks.strengths`).
+        options: b1, b2, eps, layout, param_specs, mesh, variance_floor, bias_correction, largest_direction, as in
+            `scale_by_one_bit_adam`.
+
+    Raises:
+        ValueError: as in `scale_by_one_bit_adam`; a mask beside a transformation, which has its own.
 
     >>> import optax_decay
     >>> tx = optax_decay.one_bit_adam(3e-4, "data", warmup_steps=2000, b2=0.95, weight_decay=0.1)
     """
     return optax.chain(
-        scale_by_one_bit_adam(
-            axis_name,
-            warmup_steps,
-            b1,
-            b2,
-            eps,
-            layout=layout,
-            compress=compress,
-            axes=axes,
-            param_specs=param_specs,
-            mesh=mesh,
-            variance_floor=variance_floor,
-            bias_correct_frozen_variance=bias_correct_frozen_variance,
-            bias_correction=bias_correction,
-            largest_direction=largest_direction,
-        ),
+        scale_by_one_bit_adam(axis_name, warmup_steps, compress=compress, axes=axes, **options),
         as_decay(weight_decay, mask, axes),
         optax.scale_by_learning_rate(learning_rate),
     )

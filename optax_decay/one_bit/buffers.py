@@ -1,6 +1,6 @@
-"""Which arrays share one compressed buffer, and how large its errors are.
+"""The buffers of sign compression: which arrays share one, which share an exchange, and how large their errors are.
 
-A buffer has scales and errors of its own; an exchange is one all-to-all and one all-gather of bytes, with two
+Each buffer has its own scales and errors. An exchange is one all-to-all and one all-gather of bytes, and two
 all-gathers of scales.
 
 ========== ================================= ============ ========================================================
@@ -12,33 +12,42 @@ flat       one for all arrays                one          one for all: less padd
                                                           momenta is added to all others
 ========== ================================= ============ ========================================================
 
-An array that stacks several matrices (its signature has batch axes) has one scale for each, as if it did not.
-Arrays that a mesh axis splits (FSDP inside a slice) are compressed as the shards they already are: scales are per
-shard, and arrays split over different axes share neither buffers nor exchanges.
+In an array that stacks several matrices (its signature has batch axes) each matrix has its own scale, as if it were an
+array of its own. Arrays that a mesh axis splits (FSDP inside a slice) are compressed shard by shard: scales are per
+shard, and arrays that are split over different axes share neither buffers nor exchanges.
 
-Errors are a dictionary by buffer name: the path of the array, or ``"flat"`` followed by the splitting axes
-(``"flat/fsdp"``). Each is a [devices, matrices, elements] array with one entry per device that holds its own numbers: N
-for a replicated array, N · F for an array split F ways. Sharded over (compressed axis, splitting axes) every device
-keeps exactly its own.
+Errors are a dictionary by buffer name, which is the path of the array, or ``"flat"`` followed by the splitting axes
+(``"flat/fsdp"``). Each error is a [devices, matrices, elements] array with one entry per device that has numbers of its
+own: N for a replicated array, N · F for an array split F ways. It is sharded over (compressed axis, splitting axes), so
+that every device holds exactly its own entry.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.one_bit import compression as sc
+from optax_decay.one_bit import compression
 
+Layout = Literal["joined", "per_leaf", "flat"]
 LAYOUTS = ("joined", "per_leaf", "flat")
 
 Errors = dict[str, jax.Array]
 
 
 class Piece(NamedTuple):
-    """One array to compress: its path, its shape and dtype as seen here, its PartitionSpec and its batch axes."""
+    """One array to compress.
+
+    Attributes:
+        path: its ``/``-joined path.
+        shape: as seen here, which is the local shape along axes of the surrounding `shard_map`.
+        dtype: of its errors and scales.
+        spec: how it is sharded.
+        batch: its dimensions that index separate matrices.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -48,17 +57,17 @@ class Piece(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """Arrays that travel together.
+    """Arrays that are compressed together.
 
     Attributes:
         name: key of its errors.
         members: positions of its arrays.
-        batch: their batch axes; of one array only.
-        matrices: vectors per device, each with a scale of its own.
+        batch: the batch axes of its array; empty if it has several arrays.
+        matrices: vectors per device, each with its own scale.
         size: elements per device and vector, without padding.
         dtype: of errors and scales.
         split: mesh axes over which its arrays are split, in alphabetical order.
-        devices: entries of its errors as seen here: inside a `shard_map` over all its axes 1.
+        devices: entries of its errors as seen here: 1 inside a `shard_map` over all its axes.
         workers: N.
     """
 
@@ -74,7 +83,7 @@ class Buffer(NamedTuple):
 
     @property
     def worker_shape(self) -> tuple[int, int, int]:
-        return self.devices, self.matrices, sc.padded_size(self.size, self.workers)
+        return self.devices, self.matrices, compression.padded_size(self.size, self.workers)
 
     @property
     def server_shape(self) -> tuple[int, int, int]:
@@ -118,7 +127,7 @@ def axis_size(axis: str, mesh: Any) -> int:
     Raises:
         ValueError: none of them has the axis.
     """
-    if sc.is_bound(axis):
+    if compression.is_bound(axis):
         return jax.lax.axis_size(axis)
     context = jax.sharding.get_abstract_mesh()
     for candidate in (context, mesh):
@@ -131,11 +140,11 @@ def axis_size(axis: str, mesh: Any) -> int:
 
 
 def _local_shape(piece: Piece, mesh: Any) -> list[int]:
-    """Lengths per device: dimensions are local already along axes of the surrounding `shard_map`."""
+    """Lengths per device. Along axes of the surrounding `shard_map` the shape is local already."""
     lengths = []
     for i, length in enumerate(piece.shape):
         axes = entry_axes(piece.spec[i]) if i < len(piece.spec) else ()
-        parts = math.prod(axis_size(axis, mesh) for axis in axes if not sc.is_bound(axis))
+        parts = math.prod(axis_size(axis, mesh) for axis in axes if not compression.is_bound(axis))
         if length % parts:
             raise ValueError(
                 f"dimension {i} of {piece.path!r}, shape {piece.shape}, is split {parts} ways by "
@@ -146,10 +155,10 @@ def _local_shape(piece: Piece, mesh: Any) -> list[int]:
 
 
 def plan(
-    pieces: Sequence[Piece], layout: str, axis_name: sc.AxisName, mesh: Any
+    pieces: Sequence[Piece], layout: Layout, axis_name: compression.AxisName, mesh: Any
 ) -> tuple[Buffer, ...]:
     """The buffers of the given arrays, in a fixed order."""
-    axes = sc.axis_tuple(axis_name)
+    axes = compression.axis_tuple(axis_name)
     workers = math.prod(axis_size(axis, mesh) for axis in axes)
     groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, piece in enumerate(pieces):
@@ -163,20 +172,21 @@ def plan(
         matrices = math.prod(shapes[0][axis] for axis in batch)
         size = sum(math.prod(shape) for shape in shapes) // matrices
         dtype = jnp.result_type(*(pieces[i].dtype for i in members))
-        devices = math.prod(axis_size(a, mesh) for a in axes + split if not sc.is_bound(a))
+        devices = math.prod(axis_size(a, mesh) for a in axes + split if not compression.is_bound(a))
         return Buffer(name, tuple(members), batch, matrices, size, dtype, split, devices, workers)
 
     return tuple(buffer(name, split, members) for (name, split), members in groups.items())
 
 
 def zero_errors(buffers: Sequence[Buffer]) -> tuple[Errors, Errors]:
+    """The errors of workers and of servers before the first step."""
     worker = {b.name: jnp.zeros(b.worker_shape, b.dtype) for b in buffers}
     server = {b.name: jnp.zeros(b.server_shape, b.dtype) for b in buffers}
     return worker, server
 
 
 def check_errors(buffers: Sequence[Buffer], worker: Any, server: Any) -> None:
-    """Raises ValueError when errors were made for other workers, another layout or other arrays."""
+    """Raises ValueError for errors that were made for other workers, another layout or other arrays."""
     for what, errors in (("worker_error", worker), ("server_error", server)):
         found = {k: tuple(v.shape) for k, v in errors.items()} if isinstance(errors, dict) else {}
         shapes = [b.worker_shape if what == "worker_error" else b.server_shape for b in buffers]
@@ -185,14 +195,14 @@ def check_errors(buffers: Sequence[Buffer], worker: Any, server: Any) -> None:
             if wanted.get(name) != found.get(name):
                 raise ValueError(
                     f"{what}[{name!r}] has the shape {found.get(name)} on each device, but "
-                    f"{buffers[0].workers if buffers else 0} workers need {wanted.get(name)}. Was the state made for "
-                    f"another number of workers, layout, param_specs or choice of compressed leaves? Errors are never "
-                    f"reused across those: convert the state with optax_decay.change_workers(state, tx.init(params))."
+                    f"{buffers[0].workers if buffers else 0} workers need {wanted.get(name)}. The state was made for "
+                    f"another number of workers, layout, param_specs or choice of compressed leaves. Errors cannot be "
+                    f"reused: convert the state with optax_decay.one_bit.change_workers(state, tx.init(params))."
                 )
 
 
-def exchanges(buffers: Sequence[Buffer], layout: str) -> list[list[Buffer]]:
-    """The buffers that travel together."""
+def exchange_groups(buffers: Sequence[Buffer], layout: Layout) -> list[list[Buffer]]:
+    """The buffers, grouped by the exchange that they share."""
     if layout != "joined":
         return [[b] for b in buffers]
     groups: dict[tuple[str, ...], list[Buffer]] = {}
@@ -201,18 +211,18 @@ def exchanges(buffers: Sequence[Buffer], layout: str) -> list[list[Buffer]]:
     return list(groups.values())
 
 
-def compress(
+def compressed_means(
     arrays: Sequence[jax.Array],
     specs: Sequence[Any],
     worker: Errors,
     server: Errors,
     groups: Sequence[Sequence[Buffer]],
-    axis_name: sc.AxisName,
+    axis_name: compression.AxisName,
 ) -> tuple[list[jax.Array], Errors, Errors]:
-    """Sign-compressed mean of every array over the axis, with the new errors; one exchange per group.
+    """The sign-compressed mean of every array over the axis, and the new errors; one exchange per group.
 
-    Splitting axes that the surrounding `shard_map` leaves to the compiler are entered here, so that every device packs
-    its own shard and nothing is gathered.
+    Enters a `shard_map` over the splitting axes that the surrounding one leaves to the compiler, so that every device
+    packs its own shard and nothing is gathered.
     """
 
     def body(
@@ -220,7 +230,7 @@ def compress(
     ) -> tuple[list[jax.Array], Errors, Errors]:
         means, new_worker, new_server = list(arrays), {}, {}
         for group in groups:
-            results = sc.sign_compressed_means(
+            results = compression.sign_compressed_means(
                 [b.pack(arrays) for b in group],
                 [worker[b.name][0] for b in group],
                 [server[b.name][0] for b in group],
@@ -235,12 +245,14 @@ def compress(
     buffers = [b for group in groups for b in group]
     if not buffers or buffers[0].workers == 1:
         return jax.lax.pmean(list(arrays), axis_name), worker, server
-    loose = sorted({axis for b in buffers for axis in b.split if not sc.is_bound(axis)})
-    if not loose:
+    left_to_compiler = sorted(
+        {axis for b in buffers for axis in b.split if not compression.is_bound(axis)}
+    )
+    if not left_to_compiler:
         return body(list(arrays), worker, server)
 
     def keep(entry: Any) -> Any:
-        return tuple(a for a in entry_axes(entry) if a in loose) or None
+        return tuple(a for a in entry_axes(entry) if a in left_to_compiler) or None
 
     array_specs = [jax.P(*(keep(entry) for entry in spec)) for spec in specs]
     rows = {b.name: jax.P(keep(b.split)) for b in buffers}
@@ -249,6 +261,6 @@ def compress(
         body,
         in_specs=specs_of_all,
         out_specs=specs_of_all,
-        axis_names=set(loose),
-        check_vma=sc.tracks_varying(axis_name),
+        axis_names=set(left_to_compiler),
+        check_vma=compression.tracks_varying(axis_name),
     )(list(arrays), worker, server)

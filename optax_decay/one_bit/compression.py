@@ -9,15 +9,16 @@ With x_n the vector of worker n of N, padded with zeros to P elements, e_n its w
     all-gather: the signs of every c_j, 8 to a byte, and the N scales r_j
     result = concat_j r_j sgn(c_j)
 
-The result is the same on every worker to the last bit, since all decode the same bytes. What one step leaves out stays
-in e_n and E_j and is sent later: up to rounding, mean_n(x_n + e_n) + E = result + mean_n(new e_n) + new E.
+The result is the same on every worker to the last bit, because all workers decode the same bytes. What one step does
+not send stays in e_n and E_j and is sent later: up to rounding,
+mean_n(x_n + e_n) + E = result + mean_n(new e_n) + new E.
 
 Sent per worker: 2 · (N−1)/N · P/8 bytes of signs and 8 · (N−1) bytes of scales, against 2 · (N−1)/N · 4P of a float32
 ring all-reduce.
 
-**Differs from the released code** (DeepSpeed, ``compressed_allreduce``): a sign is x >= 0 everywhere, where one of its
-packers tests the sign bit, so that −0.0 is sent as −1 but accounted for as +1. The padding counts as there: P is a
-multiple of N · lcm(N, 8), the padded zeros take part in both norms and have errors of their own.
+**Differs from the released code** (DeepSpeed, ``compressed_allreduce``): here the sign is + wherever x >= 0, whereas
+one of its packers tests the sign bit, so that it sends −0.0 as −1 but accounts for it as +1. The padding is the same:
+P is a multiple of N · lcm(N, 8), and the padded zeros take part in both norms and have errors of their own.
 """
 
 import math
@@ -34,6 +35,7 @@ AxisName = str | tuple[str, ...]
 
 
 def axis_tuple(axis_name: AxisName) -> tuple[str, ...]:
+    """The mesh axes that the name or names stand for."""
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
@@ -55,12 +57,16 @@ def local_params(params: Any, axis_name: AxisName) -> Any:
     """`params` marked as differing between workers, so that `jax.grad` leaves every worker its own gradient.
 
     Inside `shard_map` the gradient with respect to a replicated array is summed over the mesh before user code sees
-    it: compressing it would save nothing, and it is N times the mean. Differentiate with respect to these instead, and
-    hand the original params to ``tx.update``. Moves no data. Under ``check_vma=False`` nothing is summed and nothing
-    changes.
+    it: compressing it would save nothing, and it is N times the mean. Differentiate with respect to the result of this
+    function instead, and give the original params to ``tx.update``. No data moves. Under ``check_vma=False`` gradients
+    are not summed, and this function changes nothing.
+
+    Args:
+        params: a tree of arrays.
+        axis_name: mesh axis of the workers, or a tuple of axes.
 
     >>> def step(params, state, batch):  # inside jax.shard_map over "data"
-    ...     grads = jax.grad(loss)(optax_decay.local_params(params, "data"), batch)
+    ...     grads = jax.grad(loss)(optax_decay.one_bit.local_params(params, "data"), batch)
     ...     updates, state = tx.update(grads, state, params)
     ...     return optax.apply_updates(params, updates), state
     """
@@ -84,7 +90,7 @@ def padded_size(size: int, workers: int) -> int:
 
 
 def encode(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each row of `z` [S, P]: signs, 8 to a byte, the first in the highest bit; scale; what these leave out."""
+    """The signs of each row of `z` [S, P], 8 to a byte with the first in the highest bit; scales; and errors."""
     scale = jnp.sqrt(jnp.sum(z * z, axis=-1) / z.shape[-1])
     positive = z >= 0
     signed = jnp.where(positive, scale[..., None], -scale[..., None])
@@ -103,8 +109,8 @@ def decode_sum(packed: jax.Array, scales: jax.Array) -> jax.Array:
     def add(total: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + decode(*row), None
 
-    # Row by row: no rounding of operands as in a dot on accelerators, and 50 times faster on CPUs than a reduction
-    # over the first axis.
+    # Row by row: a dot would round its operands on accelerators, and a reduction over the first axis is 50 times
+    # slower on CPUs.
     total, _ = jax.lax.scan(add, decode(packed[0], scales[0]), (packed[1:], scales[1:]), unroll=8)
     return total
 
@@ -117,7 +123,7 @@ def sign_compressed_means(
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Means over a mesh axis, to one bit per element with error feedback; for use inside `shard_map`.
 
-    Every row of every array is a vector with scales of its own. All travel in one exchange: one all-to-all and one
+    Every row of every array is a vector with scales of its own. All rows share one exchange: one all-to-all and one
     all-gather of bytes, and two all-gathers of scales, however many vectors there are.
 
     Args:
@@ -127,7 +133,8 @@ def sign_compressed_means(
         axis_name: mesh axis of the N workers, or a tuple of axes.
 
     Returns:
-        The means [rows_i, size_i], equal on all workers, and the new errors. One worker gets `xs` back.
+        The means [rows_i, size_i], equal on all workers, and the new errors of workers and servers. With one worker the
+        means are `xs`.
     """
     workers = jax.lax.axis_size(axis_name)
     if workers == 1:
@@ -136,7 +143,7 @@ def sign_compressed_means(
     scale_ends = np.cumsum([e.shape[0] for e in server_errors])[:-1]
 
     def received(packed: jax.Array, scales: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        """Cuts [N, bytes] and [N, rows] of all arrays into [N, rows_i, bytes_i] and [N, rows_i] of each."""
+        """Splits [N, bytes] and [N, rows] of all arrays into [N, rows_i, bytes_i] and [N, rows_i] of each."""
         parts = jnp.split(packed, bytes_ends, axis=1)
         rows = jnp.split(scales, scale_ends, axis=1)
         return [(p.reshape(*s.shape, -1), s) for p, s in zip(parts, rows)]
@@ -153,7 +160,7 @@ def sign_compressed_means(
     for (signs, scale), error in zip(received(packed, scales), server_errors):
         recoded.append(encode(decode_sum(signs, scale.astype(error.dtype)) + error))
     packed = jnp.concatenate([signs.reshape(-1) for signs, _, _ in recoded])
-    # Under jax.vmap, where nothing is said to vary, jax 0.10 knows the plain form only.
+    # Under jax.vmap, which does not track what varies, jax 0.10 supports only the plain form.
     to = "invarying" if tracks_varying(axis_name) else "varying"
     packed = jax.lax.all_gather(packed, axis_name, to=to)
     scales = jnp.concatenate([s for _, s, _ in recoded])

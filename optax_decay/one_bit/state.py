@@ -1,15 +1,15 @@
-"""Where the state of 1-bit Adam lives, which phase it is in, and how it moves to another number of workers."""
+"""The state of 1-bit Adam: its shardings, its phase, and its conversion to another number of workers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.one_bit import buffers as sign_buffers
-from optax_decay.one_bit import compression as sc
+from optax_decay.one_bit import buffers, compression
 from optax_decay.one_bit.adam import OneBitAdamState
+from optax_decay.parameters.arguments import one_of
 from optax_decay.parameters.paths import path_string
 
 CONVERSIONS = ("reset", "redistribute")
@@ -27,33 +27,39 @@ def _states(opt_state: Any) -> list[OneBitAdamState]:
 
 
 def one_bit_phase(opt_state: Any) -> str:
-    """``"warmup"`` or ``"compressed"``: what the next step will do. Reads one number from the device.
+    """The phase of the next step, ``"warmup"`` or ``"compressed"``. Reads one number from the device.
+
+    Args:
+        opt_state: an optimizer state that contains a `OneBitAdamState`.
 
     Raises:
-        ValueError: no 1-bit Adam in `opt_state`, or several that disagree.
+        ValueError: no 1-bit Adam in `opt_state`, or several in different phases.
     """
-    phases = {int(np.asarray(s.freeze_count)) > 0 for s in _states(opt_state)}
+    phases = {int(np.asarray(s.warmup_end)) > 0 for s in _states(opt_state)}
     if len(phases) > 1:
-        raise ValueError("the 1-bit Adams in this state are in different phases.")
+        raise ValueError("the 1-bit Adams in this optimizer state are in different phases.")
     return "compressed" if phases.pop() else "warmup"
 
 
 def state_partition_specs(
     opt_state: Any,
-    axis_name: sc.AxisName,
+    axis_name: compression.AxisName,
     param_specs: Any = None,
     *,
     manual_axes: tuple[str, ...] | None = None,
 ) -> Any:
-    """PartitionSpecs of an optimizer state that holds a 1-bit Adam: for `jax.shard_map`, `jax.jit` and checkpoints.
+    """PartitionSpecs of an optimizer state with 1-bit Adam, for `jax.shard_map`, `jax.jit` and checkpoints.
 
     Errors have one row per device: ``P((axis_name, splitting axes))``. A leaf whose path ends in the path of a
-    parameter is sharded like it; everything else is replicated.
+    parameter is sharded like that parameter. All other leaves are replicated.
 
     Args:
-        opt_state: the state, or its ``jax.ShapeDtypeStruct``; any chain around it.
-        axis_name, param_specs: as given to the optimizer. `param_specs` must be a full tree here, not a prefix.
-        manual_axes: keep only these mesh axes, as the specs of a `shard_map` over some of the axes must.
+        opt_state: the state of any chain with 1-bit Adam, or its ``jax.ShapeDtypeStruct``.
+        axis_name, param_specs: as given to the optimizer. Here `param_specs` must be a full tree, not a prefix.
+        manual_axes: keep only these mesh axes, for a `shard_map` over some of the axes. None: keep all.
+
+    Returns:
+        A tree of PartitionSpec like `opt_state`.
 
     Raises:
         ValueError: no 1-bit Adam in `opt_state`.
@@ -63,12 +69,12 @@ def state_partition_specs(
         param_specs, is_leaf=lambda x: isinstance(x, jax.P)
     )[0]
     specs = {path_string(key): spec or jax.P() for key, spec in leaves}
-    axes = sc.axis_tuple(axis_name)
+    axes = compression.axis_tuple(axis_name)
 
     def reduced(spec: Any) -> jax.sharding.PartitionSpec:
         if manual_axes is None:
             return spec
-        kept = [tuple(a for a in sign_buffers.entry_axes(e) if a in manual_axes) for e in spec]
+        kept = [tuple(a for a in buffers.entry_axes(e) if a in manual_axes) for e in spec]
         while kept and not kept[-1]:
             kept.pop()
         return jax.P(*(k[0] if len(k) == 1 else k or None for k in kept))
@@ -81,7 +87,7 @@ def state_partition_specs(
 
     def error_spec(name: str) -> jax.sharding.PartitionSpec:
         if name in specs:
-            split = sign_buffers.spec_axes(specs[name])
+            split = buffers.spec_axes(specs[name])
         else:
             split = tuple(name.split("/")[1:]) if name.split("/")[0] == "flat" else ()
         both = axes + split
@@ -102,7 +108,7 @@ def state_partition_specs(
 
 
 def _workers(state: OneBitAdamState) -> int:
-    """The number of workers that the errors were made for; 0 without errors."""
+    """The number of workers for which the errors were made; 0 without errors."""
     pairs = zip(jax.tree.leaves(state.worker_error), jax.tree.leaves(state.server_error))
     return next((w.shape[-1] // s.shape[-1] for w, s in pairs), 0)
 
@@ -110,7 +116,7 @@ def _workers(state: OneBitAdamState) -> int:
 def _redistribute(
     old: OneBitAdamState, new: OneBitAdamState, name: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Errors of one buffer for other workers: all get the mean of what the old ones had not sent."""
+    """Errors of one buffer for new workers: each gets the mean of what the old workers had not sent."""
     before, after, target = _workers(old), _workers(new), new.worker_error[name]
     if name in old.worker_error:
         worker, server = old.worker_error[name], old.server_error[name]
@@ -119,7 +125,7 @@ def _redistribute(
             pending = jnp.mean(worker.reshape(before, shards, matrices, -1), axis=0)
             chunks = jnp.moveaxis(server.reshape(before, shards, matrices, -1), 0, 2)
             pending += chunks.reshape(shards, matrices, -1)
-            # The padding at the end differs with the number of workers; nothing is pending there.
+            # The padding at the end depends on the number of workers; it has no errors.
             pending = pending[..., : target.shape[-1]]
             gap = target.shape[-1] - pending.shape[-1]
             pending = jnp.pad(pending, ((0, 0), (0, 0), (0, gap)))
@@ -135,7 +141,7 @@ def _redistribute(
 def _convert(
     old: OneBitAdamState, new: OneBitAdamState, errors: str
 ) -> tuple[OneBitAdamState, str]:
-    """`old` with errors of the shapes of `new`, and what was done."""
+    """`old` with errors of the shapes of `new`, and a note that says what was done."""
     if _shapes((old.worker_error, old.server_error)) == _shapes(
         (new.worker_error, new.server_error)
     ):
@@ -172,20 +178,20 @@ def _rest(opt_state: Any) -> Any:
 def change_workers(
     opt_state: Any,
     fresh: Any,
-    errors: str = "reset",
-    report: Callable[[str], Any] | None = print,
+    errors: Literal["reset", "redistribute"] = "reset",
+    report: Callable[[str], Any] | None = None,
 ) -> tuple[Any, str]:
     """The optimizer state for another number of workers.
 
-    Momentum, variance, phase and all other links' states are kept; they are the same on all workers. Errors belong to
-    one worker and one layout each and are either dropped (what the released code does on every load) or redistributed:
-    every new worker gets the mean of what the old ones had not sent, so that nothing is lost.
+    Momentum, variance, phase and the states of all other links are kept; they are the same on all workers. Each error
+    belongs to one worker and one layout. Errors are either dropped, as the released code does on every load, or
+    redistributed: every new worker gets the mean of what the old ones had not sent, so that nothing is lost.
 
     Args:
         opt_state: the old state as global arrays, outside `shard_map`.
-        fresh: ``tx.init(params)`` of the new optimizer, or its ``jax.ShapeDtypeStruct``; gives structure and shapes.
+        fresh: ``tx.init(params)`` of the new optimizer, or its ``jax.ShapeDtypeStruct``, for structure and shapes.
         errors: ``"reset"`` or ``"redistribute"``. The second needs the same layout, leaves and shards per worker.
-        report: called with the note.
+        report: a function that is called with the note; None for no call.
 
     Returns:
         The new state (place it with `state_partition_specs`), and a note that says what was done.
@@ -193,8 +199,7 @@ def change_workers(
     Raises:
         ValueError: an unknown name; states of different chains or parameters; errors that cannot be redistributed.
     """
-    if errors not in CONVERSIONS:
-        raise ValueError(f"errors={errors!r} is not known; allowed: {', '.join(CONVERSIONS)}.")
+    one_of("errors", errors, CONVERSIONS)
     before, after = _states(opt_state), _states(fresh)
     if _shapes(_rest(opt_state)) != _shapes(_rest(fresh)):
         raise ValueError(
