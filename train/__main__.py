@@ -31,6 +31,10 @@ def main(arguments: list[str]) -> int:
         else ("run", arguments)
     )
     try:
+        if name == "run" and {"-h", "--help"} & set(rest):
+            importlib.import_module("train.cli").parse(
+                rest
+            )  # without the seconds of the other imports
         return importlib.import_module(COMMANDS[name]).main(rest)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -16,7 +16,8 @@ import numpy as np
 from optax_decay.parameters.axes import signatures
 from train import processes
 from train.cli import parse
-from train.config.fields import Config, UserError, model_config, resolved
+from train.config.fields import Config, UserError, model_config
+from train.config.tree import as_dict, flatten
 from train.data.loading import load as load
 from train.display import say
 from train.run import checkpoints as checkpoint
@@ -33,14 +34,13 @@ def main(arguments: list[str]) -> int:
     return train(parse(processes.join(arguments)))
 
 
-def train(asked: Config) -> int:
+def train(config: Config) -> int:
     """Trains as the config says, going on with what its run folder already holds."""
-    config = resolved(asked)
     data = load(config)
     program = assemble(config, data)
     with (
         signals() as stop,
-        Folder(asked) as folder,
+        Folder(config) as folder,
         checkpoint.Checkpoints(
             folder.path / "checkpoints", config.run.keep, config.run.keep_every
         ) as checkpoints,
@@ -70,7 +70,7 @@ def train(asked: Config) -> int:
 class Program:
     """Everything that is decided before the first step; nothing of it changes afterwards."""
 
-    config: Config  # resolved
+    config: Config
     task: tasks.Task  # with its data
     facts: dict[str, Any]  # about the data
     mesh: jax.sharding.Mesh
@@ -85,7 +85,7 @@ class Program:
     # Scores on held-out data; None if a signal has arrived.
     evaluate: Callable[[step.State, Sequence[int]], dict[str, float] | None]
     look: Callable[[step.State, Any], dict[str, dict[str, float]]]  # observe.py
-    gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without model.base_width
+    gains: Callable[[Any], dict[str, Any]]  # observe.py; of weights; empty without a width
 
     def begin(self) -> step.State:
         """The state before the first step: of fresh weights, or of those of `model.weights`."""
@@ -113,7 +113,7 @@ class Program:
 
 
 def assemble(config: Config, data: Any) -> Program:
-    """Mesh, model, optimizer and compiled functions of a resolved config. Allocates no weights."""
+    """Mesh, model, optimizer and compiled functions of a config. Allocates no weights."""
     mesh = sharding.make_mesh(config.mesh, config.data.batch_size // config.run.micro_batches)
     task = tasks.of(config)(config, data)
     model = model_config(config, task.outputs)
@@ -166,9 +166,7 @@ def assemble(config: Config, data: Any) -> Program:
         evaluate=evaluate,
         look=look,
         gains=(
-            observe.gain_meter(axes, shapes["params"], mesh)
-            if config.model.base_width
-            else lambda params: {}
+            observe.gain_meter(axes, shapes["params"], mesh) if config.width else lambda params: {}
         ),
     )
 
@@ -253,7 +251,7 @@ def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
         run.log_every,
         (
             log.tensorboard(run.tensorboard, folder.path, start),
-            log.weights_and_biases(run.wandb, folder.path, dataclasses.asdict(folder.config)),
+            log.weights_and_biases(run.wandb, folder.path, as_dict(folder.config)),
         )
         if first
         else (),
@@ -296,7 +294,7 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
         return
     records = log.read(folder / "metrics.jsonl")
     task, baseline = program.task, program.task.baseline(program.facts)
-    name, metric = title(program.config), program.config.decay.spectral
+    name, metric = title(program.config), flatten(program.config).get("decay.spectrum.score")
     pictures = figures.draw(records, baseline, name, folder / "figures", metric, task.words)
     if done < program.config.run.steps:
         say(f"\nstopped after step {done} of {program.config.run.steps}; everything is saved")
@@ -315,10 +313,11 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
 
 def title(config: Config) -> str:
     """What a run was, in one line."""
-    optimizer, decay = config.optimizer, config.decay
+    optimizer, decay = config.optimizer, flatten(config.decay)
+    strength = f" {decay['weight_decay']:g}" if "weight_decay" in decay else ""
     return (
-        f"{config.run.name}: {config.model.preset}, {optimizer.name} at {optimizer.learning_rate:g}"
-        f" with {decay.pull} decay {decay.weight_decay:g}"
+        f"{config.run.name}: {config.model.preset}, {optimizer.direction.name} at {optimizer.learning_rate:g}"
+        f" with {config.decay.name} decay{strength}"
     )
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from train import main
 from train.cli import parse
-from train.config.fields import resolved
 from train.run import log
 
 WIDTH = "--model.preset toy --model.width 16 --model.mlp_width 20 --model.layers 2 --model.heads 2"
@@ -42,7 +41,7 @@ def flags(folder: pathlib.Path, *more: str) -> list[str]:
 
 def program(folder: pathlib.Path, *more: str) -> main.Program:
     """The assembled program of a toy run, before its first step."""
-    config = resolved(parse(flags(folder, *more)))
+    config = parse(flags(folder, *more))
     return main.assemble(config, main.load(config))
 
 

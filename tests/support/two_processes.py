@@ -45,7 +45,7 @@ def runs(folder: pathlib.Path) -> dict[str, list[str]]:
     endless = ["--run.steps", "1000", "--run.eval_every", "1000", "--run.save_every", "1000"]
     return {
         "refused": own("taken", *GRID),
-        "stopped": own("stopped", *GRID, *endless, "--optimizer.schedule_steps", str(STEPS)),
+        "stopped": own("stopped", *GRID, *endless, "--optimizer.schedule.steps", str(STEPS)),
         "whole": own("whole", *ONE_BIT, *WORKERS),
         "resumed": ["--resume", str(folder / "resumed")],
     }

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_one_paragraph(
 
 def poisoned(monkeypatch, folder, indices) -> None:
     """From here on, the batches of some steps give a loss and a gradient that are not numbers."""
-    data = main.load(main.resolved(main.parse(flags(folder))))
+    data = main.load(main.parse(flags(folder)))
     marks = jnp.asarray([int(data.batch(i, slice(None)).sum()) for i in indices])
     plain = step.loss_and_gradient
 

@@ -23,7 +23,6 @@ from train import __main__ as command
 from train import main
 from train.cli import parse
 from train.config.experiments import EXPERIMENTS
-from train.config.fields import resolved
 from train.run import checkpoints as checkpoint
 from train.run import integrity
 from train.step import families
@@ -154,7 +153,7 @@ def test_every_experiment_starts(name, tmp_path):
     if family == vit.__name__:
         small = pictures.flags(tmp_path, "--run.steps", "2")
     if name in SIBLINGS:
-        config = resolved(parse([name, *small]))
+        config = parse([name, *small])
         ready = main.assemble(config, main.load(config))
         ready.update.lower(ready.placed_shapes(), ready.batch(0))
         return
@@ -168,7 +167,7 @@ def test_a_gpt_trains_and_goes_on(tmp_path):
     """Without a line of its own in the trainer: records, decay by role, a checkpoint to go on from."""
     asked = flags_of("gpt", flags(tmp_path))
     assert main.main([*asked, "--run.steps", "4"]) == 0
-    assert main.main([*asked, "--optimizer.schedule_steps", "4"]) == 0  # the six steps of TOY
+    assert main.main([*asked, "--optimizer.schedule.steps", "4"]) == 0  # the six steps of TOY
     seen = losses(tmp_path / "run")
     assert list(seen) == [1, 2, 3, 4, 5, 6] and seen[6] < seen[1]
     table = (tmp_path / "run/decay.txt").read_text()

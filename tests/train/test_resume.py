@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.runs import program
 from train.cli import parse
-from train.config.fields import Config, resolved
+from train.config.fields import Config
 from train.run import checkpoints as checkpoint
 from train.step import optimizer
 
@@ -19,7 +19,8 @@ OPTIMIZERS = {
     "adam": [],
     "adam, threshold in the state": ["--decay.threshold", "ema"],
     "AlphaDecay": [
-        *("--decay.spectral", "alpha", "--decay.spectral_every", "2", "--decay.spectral_size", "2")
+        *("--decay.spectrum.score", "alpha", "--decay.spectrum.refresh_every", "2"),
+        *("--decay.spectrum.min_eigenvalues", "2"),
     ],
     "nadam": ["--optimizer.name", "nadam"],
     "lion": ["--optimizer.name", "lion"],
@@ -27,6 +28,7 @@ OPTIMIZERS = {
     "conda": ["--optimizer.name", "conda", "--optimizer.refresh_every", "2"],
     "root": ["--optimizer.name", "root"],
     "sophia": ["--optimizer.name", "sophia", "--optimizer.refresh_every", "2"],
+    "muon": ["--optimizer.name", "muon"],
 }
 
 
@@ -70,9 +72,8 @@ def test_nadam_is_adam_with_nesterovs_momentum():
     w = {"w": np.array([0.3, -2.0, 1e-3], np.float32)}
     found = {}
     for name, reference in (("nadam", optax.nadam(-1.0)), ("adam", optax.adam(-1.0))):
-        ours = optimizer.direction(
-            resolved(parse(["--optimizer.name", name, *BETAS])).optimizer, None
-        )
+        config = parse(["--optimizer.name", name, *BETAS])
+        ours = config.optimizer.direction.build(optimizer.setting(config, None))
         state, right = ours.init(w), reference.init(w)
         for scale in (1.0, -3.0, 0.5):
             gradient = {"w": scale * w["w"]}

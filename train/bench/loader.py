@@ -18,7 +18,8 @@ import numpy as np
 
 from train import main
 from train.bench.table import Options, Table, best_times
-from train.config.fields import Config, Data, Mesh, Model, preset_of, resolved
+from train.config.derived import derived
+from train.config.fields import Config, Data, Mesh, Model, preset_of
 from train.data import batches as data
 from train.data import shards, token_store, tokens
 
@@ -99,7 +100,7 @@ def program(options: Options, folder: str) -> main.Program:
         data=Data(text=f"{data.STORE}{folder}", length=LENGTH, batch_size=sequences),
         mesh=Mesh(data=1),
     )
-    return main.assemble(resolved(config), main.load(resolved(config)))
+    return main.assemble(derived(config), main.load(config))
 
 
 def waited(ready: main.Program, state: Any, steps: int) -> tuple[Any, int, float]:

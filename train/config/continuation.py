@@ -4,9 +4,10 @@ import json
 import pathlib
 from typing import Any
 
-from train.cli import from_json
-from train.config.fields import Config, UserError, differences
+from train.config.fields import Config, differences
 from train.config.rules import MAY_CHANGE, MAY_MIGRATE
+from train.config.saved import from_json
+from train.errors import UserError
 from train.step import tasks
 
 

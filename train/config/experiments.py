@@ -7,7 +7,10 @@ recipes of the papers are in recipes.py.
 from collections.abc import Callable
 
 from train.config import recipes
-from train.config.fields import Config, Data, Decay, Model, Optimizer, Run
+from train.config.decays.l2 import L2
+from train.config.fields import Config, Data, Model, Optimizer, Run
+from train.config.parts.spectrum import Spectrum
+from train.config.parts.strength import Strength
 
 
 def small() -> Config:
@@ -28,7 +31,7 @@ def small_adamw() -> Config:
     Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
     Result: for a comparison with small over several seeds; one run of each tells nothing.
     """
-    return Config(decay=Decay(pull="l2"), run=Run(name="small_adamw"))
+    return Config(decay=L2(), run=Run(name="small_adamw"))
 
 
 def toy() -> Config:
@@ -69,7 +72,7 @@ def small_alphadecay() -> Config:
     Result: for a comparison over several seeds, and for spectrum.png.
     """
     return Config(
-        decay=Decay(pull="l2", spectral="alpha", spectral_every=50),
+        decay=L2(strength=Strength(spectrum=Spectrum(refresh_every=50))),
         run=Run(name="small_alphadecay"),
     )
 

@@ -1,25 +1,25 @@
 """What a run is: one frozen dataclass per group of fields, with units.
 
-None in a field means "as the preset, the pull or the tokenizer has it"; `resolved` fills such
-fields in. `arguments.py` reads configs from the command line and from JSON, and checks them.
+Optimizers and decays are in folders beside this file, one class each; train/config/tree.py says how configs are nested
+and how fields are named. None in a field means that something is switched off or left to the machine. In `Model` alone
+it means "as the preset has it": which fields there are, and their values, depends on the preset's family.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from train.config.ranges import Count, Momentum, NotNegative, Positive, Range, Share, Whole, Window
-from train.config.rules import BOUNDED, OPTIMIZERS, SPECTRAL, Direction
+from train.config.decay import Decay
+from train.config.decays.huber import Huber
+from train.config.optimizer import Optimizer
+from train.config.parts.width import Width
+from train.config.ranges import Count, Momentum, NotNegative, Positive, Range, Share, Whole
+from train.config.tree import Folder, flatten, nearest
 from train.errors import UserError
-from train.step import families
-
-Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network: a preset, and single changes to it."""
+    """The network: a preset, and changes to it. `--model.preset NAME --help` shows the fields of another family."""
 
     preset: str = "tiny"
     """LLaMA (models/llama.py): toy, tiny, 9M, 20M, 60M, 130M, 350M, 1B, 3B, 7B, 13B, 33B, 65B, root-1B, llama.
@@ -58,10 +58,6 @@ class Model:
     """Added to the mean square or the variance in a norm."""
     init_std: Positive | None = None
     """Standard deviation of every matrix at the start."""
-    base_width: Count | None = None
-    """Width that the learning rate and the decay were found at; model and optimizer scale from it."""
-    base_head_width: Count | None = None
-    """Width of an attention head there; None: as here."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations; weights are float32."""
     attention: Literal["xla", "cudnn"] | None = None
@@ -112,88 +108,6 @@ class Images:
     """Share of a label that is spread evenly over all classes."""
     average: Momentum | None = None
     """Share of a running mean of the weights kept per step, evaluated as well; None: no mean."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """Turns gradients into updates; its link of the chain before the decay."""
-
-    name: Direction = "adam"
-    """With the default decay adam is AdamHD, with --decay.pull l2 AdamW; nadam is Nesterov's, sophia Sophia-G."""
-    learning_rate: Positive = 3e-3
-    """Peak learning rate [per step]."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
-    schedule_steps: Count | None = None
-    """Where the schedule ends [steps]; the rate stays as it is from there on; None: run.steps."""
-    warmup_steps: Whole | None = None
-    """Climb to the peak [steps]; None: a tenth of the schedule, at most 2000."""
-    final: Share | None = None
-    """Learning rate at the end of the schedule, as a share of its peak; default 0.1."""
-    b1: Momentum = 0.9
-    """Share of the first moment that is kept per step."""
-    b2: Momentum = 0.95
-    """Share of the second moment (for lion: of the momentum) that is kept per step."""
-    eps: Positive | None = None
-    """Added to the root of the second moment; default 1e-8. For sophia, added to the curvature; 1e-15."""
-    momentum: Momentum | None = None
-    """Share of root's momentum that is kept per step; b1 and b2 are of its Adam part; default 0.95."""
-    refresh_every: Count | None = None
-    """Between two bases of conda (default 2000) or two curvatures of sophia (default 10) [steps]."""
-    scale: Positive | None = None
-    """Step of conda's matrices over that of its Adam part; default 0.25."""
-    gamma: Positive | None = None
-    """Of sophia: curvature times gamma is what a momentum of unit win rate has; default 0.05."""
-    freeze: Literal["settled"] | Count | None = None
-    """Of one_bit_adam: steps until signs cross mesh.replica, or once the variance settled; default a fifth of all."""
-    layout: Literal["joined", "per_leaf", "flat"] | None = None
-    """What of one_bit_adam shares an exchange: all matrices, each its own, all with one scale; default joined."""
-    bias_correction: bool | None = None
-    """Whether one_bit_adam corrects its moments as adam does, which its paper does not; default True."""
-    largest_direction: Positive | None = None
-    """Bound of how far one_bit_adam moves a weight per step once signs are sent, over the learning rate; default 1."""
-    clip: Positive | None = 1.0
-    """Longest gradient, as a global norm; with one_bit_adam, of each worker; None: no clipping."""
-    spike_sigma: Positive | None = None
-    """Leave out steps whose loss or gradient norm is so many standard deviations too high; NaN always is."""
-    spike_window: Window | None = None
-    """Steps that are compared with; default 128."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decay:
-    """The weight decay, optax_decay.decay: adds weight_decay * pull(w) to the update."""
-
-    weight_decay: NotNegative = 0.1
-    """Coefficient; what it multiplies is the coupling."""
-    pull: Literal["huber", "l2", "pseudo_huber", "log_cosh", "fair", "l1"] = "huber"
-    """What a weight w feels: l2 is w itself, huber is w clipped at plus and minus the threshold."""
-    threshold: Literal["mean", "rms", "ema"] | Positive | None = None
-    """A number [unit of the weights], or factor times a matrix's mean |w|, RMS or running mean."""
-    factor: Positive | None = None
-    """Of a threshold given by name; default 1.5."""
-    memory: Momentum | None = None
-    """Share of the running mean kept per step, for the threshold ema; default 0.99."""
-    cautious: bool = False
-    """Decay only where the update already moves the weight towards zero."""
-    proximal: bool = False
-    """Take the implicit (proximal) step after the update instead; for l2, l1, huber and fair."""
-    coupling: Literal["lr", "schedule", "corrected", "none"] = "lr"
-    """Shrink per step, with r the rate: weight_decay times r, r/peak, r*r/peak, or 1."""
-    mask: tuple[Literal["hidden", "head", "embedding", "vector"], ...] = ("hidden", "head")
-    """Roles of parameters that decay."""
-    spectral: Spectral | None = None
-    """Multiply the decay of each hidden matrix by a map of this number of its spectrum (AlphaDecay)."""
-    spectral_low: NotNegative | None = None
-    """Multiplier of the matrix with the smallest number; default 2/3."""
-    spectral_high: NotNegative | None = None
-    """Multiplier of the matrix with the largest number; default 3."""
-    spectral_every: Count | None = None
-    """Between two measurements of one matrix [steps]; default 500."""
-    spectral_size: Count | None = None
-    """Matrices with fewer eigenvalues are not measured; default 50."""
-    width_rule: Literal["fan2025", "mup_package", "constant", "qiu2025", "timescale"] | None = None
-    """How the decay of matrices follows the width, with model.base_width; default fan2025."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,32 +168,14 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     images: Images = dataclasses.field(default_factory=Images)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    decay: Decay = dataclasses.field(default_factory=Decay)
+    decay: Annotated[Decay, Folder("train.config.decays")] = dataclasses.field(
+        default_factory=Huber
+    )
+    """The weight decay."""
+    width: Width | None = None
+    """Scales from a narrower model; None: it does not."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     run: Run = dataclasses.field(default_factory=Run)
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All fields by dotted name, such as "optimizer.learning_rate"."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), prefix + field.name
-        found |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
-    return found
-
-
-def replace(config: Config, changes: dict[str, Any]) -> Config:
-    """The config with the fields of the given dotted names changed."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in changes.items():
-        group, field = name.split(".")
-        groups.setdefault(group, {})[field] = value
-    parts = {g: dataclasses.replace(getattr(config, g), **fields) for g, fields in groups.items()}
-    return dataclasses.replace(config, **parts)
-
-
-def nearest(value: Any, allowed: Sequence[str]) -> str:
-    return difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
 
 
 def preset_of(model: Model) -> Any:
@@ -288,6 +184,8 @@ def preset_of(model: Model) -> Any:
     Raises:
         UserError: there is no such preset.
     """
+    from train.step import families  # here, because it imports all models: --help does without
+
     if model.preset not in families.PRESETS:
         names = list(families.PRESETS)
         raise UserError(
@@ -297,60 +195,49 @@ def preset_of(model: Model) -> Any:
     return families.PRESETS[model.preset]
 
 
-def resolved(config: Config) -> Config:
-    """The config with every None that stands for a known value filled in."""
-    model, optimizer, decay = config.model, config.optimizer, config.decay
-    preset = preset_of(model)
-    steps = optimizer.schedule_steps or config.run.steps
-    named = decay.threshold is None or isinstance(decay.threshold, str)
-    fill: dict[str, Any] = {
-        f"model.{name}": getattr(preset, name)
-        for name in vars(model)
-        if hasattr(preset, name) and name != "vocab_size"
-    }
-    fill |= {"optimizer.warmup_steps": min(steps // 10, 2000)}
-    fill |= {f"optimizer.{name}": value for name, value in OPTIMIZERS[optimizer.name].items()}
-    if optimizer.name == "one_bit_adam":
-        climb = optimizer.warmup_steps or fill["optimizer.warmup_steps"]
-        fill["optimizer.freeze"] = max(1, steps // 5, climb)
-    if optimizer.schedule != "constant":
-        fill |= {"optimizer.schedule_steps": steps, "optimizer.final": 0.1}
-    if optimizer.spike_sigma:
-        fill |= {"optimizer.spike_window": 128}
-    if decay.spectral:
-        fill |= {f"decay.{name}": value for name, value in SPECTRAL.items()}
-    if model.base_width:
-        fill |= {"decay.width_rule": "fan2025"}
-    if decay.pull in BOUNDED:
-        fill |= {"decay.threshold": "mean"}
-        fill |= {"decay.factor": 1.5} if named else {}
-        fill |= {"decay.memory": 0.99} if decay.threshold == "ema" else {}
-    values = flatten(config)
-    return replace(config, {name: v for name, v in fill.items() if values[name] is None})
-
-
-def model_config(config: Config, outputs: int) -> Any:
-    """The network of a resolved config, a Config of models/, for so many tokens of a tokenizer, or classes.
+def model_config(config: Config, outputs: int = 1) -> Any:
+    """The network of a config, a Config of models/, for so many tokens of a tokenizer, or classes.
 
     Raises:
         UserError: a shape that does not work out, or an embedding that is too small.
     """
     preset = preset_of(config.model)
-    fields: Any = {name: v for name, v in vars(config.model).items() if hasattr(preset, name)}
+    fields = _set(config.model, preset)
     rows = config.model.vocab_size or outputs
     if rows < outputs:
         raise UserError(
             f"model.vocab_size = {rows} is smaller than the tokenizer's {outputs} tokens;"
             f" nearest: {outputs}."
         )
-    count = "vocab_size" if hasattr(preset, "vocab_size") else "classes"
+    fields["vocab_size" if hasattr(preset, "vocab_size") else "classes"] = rows
+    if config.width is not None:
+        fields |= {"base_width": config.width.base, "base_head_width": config.width.base_head}
     try:
-        return dataclasses.replace(preset, **(fields | {count: rows}))
+        return dataclasses.replace(preset, **fields)
     except ValueError as error:
         raise UserError(f"The model does not work out: {error}.") from None
 
 
+def _set(model: Model, preset: Any) -> dict[str, Any]:
+    """The fields of a preset that a config sets itself."""
+    return {n: v for n, v in vars(model).items() if v is not None and hasattr(preset, n)}
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ once both are resolved, by name: (old, new)."""
-    a, b = flatten(resolved(old)), flatten(resolved(new))
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+    """Fields that differ, by name: (old, new). The preset's value of a field is no difference from None."""
+    a, b = (_with_preset(config) for config in (old, new))
+    return {
+        name: (a.get(name, "absent"), b.get(name, "absent"))
+        for name in {**a, **b}
+        if a.get(name, "absent") != b.get(name, "absent")
+    }
+
+
+def _with_preset(config: Config) -> dict[str, Any]:
+    values, preset = flatten(config), preset_of(config.model)
+    known = {
+        f"model.{name}": getattr(preset, name)
+        for name, value in vars(config.model).items()
+        if value is None and name != "vocab_size" and hasattr(preset, name)
+    }
+    return values | known

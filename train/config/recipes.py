@@ -17,9 +17,19 @@ text, unless --data.tokenizer names the folder with GPT-2's own.
 
 from collections.abc import Callable
 
-from train.config.fields import Config, Data, Decay, Images, Model, Optimizer, Run
+from train.config.decays.huber import Huber
+from train.config.decays.l2 import L2
+from train.config.fields import Config, Data, Images, Model, Optimizer, Run
+from train.config.optimizers.adam import Adam
+from train.config.optimizers.conda import Conda
+from train.config.optimizers.exadam import Exadam
+from train.config.optimizers.root import Root
+from train.config.optimizers.sophia import Sophia
+from train.config.parts.schedules import Constant, Cosine
+from train.config.parts.spectrum import Spectrum
+from train.config.parts.strength import Role, Strength
 
-ALL = ("hidden", "head", "embedding", "vector")
+ALL: tuple[Role, ...] = ("hidden", "head", "embedding", "vector")
 
 
 def _run(name: str, steps: int, micro_batches: int = 1) -> Run:
@@ -60,8 +70,8 @@ def _alphadecay(name: str, preset: str, steps: int, micro_batches: int, high: fl
         preset,
         steps,
         micro_batches,
-        optimizer=Optimizer(learning_rate=1e-3, b2=0.999, clip=None),
-        decay=Decay(pull="l2", spectral="alpha", spectral_high=high, mask=ALL),
+        optimizer=Optimizer(Adam(b2=0.999), learning_rate=1e-3, clip=None),
+        decay=L2(strength=Strength(mask=ALL, spectrum=Spectrum(high=high))),
     )
 
 
@@ -71,8 +81,8 @@ def _conda(name: str, preset: str, steps: int, micro_batches: int) -> Config:
         preset,
         steps,
         micro_batches,
-        optimizer=Optimizer(name="conda", learning_rate=1e-2, b2=0.99, clip=None),
-        decay=Decay(pull="l2", weight_decay=0.0),
+        optimizer=Optimizer(Conda(b2=0.99), learning_rate=1e-2, clip=None),
+        decay=L2(strength=Strength(weight_decay=0.0)),
     )
 
 
@@ -82,9 +92,9 @@ def _sophia(name: str, preset: str, micro_batches: int, rate: float, gamma: floa
         preset,
         micro_batches,
         optimizer=Optimizer(
-            name="sophia", learning_rate=rate, b1=0.965, b2=0.99, gamma=gamma, final=0.05
+            Sophia(b1=0.965, b2=0.99, gamma=gamma), learning_rate=rate, schedule=Cosine(final=0.05)
         ),
-        decay=Decay(pull="l2", weight_decay=0.2, mask=("hidden",)),
+        decay=L2(strength=Strength(weight_decay=0.2, mask=("hidden",))),
     )
 
 
@@ -198,8 +208,8 @@ def conda_gpt2_124m() -> Config:
         "gpt2-124M",
         8,
         bias=False,
-        optimizer=Optimizer(name="conda", learning_rate=6e-3, b2=0.99, final=0.005),
-        decay=Decay(pull="l2", weight_decay=0.01),
+        optimizer=Optimizer(Conda(b2=0.99), learning_rate=6e-3, schedule=Cosine(final=0.005)),
+        decay=L2(strength=Strength(weight_decay=0.01)),
     )
 
 
@@ -216,8 +226,8 @@ def conda_gpt2_355m() -> Config:
         "gpt2-355M",
         16,
         bias=False,
-        optimizer=Optimizer(name="conda", learning_rate=3e-3, b2=0.99, final=0.02),
-        decay=Decay(pull="l2", weight_decay=0.01),
+        optimizer=Optimizer(Conda(b2=0.99), learning_rate=3e-3, schedule=Cosine(final=0.02)),
+        decay=L2(strength=Strength(weight_decay=0.01)),
     )
 
 
@@ -231,7 +241,7 @@ def adamhd_gpt2_124m() -> Config:
         alone replaced, threshold 1.5 times a matrix's mean. Not run here beyond its first steps.
     """
     return _openwebtext(
-        "adamhd_gpt2_124m", "gpt2-124M", 8, optimizer=Optimizer(learning_rate=6e-4), decay=Decay()
+        "adamhd_gpt2_124m", "gpt2-124M", 8, optimizer=Optimizer(learning_rate=6e-4), decay=Huber()
     )
 
 
@@ -280,8 +290,8 @@ def root_1b() -> Config:
     return Config(
         model=Model(preset="root-1B", dtype="bfloat16", remat="dots"),
         data=Data(tokenizer="bpe-32000", length=512, batch_size=16),
-        optimizer=Optimizer(name="root", learning_rate=1e-3, clip=None, final=0.0),
-        decay=Decay(pull="l2", mask=ALL),
+        optimizer=Optimizer(Root(), learning_rate=1e-3, clip=None, schedule=Cosine(final=0.0)),
+        decay=L2(strength=Strength(mask=ALL)),
         run=_run("root_1b", 10_000),
     )
 
@@ -298,10 +308,8 @@ def exadam_characters() -> Config:
     return Config(
         model=Model(preset="gpt", width=384, mlp_width=1536, layers=8, heads=6, positions=256),
         data=Data(tokenizer="bytes", length=256, batch_size=64),
-        optimizer=Optimizer(
-            name="exadam", learning_rate=1e-4, b2=0.999, clip=None, schedule="constant"
-        ),
-        decay=Decay(pull="l2", weight_decay=0.0),
+        optimizer=Optimizer(Exadam(b2=0.999), learning_rate=1e-4, clip=None, schedule=Constant()),
+        decay=L2(strength=Strength(weight_decay=0.0)),
         run=_run("exadam_characters", 8000),
     )
 
@@ -326,20 +334,12 @@ def vit_tiny() -> Config:
         data=Data(batch_size=384),
         images=Images(average=0.9999),
         optimizer=Optimizer(
+            Adam(b2=0.999),
             learning_rate=4e-3,
-            b2=0.999,
             clip=None,
-            schedule_steps=120 * epoch,
-            warmup_steps=20 * epoch,
-            final=1e-6,
+            schedule=Cosine(steps=120 * epoch, warmup_steps=20 * epoch, final=1e-6),
         ),
-        decay=Decay(
-            weight_decay=0.05,
-            pull="l2",
-            spectral="alpha",
-            spectral_every=epoch,
-            mask=("hidden", "head", "embedding", "vector"),
-        ),
+        decay=L2(strength=Strength(0.05, mask=ALL, spectrum=Spectrum(refresh_every=epoch))),
         run=Run(
             name="vit_tiny",
             steps=120 * epoch,

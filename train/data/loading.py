@@ -10,7 +10,7 @@ from train.step import tasks
 
 
 def load(config: Config) -> Any:
-    """The data of a resolved config: text as tokens, or images."""
+    """The data of a config: text as tokens, or images."""
     # The first process fills the cache for all, and all must have read the same.
     task, data = tasks.of(config), []
 

@@ -25,7 +25,7 @@ from optax_decay.parameters.axes import signatures
 from optax_decay.product.masks import MATRICES
 from train.bench import training as bench_training
 from train.cli import parse
-from train.config.fields import Config, UserError, model_config, nearest, resolved
+from train.config.fields import Config, UserError, model_config, nearest
 from train.display import say
 from train.plan import ahead_of_time, kernel_model
 from train.plan import collectives as collectives_lib
@@ -81,7 +81,7 @@ class Outline:
 
 
 def outline(config: Config, mesh: Any) -> Outline:
-    """The run of a resolved config over a mesh, abstract or not."""
+    """The run of a config over a mesh, abstract or not."""
     tasks.only_language(config, "plan")
     model = model_config(config, vocabulary(config))
     family = families.of(model)
@@ -191,7 +191,7 @@ def report(plan: Outline, device: Device, network: float) -> str:
     tokens = config.data.batch_size * config.data.length
     memory = {
         "weights, float32": weights,
-        f"state of {config.optimizer.name} and the decay": state,
+        f"state of {config.optimizer.direction.name} and the decay": state,
         "gradients": weights,
         f"activations, remat {plan.model.remat} (estimate)": kept,
         "in all": total,
@@ -298,7 +298,7 @@ def least(plan: Outline, text: str, device: Device) -> str:
 def main(arguments: list[str]) -> int:
     """Prints the plan of a command line; the flags of a run, and those in the example above."""
     asked, rest = _own_flags(arguments)
-    config = resolved(parse(rest))
+    config = parse(rest)
     if asked["--target"]:
         say(compiled(config, asked["--target"]))
         return 0

@@ -12,7 +12,6 @@ checkpoint without one was cut off in between, and is judged by the digests of i
 """
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import threading
@@ -27,6 +26,7 @@ from optax_decay.parameters.paths import leaf_paths
 from train import disk, processes
 from train.config.continuation import compare
 from train.config.fields import Config, UserError
+from train.config.tree import as_dict
 from train.run import integrity
 from train.run import migration as migrate
 from train.step import replicas
@@ -45,7 +45,7 @@ def flat(state: Any) -> dict[str, Any]:
 def describe(config: Config, text: str, state: Any) -> dict[str, Any]:
     """The meta of a run's checkpoints; `text` is the digest of the data."""
     return {
-        "config": dataclasses.asdict(config),
+        "config": as_dict(config),
         "text": text,
         "structure": structure(state),
         "names": migrate.names(state),

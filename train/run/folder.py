@@ -1,6 +1,6 @@
 """The folder of a run: made once, locked while in use, and holding what the run was.
 
-config.json        the fields, as asked for
+config.json        every field of the run
 environment.json   one entry per start: command, commit, versions, devices, digest of the text
 decay.txt          what decays and how fast
 metrics.jsonl      one JSON object per line (log.py)
@@ -24,9 +24,10 @@ from typing import IO, Any
 import jax
 
 from train import disk, processes
-from train.cli import from_json, to_json
 from train.config.continuation import refuse_changes
-from train.config.fields import Config, UserError, replace
+from train.config.fields import Config, UserError
+from train.config.saved import from_json, to_json
+from train.config.tree import replace
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

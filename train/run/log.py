@@ -7,8 +7,8 @@ Records of metrics.jsonl, one JSON object per line, in the order of their steps:
     {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}   of a text; of images with
         "top1" for the last two, and with images.average "average_loss", "average_top1"
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
-    {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectral
-    {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with model.base_width
+    {"kind": "spectrum", "step", "metric": {MATRIX: number}, "multiplier": {...}}    with decay.spectrum
+    {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with a width
 
 `step` counts finished updates; losses are nats per token or image; "images" stand in place of "tokens"
 where a model learns from them; seconds are of training alone (compiling
@@ -202,7 +202,7 @@ class Recorder:
             f"Training has diverged: the last {self._skipped_in_a_row} steps up to {step} were left out,"
             " because their numbers are NaN, infinite or far too high. Weights are as they were"
             f" before, and nothing was saved since:\n" + "\n".join(lines) + "\n"
-            "Lower --optimizer.learning_rate or lengthen --optimizer.warmup_steps and start a new run;"
+            "Lower --optimizer.learning_rate or lengthen --optimizer.schedule.warmup_steps and start a new run;"
             " or, if the data are to blame, go on with a larger --run.max_skipped."
         )
 

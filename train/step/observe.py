@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decay import Metrics, Signature, sublayer_gains, top_singular_values
+from optax_decay import DecayState, Metrics, Signature, sublayer_gains, top_singular_values
 from optax_decay.matrices.top_singular_values import top_singular_vectors
 from optax_decay.parameters.paths import leaf_paths
 from optax_decay.product import diagnostics
@@ -78,6 +78,8 @@ def try_decay(
         tokens: a batch.
     """
     params, kept = state["params"], state["optimizer"].inner_state
+    if not isinstance(kept["decay"], DecayState):
+        return {}  # a rule of its own, such as CPR's, which tells nothing of its terms
     empty = jax.eval_shape(observed.init, params)["decay"].metrics
     room = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
     before = {**kept, "decay": kept["decay"]._replace(metrics=room)}

@@ -20,7 +20,7 @@ AXIS = "replica"
 
 
 def used(config: Config) -> bool:
-    return config.optimizer.name == "one_bit_adam"
+    return config.optimizer.direction.workers
 
 
 def inside() -> bool:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from train.config.fields import Config, UserError
+from train.config.fields import Config, UserError, model_config
 from train.data import batches as data_lib
 from train.data import images
 from train.display import say
@@ -25,7 +25,7 @@ from train.step import update as step
 
 
 class Task(Protocol):
-    """Built of a resolved config and its data; batches are arrays, or dicts of them, with a row per example."""
+    """Built of a config and its data; batches are arrays, or dicts of them, with a row per example."""
 
     noun: ClassVar[str]  # of what is learned from
     unit: ClassVar[str]  # what a step is measured in
@@ -38,7 +38,7 @@ class Task(Protocol):
 
     @staticmethod
     def read(config: Config) -> Any:
-        """The data of a resolved config."""
+        """The data of a config."""
         ...
 
     @property
@@ -177,7 +177,7 @@ class Images:
         )
         return images.load(
             wanted.name,
-            size=config.model.image_size or 1,
+            size=model_config(config).image_size,
             batch_size=config.data.batch_size,
             seed=config.run.seed,
             recipe=recipe,

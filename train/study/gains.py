@@ -3,7 +3,7 @@
     python -m train gains RUN PROXY [--tolerance 0.15]
 
 Both are run folders; their newest checkpoints are compared, which should be of the same step. RUN
-was trained with the learning rate and decay of PROXY and its width as `model.base_width`. The
+was trained with the learning rate and decay of PROXY and its width as `width.base`. The
 report (also written to gains.txt in the folder of RUN) says for every matrix and layer whether its
 largest singular value is within the tolerance of the proxy's, and which exponent the two show. The
 exit code is 0 if all are, else 1.
@@ -14,9 +14,10 @@ import pathlib
 
 import optax_decay
 from train.config.fields import UserError
+from train.config.tree import flatten
 from train.display import say
 from train.run.folder import write
-from train.step import families, observe, optimizer
+from train.step import families, observe
 from train.weights.trained import newest
 
 
@@ -45,26 +46,28 @@ def compare(
     Raises:
         UserError: not a run folder, no checkpoint, other models, or no base width.
     """
-    (config, model, params, done), (base, _, reference, base_done) = newest(run), newest(proxy)
-    if config.model.base_width != base.model.width:
+    (config, model, params, done), (base, reference, weights, base_done) = (
+        newest(run),
+        newest(proxy),
+    )
+    if config.width is None or config.width.base != reference.width:
         raise UserError(
-            f"model.base_width of {run} is {config.model.base_width}, but {proxy} has the width"
-            f" {base.model.width}; compare runs that share a proxy, or train with"
-            f" --model.base_width {base.model.width}."
+            f"width.base of {run} is {config.width and config.width.base}, but {proxy} has the width"
+            f" {reference.width}; compare runs that share a proxy, or train with"
+            f" --width.base {reference.width}."
         )
     notes = []
     if done != base_done:
         notes.append(f"{run} is at step {done}, {proxy} at step {base_done}: compare equal steps")
     for name in ("optimizer.learning_rate", "decay.weight_decay"):
-        group, field = name.split(".")
-        here, there = (getattr(getattr(c, group), field) for c in (config, base))
+        here, there = (flatten(c).get(name) for c in (config, base))
         if here != there:
             notes.append(f"{name} is {here} in {run} but {there} in {proxy}: not a transfer")
     report = optax_decay.spectral_gain_report(
         params,
-        reference,
-        rule=config.decay.width_rule or "fan2025",
-        optimizer=optimizer.growth(config.optimizer),
+        weights,
+        rule=config.width.rule,
+        optimizer=config.optimizer.direction.growth,
         axes=families.of(model).axes(model),
         sublayers=observe.SUBLAYERS,
         tolerance=tolerance,

@@ -20,36 +20,38 @@ from jax.experimental import multihost_utils
 
 from train import main, processes
 from train.cli import parse
-from train.config.fields import resolved
 from train.torture.runs import Life, Place, free_address
 
 STEPS, DEVICES = 6, 8
 REFRESH = ("--optimizer.refresh_every", "2")
-SPECTRAL = ("--decay.spectral_every", "2", "--decay.spectral_size", "2", "--decay.spectral")
-THRESHOLD, PULL = "--decay.threshold", "--decay.pull"
+SPECTRAL = (
+    *("--decay.spectrum.refresh_every", "2", "--decay.spectrum.min_eigenvalues", "2"),
+    "--decay.spectrum.score",
+)
+THRESHOLD, DECAY = "--decay.threshold", "--decay"
 WEAK = ("--decay.weight_decay", "0.03", "--decay.coupling")  # not times a rate of 0.003
 
 # So strong that six steps tell one decay from another, and none from any.
-STRONG = ("--decay.weight_decay", "10", "--optimizer.warmup_steps", "1")
+STRONG = ("--decay.weight_decay", "10", "--optimizer.schedule.warmup_steps", "1")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adam": (),
-    "lion": ("--optimizer.name", "lion", "--optimizer.learning_rate", "1e-3"),
-    "exadam": ("--optimizer.name", "exadam"),
-    "conda": ("--optimizer.name", "conda", *REFRESH),
-    "root": ("--optimizer.name", "root"),
-    "sophia": ("--optimizer.name", "sophia", *REFRESH),
+    "lion": ("--optimizer", "lion", "--optimizer.learning_rate", "1e-3"),
+    "exadam": ("--optimizer", "exadam"),
+    "conda": ("--optimizer", "conda", *REFRESH),
+    "root": ("--optimizer", "root"),
+    "sophia": ("--optimizer", "sophia", *REFRESH),
 }
 DECAYS: dict[str, tuple[str, ...]] = {
-    "l2": (PULL, "l2"),
-    "l1": (PULL, "l1", "--decay.weight_decay", "0.1"),
-    "pseudo_huber": (PULL, "pseudo_huber"),
-    "log_cosh": (PULL, "log_cosh"),
-    "fair": (PULL, "fair"),
+    "l2": (DECAY, "l2"),
+    "l1": (DECAY, "l1", "--decay.weight_decay", "0.1"),
+    "pseudo_huber": (DECAY, "pseudo_huber"),
+    "log_cosh": (DECAY, "log_cosh"),
+    "fair": (DECAY, "fair"),
     "threshold rms": (THRESHOLD, "rms"),
     "threshold ema": (THRESHOLD, "ema"),
     "threshold 0.02": (THRESHOLD, "0.02"),
-    "cautious": ("--decay.cautious", "True"),
-    "proximal": ("--decay.proximal", "True"),
+    "cautious": ("--decay.form", "cautious"),
+    "proximal": ("--decay.form", "proximal"),
     "coupling schedule": (*WEAK, "schedule"),
     "coupling corrected": ("--decay.weight_decay", "5", "--decay.coupling", "corrected"),
     "coupling none": (*WEAK, "none"),
@@ -60,11 +62,11 @@ DECAYS: dict[str, tuple[str, ...]] = {
     "entropy": (*SPECTRAL, "entropy"),
     "fnorm": (*SPECTRAL, "fnorm"),
     "gradnorm": (*SPECTRAL, "gradnorm"),
-    "width": ("--model.base_width", "8"),
-    "alpha x cautious": (*SPECTRAL, "alpha", "--decay.cautious", "True"),
+    "width": ("--width.base", "8"),
+    "alpha x cautious": (*SPECTRAL, "alpha", "--decay.form", "cautious"),
 }
 SETTINGS = OPTIMIZERS | DECAYS
-NOTHING = ("--decay.weight_decay", "0", PULL, "l2")
+NOTHING = ("--decay.weight_decay", "0", DECAY, "l2")
 
 # Number of processes to grids, data x fsdp x tensor; the first of all is what the others are compared with.
 GRIDS = {1: ((1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)), 2: ((2, 4, 1),)}
@@ -76,7 +78,7 @@ def name_of(count: int, grid: tuple[int, ...]) -> str:
 
 def steps(flags: list[str]) -> dict[str, Any]:
     """The losses of some steps, and a digest of what they learnt from."""
-    config = resolved(parse(flags))
+    config = parse(flags)
     program = main.assemble(config, main.load(config))
     state, losses, seen = program.init(jax.random.key(0)), [], hashlib.sha256()
     for index in range(STEPS):

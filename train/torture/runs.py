@@ -26,7 +26,7 @@ TOY = (
     *("--model.layers", "2", "--model.heads", "2", "--model.kv_heads", "1"),
     *("--data.tokenizer", "bytes", "--data.length", "12", "--data.batch_size", "8"),
     *("--run.tensorboard", "False", "--optimizer.schedule", "constant"),
-    *("--optimizer.warmup_steps", "10"),
+    *("--optimizer.schedule.warmup_steps", "10"),
 )
 INTERVAL = 5  # steps between two checkpoints
 PATIENCE = 600.0  # seconds after which a life counts as stuck

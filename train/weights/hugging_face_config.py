@@ -5,7 +5,8 @@ import pathlib
 from typing import Any
 
 from models import gpt, llama
-from train.config.fields import Config, UserError, replace
+from train.config.fields import Config, UserError
+from train.config.tree import replace
 from train.step import families
 
 # Our field: theirs, and what transformers takes where config.json is silent (`...`: nothing).

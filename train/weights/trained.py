@@ -4,13 +4,13 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from train.cli import from_json
-from train.config.fields import Config, UserError, model_config, resolved
+from train.config.fields import Config, UserError, model_config
+from train.config.saved import from_json
 from train.weights import params as params_lib
 
 
 class Trained(NamedTuple):
-    config: Config  # resolved
+    config: Config
     model: Any  # its network, as a Config of `models/`
     params: Any  # in the memory of the host
     step: int
@@ -25,7 +25,7 @@ def newest(folder: pathlib.Path) -> Trained:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no config.json.")
     params, meta = params_lib.read(folder)
-    config = resolved(from_json(json.dumps(meta["config"]), str(folder)))
+    config = from_json(json.dumps(meta["config"]), str(folder))
     # Only the data knew how many tokens or classes there are.
     rows = params.get("embed/embedding")
     outputs = params["head/kernel"].shape[-1] if rows is None else rows.shape[0]

@@ -1,26 +1,20 @@
 """Configs: what is refused and how, what may be left open, where a run starts from."""
 
-import dataclasses
 import json
 import random
-import typing
 
 import pytest
 
 from models import gpt
 from train import cli as arguments
+from train.config import saved
+from train.config.checks import check
+from train.config.derived import derived
 from train.config.experiments import EXPERIMENTS
-from train.config.fields import (
-    Config,
-    UserError,
-    differences,
-    flatten,
-    model_config,
-    replace,
-    resolved,
-)
+from train.config.fields import Config, UserError, differences, model_config
 from train.config.ranges import Range
-from train.config.rules import MAY_CHANGE, SPECTRAL
+from train.config.rules import MAY_CHANGE
+from train.config.tree import as_dict, flatten, leaves, replace, slots, texts
 from train.step import families
 
 DEFAULT = next(iter(EXPERIMENTS))
@@ -37,13 +31,17 @@ def refused(*flags: str) -> str:
     [
         ("--optimizer.learning_rate -1", "-1.0", "above 0", "above 0"),
         ("--optimizer.b1 1", "1.0", "0 <= value < 1", "below 1"),
-        ("--optimizer.final 1.5", "1.5", "0 <= value <= 1", "nearest: 1"),
+        ("--optimizer.schedule.final 1.5", "1.5", "0 <= value <= 1", "nearest: 1"),
         ("--decay.weight_decay -0.5", "-0.5", "0 or more", "nearest: 0"),
         ("--decay.threshold 0", "0.0", "above 0", "above 0"),
+        ("--decay lp --decay.p 0.8", "0.8", "1 <= value <= 2", "nearest: 1"),
+        ("--decay cpr --decay.bound uniform --decay.bound.size 0", "0.0", "above 0", "above 0"),
+        ("--optimizer.spikes.window 3", "3", "4 or more", "nearest: 4"),
+        ("--width.base 0", "0", "1 or more", "nearest: 1"),
         ("--run.steps 0", "0", "1 or more", "nearest: 1"),
         ("--run.seed 99999999999", "99999999999", "at most 2147483647", "nearest: 2147483647"),
         ("--run.name ../x", "'../x'", "no slashes", "nearest: '..-x'"),
-        ("--run.steps 9 --optimizer.warmup_steps 12", "12", "0 to 9", "nearest: 9"),
+        ("--run.steps 9 --optimizer.schedule.warmup_steps 12", "12", "0 to 9", "nearest: 9"),
         ("--data.batch_size 6 --run.micro_batches 4", "4", "batch_size = 6", "nearest: 3"),
         ("--model.preset 60m", "'60m'", "tiny", "nearest: 60M"),
         ("--model.heads 5", "5", "divide width=128", "nearest: heads=4"),
@@ -62,21 +60,12 @@ def test_a_bad_value_is_refused_with_the_allowed_and_the_nearest(flags, value, a
     message = refused(*flags.split())
     assert value in message and allowed in message and nearest in message
     if flags.startswith("--"):
-        assert flags.split()[-2].split(".")[1] in message  # the field's name
+        assert flags.split()[-2].split(".")[-1] in message  # the field's name
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        "--decay.pull l2 --decay.threshold 0.1",
-        "--decay.threshold 0.1 --decay.factor 2",
-        "--decay.threshold mean --decay.memory 0.9",
-        "--decay.pull pseudo_huber --decay.proximal True",
-        "--decay.proximal True --decay.cautious True",
-        "--optimizer.name lion --optimizer.eps 1e-6",
-        "--optimizer.schedule constant --optimizer.final 0.5",
-        "--optimizer.schedule constant --optimizer.schedule_steps 5",
-        "--decay.pull l2 --decay.width_rule constant",
         "--model.preset gpt-toy --model.rope_base 100",
         "--model.preset gpt-toy --model.kv_heads 2",
         "--model.layers 3 --model.bias False",
@@ -96,6 +85,54 @@ def test_a_field_that_would_do_nothing_is_refused(flags):
     assert arguments.parse(rest) != arguments.parse([])  # what stands before it is fine alone
 
 
+@pytest.mark.parametrize(
+    ("flags", "owner", "nearest"),
+    [
+        ("--decay l2 --decay.threshold 0.1", "--decay huber, fair,", "nearest: --decay.mask"),
+        (
+            "--decay.threshold 0.1 --decay.threshold.factor 2",
+            "--decay.threshold mean, rms or ema; fixed has",
+            "nearest: --decay.threshold.value",
+        ),
+        (
+            "--decay.threshold mean --decay.threshold.memory 0.9",
+            "--decay.threshold ema; mean has",
+            "nearest: --decay.threshold.factor",
+        ),
+        ("--decay cpr --decay.spectrum.low 1", "--decay huber, adadecay,", "--decay.measure"),
+        ("--optimizer.name lion --optimizer.eps 1e-6", "--optimizer adam, conda,", "optimizer.b2"),
+        (
+            "--optimizer.gamma 0.1",
+            "--optimizer sophia; adam has: --optimizer.b1, --optimizer.b2, --optimizer.eps;",
+            "nearest: --optimizer.b2",
+        ),
+        (
+            "--optimizer.schedule constant --optimizer.schedule.final 0.5",
+            "--optimizer.schedule cosine or linear; constant has",
+            "nearest: --optimizer.schedule.warmup_steps",
+        ),
+        (
+            "--optimizer.schedule constant --optimizer.schedule.steps 5",
+            "--optimizer.schedule cosine or linear",
+            "nearest: --optimizer.schedule.warmup_steps",
+        ),
+    ],
+)
+def test_a_field_of_another_class_is_refused_with_that_class(flags, owner, nearest):
+    *rest, flag, _ = flags.split()
+    message = refused(*flags.split())
+    assert f"{flag} belongs to {owner}" in message and nearest in message
+    arguments.parse(rest)  # fine alone
+
+
+def test_forms_that_a_pull_does_not_have_cannot_be_written(capsys):
+    for pull in ("pseudo_huber", "log_cosh", "lp", "awd"):
+        with pytest.raises(SystemExit):
+            arguments.parse(["--decay", pull, "--decay.form", "proximal"])
+        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "Expected one of ('explicit', 'cautious')" in said
+
+
 def test_a_typo_in_a_flag_names_the_flag_that_was_meant(capsys):
     with pytest.raises(SystemExit) as error:
         arguments.parse(["--optimizer.learning_rat", "1"])
@@ -107,36 +144,49 @@ def test_a_typo_in_a_flag_names_the_flag_that_was_meant(capsys):
 def test_help_shows_every_field_with_its_text_and_every_experiment(capsys):
     with pytest.raises(SystemExit):
         arguments.parse(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert all(f"--{name} " in text for name in flatten(Config()))
+    plain = capsys.readouterr().out
+    text = " ".join(plain.replace("│", " ").split())
+    hidden = {f"--{name} " for name in leaves(Config()) if f"--{name} " not in text}
+    # Those of other families of models, which another preset shows.
+    assert {name.split(".")[0] for name in hidden} == {"--model", "--images"}
+    assert not {"--model.heads ", "--model.rope_base ", "--model.preset "} & hidden
+    for choice in (
+        "optimizer adam",
+        "optimizer.schedule cosine",
+        "decay huber",
+        "decay.threshold mean",
+    ):
+        assert f"--{choice} is chosen" in text
+    for absent in ("optimizer.spikes.sigma 6.0", "decay.spectrum.score alpha", "width.base NUMBER"):
+        assert f"any of its flags switches it on, such as --{absent}" in text
+    assert len(plain.splitlines()) < 240
     assert all(f"{name}:" in text for name in EXPERIMENTS)
     assert all(name in text for name in families.PRESETS)
     assert "Peak learning rate" in text
 
 
 def test_every_field_has_a_docstring():
-    import inspect
-
-    for group in dataclasses.fields(Config):
-        kind = typing.get_type_hints(Config)[group.name]
-        source = inspect.getsource(kind)
-        for field in dataclasses.fields(kind):
-            after = source.split(f"\n    {field.name}: ")[1].split("\n")[1]
-            assert after.startswith('    """'), f"{group.name}.{field.name}"
+    for make in all_classes():
+        for slot in slots(make):
+            # Parts have the docstring of their class.
+            assert slot.classes or texts(make)[slot.field.name], (
+                f"{make.__name__}.{slot.field.name}"
+            )
+        assert make.__doc__ and not make.__doc__.startswith(make.__name__ + "("), make
 
 
 def test_a_run_starts_from_an_experiment_a_file_or_a_folder(tmp_path):
     plain = arguments.parse([])
     assert plain == arguments.parse([DEFAULT]) == arguments.parse(["--experiment", DEFAULT])
-    assert plain == EXPERIMENTS[DEFAULT]()
+    assert plain == derived(EXPERIMENTS[DEFAULT]())
     path = tmp_path / "config.json"
     path.write_text('{"run": {"steps": 7}, "decay": {"mask": ["head"]}}')
     read = arguments.parse(["--config", str(path), "--run.seed", "3"])
-    assert (read.run.steps, read.run.seed, read.decay.mask) == (7, 3, ("head",))
+    assert (read.run.steps, read.run.seed, read.decay.strength.mask) == (7, 3, ("head",))
     resumed = arguments.parse([f"--resume={tmp_path}", "--run.steps", "20"])
     assert resumed.run.folder == str(tmp_path)
     # The schedule keeps the length it had; only the run gets longer.
-    assert (resumed.run.steps, resumed.optimizer.schedule_steps) == (20, 7)
+    assert (resumed.run.steps, resumed.optimizer.schedule.steps) == (20, 7)
     assert "one place" in refused(DEFAULT, "--resume", str(tmp_path))
     assert "no config.json" in refused("--resume", str(tmp_path / "config"))
     assert "needs a value" in refused("--resume")
@@ -144,7 +194,8 @@ def test_a_run_starts_from_an_experiment_a_file_or_a_folder(tmp_path):
 
 def test_json_round_trip_of_every_experiment():
     for make in EXPERIMENTS.values():
-        assert arguments.from_json(arguments.to_json(make()), "there") == make()
+        for config in (make(), derived(make())):
+            assert saved.from_json(saved.to_json(config), "there") == config
 
 
 @pytest.mark.parametrize(
@@ -161,21 +212,28 @@ def test_json_round_trip_of_every_experiment():
         ('{"run": {"steps": true}}', "expected int"),
         ('{"run": {"steps": null}}', "expected int"),
         ('{"run": {"tensorboard": 1}}', "expected bool"),
-        ('{"optimizer": {"schedule": "cosin"}}', "nearest: 'cosine'"),
-        ('{"decay": {"threshold": "maen"}}', "nearest: 'mean'"),
+        ('{"optimizer": {"schedule": {"name": "cosin"}}}', "nearest: 'cosine'"),
+        ('{"optimizer": {"schedule": "cosine"}}', "optimizer.schedule must hold fields, such as"),
+        ('{"decay": {"threshold": {"name": "maen"}}}', "nearest: 'mean'"),
+        ('{"decay": {"threshold": {"memory": 0.9}}}', "belongs to decay.threshold ema; nearest"),
+        ('{"optimizer": {"name": "conda", "gamma": 1}}', "belongs to optimizer sophia; nearest"),
+        ('{"optimizer": {"name": "cond"}}', "nearest: 'conda'"),
+        ('{"optimizer": {"name": 3}}', "optimizer = 3 is not one of"),
+        ('{"width": {"rule": "constant"}}', "width.base is missing"),
+        ('{"decay": null}', "decay must hold fields, such as"),
         ('{"decay": {"mask": ["hiden"]}}', "nearest: 'hidden'"),
         ('{"decay": {"mask": "hidden"}}', "expected a list"),
     ],
 )
 def test_a_bad_json_config_is_refused(text, said):
     with pytest.raises(UserError, match="there") as error:
-        arguments.from_json(text, "there")
+        saved.from_json(text, "there")
     assert said in str(error.value)
 
 
 def test_noise_in_a_config_is_a_config_or_refused_in_words():
     """A thousand files with bytes changed, and values of other types: never another exception."""
-    generator, plain = random.Random(0), arguments.to_json(Config())
+    generator, plain = random.Random(0), saved.to_json(Config())
     strange = [None, True, -1, 0.5, 1e400, "", "x", "\0", "\ud800", "../..", [], ["hidden", 3]]
     strange += [{}, {"a": {}}, 10**30, 10**400, -(10**400)]
     refusals = 0
@@ -186,62 +244,55 @@ def test_noise_in_a_config_is_a_config_or_refused_in_words():
                 text[generator.randrange(len(text))] = generator.randrange(256)
         else:
             groups = json.loads(plain)
-            part = groups[generator.choice(list(groups))]
+            part = generator.choice([part for part in groups.values() if part])
             part[generator.choice(list(part))] = generator.choice(strange)
             text = json.dumps(groups).encode()
         try:
-            config = arguments.from_json(text.decode(errors="replace"), "there")
-            arguments.check(config)
+            config = saved.from_json(text.decode(errors="replace"), "there")
+            check(derived(config))
         except UserError:
             refusals += 1
         else:
-            assert arguments.from_json(arguments.to_json(config), "there") == config
+            assert saved.from_json(saved.to_json(config), "there") == config
     assert 300 < refusals < 1000  # some noise is in the digits of a number
 
 
-def test_resolved_leaves_nothing_open_that_is_known():
-    full = flatten(resolved(Config()))
-    open_ends = {name for name, value in full.items() if value is None}
-    # Of these only the tokenizer, the devices and the clock know; memory belongs to "ema", a rule to a base width.
-    assert open_ends == {
-        *("model.vocab_size", "model.weights", "mesh.data", "run.folder", "run.wandb"),
-        *("run.keep_every", "optimizer.spike_sigma", "optimizer.spike_window"),
-        *("decay.memory", "model.kv_heads", "model.positions", "model.bias"),
-        *("model.image_size", "model.patch_size", "model.drop_path"),
+def test_none_means_off_or_as_the_preset_has_it():
+    full = flatten(derived(Config()))
+    assert {name for name, value in full.items() if value is None} == {
+        # As the preset has it.
+        *(f"model.{name}" for name in vars(Config().model) if name != "preset"),
+        # Left to the devices and the clock, or off.
+        *("mesh.data", "run.folder", "run.wandb", "run.keep_every"),
         *("images.folder", "images.held_out", "images.average"),
-        *("model.base_width", "model.base_head_width", "decay.width_rule"),
-        # Adam has none of these, and no spectrum is measured.
-        *("optimizer.momentum", "optimizer.refresh_every", "optimizer.scale", "optimizer.gamma"),
-        *("optimizer.freeze", "optimizer.layout", "optimizer.bias_correction"),
-        "optimizer.largest_direction",
-        *("decay.spectral", *(f"decay.{name}" for name in SPECTRAL)),
-    } - ({"model.kv_heads"} if families.PRESETS[Config().model.preset].kv_heads else set())
-    assert resolved(resolved(Config())) == resolved(Config())
-    assert resolved(replace(Config(), {"decay.threshold": "ema"})).decay.memory == 0.99
+        *("optimizer.spikes", "decay.spectrum", "width"),
+    }
 
 
-def test_differences_are_those_of_the_resolved_configs():
-    a = Config()
-    b = replace(a, {"decay.threshold": "mean", "run.steps": 9})
+def test_differences_do_not_tell_the_presets_value_from_none():
+    a = derived(Config())
+    layers = families.PRESETS[a.model.preset].layers
+    b = replace(a, {"model.layers": layers, "run.steps": 9, "optimizer.name": "lion"})
     changed = differences(a, b)
-    assert "decay.threshold" not in changed
-    assert changed["run.steps"] == (a.run.steps, 9)
-    assert "optimizer.schedule_steps" in changed
+    assert changed["run.steps"] == (a.run.steps, 9) and "model.layers" not in changed
+    assert changed["optimizer.name"] == ("adam", "lion")
+    assert changed["optimizer.eps"] == (1e-8, "absent")
+    assert differences(a, replace(a, {"model.layers": layers + 1})).keys() == {"model.layers"}
     assert set(MAY_CHANGE) <= set(flatten(a))
 
 
 def test_the_embedding_must_hold_every_token():
-    config = resolved(replace(Config(), {"model.vocab_size": 300}))
+    config = replace(Config(), {"model.vocab_size": 300})
     assert model_config(config, 257).vocab_size == 300
-    assert model_config(resolved(Config()), 257).vocab_size == 257
+    assert model_config(Config(), 257).vocab_size == 257
     with pytest.raises(UserError, match="301"):
         model_config(config, 301)
 
 
 def test_a_model_of_another_family():
-    config = resolved(arguments.parse(["--model.preset", "gpt2-355M", "--model.layers", "2"]))
-    assert (config.model.positions, config.model.bias, config.model.rope_base) == (1024, True, None)
+    config = arguments.parse(["--model.preset", "gpt2-355M", "--model.layers", "2"])
     model = model_config(config, 300)
+    assert (model.positions, model.bias, hasattr(model, "rope_base")) == (1024, True, False)
     assert (type(model), model.layers, model.heads, model.vocab_size) == (gpt.Config, 2, 16, 300)
     assert "nearest: gpt2-1.5B" in refused("--model.preset", "gpt2-1.5")
     longer = ["--model.preset", "gpt-toy", "--data.length"]
@@ -264,12 +315,33 @@ def test_experiments_state_only_what_differs_and_say_what_they_are():
         for word in ("Command:", "Hardware:", "Tokens:", "Time:", "Result:"):
             assert word in text, f"{name} does not say its {word}"
         assert f"-m train {name}" in text
-        assert arguments.parse([name]) == make()  # as it stands it is a valid config
+        assert arguments.parse([name]) == derived(make())  # as it stands it is a valid config
 
 
-def test_config_json_holds_every_field():
-    saved = json.loads(arguments.to_json(Config()))
-    assert {f"{g}.{f}" for g, part in saved.items() for f in part} == set(flatten(Config()))
+def test_config_json_holds_every_field_of_what_is_chosen_and_no_other():
+    written = json.loads(saved.to_json(Config()))
+    assert written == json.loads(json.dumps(as_dict(Config())))
+    assert set(dotted(written)) == set(flatten(Config()))
+    assert written["optimizer"]["name"] == "adam" and "gamma" not in written["optimizer"]
+
+
+def dotted(nested: dict, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in nested.items():
+        full = f"{prefix}{name}"
+        found += dotted(value, full + ".") if isinstance(value, dict) else [full]
+    return found
+
+
+def all_classes() -> set[type]:
+    """The dataclasses that a config can be made of."""
+    found, waiting = set(), [Config]
+    while waiting:
+        kind = waiting.pop()
+        found.add(kind)
+        inside = [other for slot in slots(kind) for other in slot.classes.values()]
+        waiting += [other for other in inside if other not in found]
+    return found
 
 
 def test_an_experiments_own_value_gives_way_to_a_flag():

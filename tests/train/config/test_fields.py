@@ -13,14 +13,17 @@ import pytest
 from models import vit
 from tests.support import pictures, toy
 from tests.support.runs import flags, losses, program, records, write_text
-from tests.train.step.test_step import chain, trajectory
+from tests.train.step.test_step import trajectory
 from train import main
-from train.cli import check, parse
-from train.config.fields import Config, Mesh, UserError, flatten, model_config, replace, resolved
+from train.cli import parse
+from train.config.checks import check
+from train.config.derived import derived
+from train.config.fields import Config, Mesh, UserError, model_config
+from train.config.tree import flatten, parts, replace
 from train.data import images
-from train.step import families, image_task, replicas
+from train.step import families, image_task, optimizer, replicas
 from train.step import update as step
-from train.step.optimizer import one_bit
+from train.step.optimizer import setting
 
 # Another value, and what the base config needs for the field to be in use.
 MODEL = {
@@ -40,44 +43,138 @@ MODEL = {
     "model.drop_path": (0.3, {"model.preset": "vit-toy"}),
     "model.norm_eps": (1e-3, {}),
     "model.init_std": (0.1, {}),
-    "model.base_width": (12, {}),
-    "model.base_head_width": (2, {"model.base_width": 12}),
+    "width.base": (12, {"width.base": 13}),
+    "width.base_head": (2, {"width.base": 12}),
     "model.dtype": ("bfloat16", {}),
     "model.attention": ("cudnn", {"model.dtype": "bfloat16"}),
     "model.remat": ("full", {}),
 }
-CHAIN = {
-    "optimizer.name": ("lion", {}),
+# Of whatever optimizer and decay is chosen.
+SHARED = {
     "optimizer.learning_rate": (1e-3, {}),
-    "optimizer.schedule": ("linear", {}),
-    "optimizer.schedule_steps": (20, {}),
-    "optimizer.warmup_steps": (5, {}),
-    "optimizer.final": (0.5, {}),
-    "optimizer.b1": (0.8, {}),
-    "optimizer.b2": (0.9, {}),
-    "optimizer.eps": (1e-2, {}),
-    "optimizer.momentum": (0.5, {"optimizer.name": "root"}),
-    "optimizer.refresh_every": (2, {"optimizer.name": "conda"}),
-    "optimizer.scale": (1.0, {"optimizer.name": "conda"}),
-    "optimizer.gamma": (0.5, {"optimizer.name": "sophia", "optimizer.refresh_every": 1}),
     "optimizer.clip": (0.1, {"optimizer.eps": 1e-2}),
-    "optimizer.spike_sigma": (9.0, {"optimizer.spike_sigma": 0.01, "optimizer.spike_window": 4}),
-    "optimizer.spike_window": (64, {"optimizer.spike_sigma": 0.01, "optimizer.spike_window": 4}),
-    "decay.weight_decay": (0.5, {}),
-    "decay.pull": ("l2", {}),
-    "decay.threshold": (0.05, {}),
-    "decay.factor": (1.0, {}),
-    "decay.memory": (0.5, {"decay.threshold": "ema"}),
-    "decay.cautious": (True, {}),
-    "decay.proximal": (True, {}),
-    "decay.coupling": ("schedule", {}),
-    "decay.mask": (("hidden",), {}),
-    "decay.spectral": ("stable_rank", {"decay.spectral": "alpha", "decay.spectral_size": 4}),
-    "decay.spectral_low": (0.1, {"decay.spectral": "alpha", "decay.spectral_size": 4}),
-    "decay.spectral_high": (9.0, {"decay.spectral": "alpha", "decay.spectral_size": 4}),
-    "decay.spectral_every": (2, {"decay.spectral": "alpha", "decay.spectral_size": 4}),
-    "decay.spectral_size": (4, {"decay.spectral": "alpha"}),
-    "decay.width_rule": ("constant", {"model.base_width": 2}),
+    "optimizer.schedule.name": ("linear", {}),
+    "optimizer.schedule.steps": (20, {}),
+    "optimizer.schedule.warmup_steps": (5, {}),
+    "optimizer.schedule.final": (0.5, {}),
+    "optimizer.spikes.sigma": (9.0, {"optimizer.spikes.sigma": 0.01, "optimizer.spikes.window": 4}),
+    "optimizer.spikes.window": (64, {"optimizer.spikes.sigma": 0.01, "optimizer.spikes.window": 4}),
+    "optimizer.name": ("lion", {}),
+    "decay.name": ("l2", {}),
+    "decay.spectrum.score": ("stable_rank", {"decay.spectrum.min_eigenvalues": 4}),
+    "decay.spectrum.low": (0.1, {"decay.spectrum.min_eigenvalues": 4}),
+    "decay.spectrum.high": (9.0, {"decay.spectrum.min_eigenvalues": 4}),
+    "decay.spectrum.refresh_every": (2, {"decay.spectrum.min_eigenvalues": 4}),
+    "decay.spectrum.min_eigenvalues": (4, {"decay.spectrum.score": "alpha"}),
+    "width.rule": ("constant", {"width.base": 2}),
+}
+# Of a choice alone: name of the choice, then field to value; a pair brings what the field needs.
+SCHEDULES = {
+    "cosine": {"steps": 20, "warmup_steps": 5, "final": 0.5},
+    "linear": {"steps": 20, "warmup_steps": 5, "final": 0.5},
+    "constant": {"warmup_steps": 5},
+}
+OPTIMIZERS = {
+    "adam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
+    "nadam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
+    "lion": {"b1": 0.8, "b2": 0.9},
+    "exadam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
+    "conda": {"b1": 0.8, "b2": 0.9, "eps": 1e-2, "refresh_every": 2, "scale": 1.0},
+    "root": {"momentum": 0.5, "b1": 0.8, "b2": 0.9, "eps": 1e-2},
+    "sophia": {
+        "b1": 0.8,
+        "b2": (0.9, {"refresh_every": 1}),
+        "eps": (1.0, {"gamma": 5.0}),
+        "refresh_every": 1,
+        "gamma": (0.5, {"refresh_every": 1}),
+    },
+    "muon": {
+        "momentum": 0.5,
+        "b1": 0.8,
+        "b2": 0.9,
+        "eps": 1e-2,
+        "newton_steps": 3,
+        "update_rms": 0.1,
+    },
+    # Built where it can work, below.
+    "one_bit_adam": {
+        "b1": 0.8,
+        "b2": 0.9,
+        "eps": 1e-2,
+        "freeze": "settled",
+        "layout": "flat",
+        "bias_correction": False,
+        "largest_direction": 1e-3,
+    },
+}
+STRENGTH = {"weight_decay": 0.5, "coupling": "schedule", "mask": ("hidden",)}
+THRESHOLD = {"threshold.name": "rms", "threshold.factor": 0.5}
+DECAYS = {
+    "huber": {"form": "proximal", **THRESHOLD, **STRENGTH},
+    "pseudo_huber": {"form": "cautious", **THRESHOLD, **STRENGTH},
+    "log_cosh": {"form": "cautious", **THRESHOLD, **STRENGTH},
+    "fair": {"form": "proximal", **THRESHOLD, **STRENGTH},
+    "l1": {"form": "proximal", **STRENGTH},
+    "l2": {"form": "cautious", **STRENGTH},
+    "lp": {"p": 1.2, "form": "cautious", **STRENGTH},
+    "lp_proximal": {
+        "p": 1.2,
+        "linearize_at": ("new", {"weight_decay": 5.0}),
+        **STRENGTH,
+    },
+    "elastic_net": {"l1_ratio": 0.1, "form": "proximal", **STRENGTH},
+    "corrected": {
+        "weight_decay": 0.5,
+        "normalized": ("head",),
+        "mask": ("hidden",),
+        "form": "cautious",
+    },
+    "awd": {"memory": 0.9, "form": "cautious", **STRENGTH},
+    "adadecay": {"sharpness": 1.0, "form": "cautious", **STRENGTH},
+    "block_adadecay": {
+        "refresh_every": (2, {"refresh_every": 1}),
+        "sharpness": (1.0, {"refresh_every": 1}),
+        "form": "cautious",
+        **STRENGTH,
+    },
+    "stable": {"b2": 0.5, "form": "cautious", **STRENGTH},
+    "target_norm": {"target": 0.5, "form": "cautious", **STRENGTH},
+    "cpr": {
+        "bound.name": ("uniform", {"bound.name": "dependent", "bound.factor": 0.5}),
+        "measure": ("l1", {"bound.name": "uniform", "bound.size": 0.5}),
+        "rate": (0.1, {"bound.name": "uniform", "bound.size": 0.5}),
+        "scaled": (True, {"bound.name": "uniform", "bound.size": 0.5}),
+        "mask": (("hidden",), {"bound.name": "uniform", "bound.size": 0.5}),
+    },
+    "rotational": {
+        "weight_decay": 0.5,
+        "mask": ("head", "embedding"),
+        "memory": 0.1,
+        "zero_mean": False,
+        "per_neuron": False,
+    },
+}
+THRESHOLDS = {
+    "mean": {"factor": 0.5},
+    "rms": {"factor": 0.5},
+    "ema": {"factor": 0.5, "memory": 0.5},
+    "fixed": {"value": 0.1},
+}
+BOUNDS = {
+    "inflection": {
+        "after": (2, {"after": 1, "sample_every": 1}),
+        "sample_every": (2, {"after": 1, "sample_every": 1}),
+    },
+    "warm_start": {"steps": (3, {"steps": 1})},
+    "dependent": {"factor": 0.5},
+    "uniform": {"size": 0.5},
+}
+CHOICES = {
+    "optimizer.schedule": SCHEDULES,
+    "optimizer": {name: fields for name, fields in OPTIMIZERS.items() if name != "one_bit_adam"},
+    "decay": DECAYS,
+    "decay.threshold": THRESHOLDS,
+    "decay.bound": BOUNDS,
 }
 IMAGES = {
     "images.split": "train[:60%]",
@@ -100,12 +197,6 @@ DATA = {
     "data.batch_size": 6,
     "run.seed": 3,
 }
-ONE_BIT = {
-    "optimizer.freeze": ("settled", {"optimizer.name": "one_bit_adam"}),
-    "optimizer.layout": ("flat", {"optimizer.name": "one_bit_adam"}),
-    "optimizer.bias_correction": (False, {"optimizer.name": "one_bit_adam"}),
-    "optimizer.largest_direction": (1e-3, {"optimizer.name": "one_bit_adam"}),
-}
 MESH = {"mesh.replica": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 # Seen in what a run leaves behind, below.
 RUN = {
@@ -117,17 +208,45 @@ RUN = {
 
 
 def test_the_tables_hold_every_field():
-    tables = [*MODEL, *CHAIN, *ONE_BIT, *DATA, *IMAGES, *MESH, *RUN]
-    assert sorted(tables) == sorted(flatten(Config()))
+    tables = [*MODEL, *SHARED, *DATA, *IMAGES, *MESH, *RUN]
+    full = {"optimizer.spikes.sigma": 1.0, "decay.spectrum.low": 1.0, "width.base": 1}
+    chosen = {
+        f"{path}.{field}"
+        for path, choices in CHOICES.items()
+        for kind in choices.values()
+        for field in kind
+    }
+    assert set(tables) | chosen >= set(flatten(replace(Config(), full)))
+    assert len(set(tables)) == len(tables)
+
+
+@pytest.mark.parametrize(
+    "path", ["optimizer", "optimizer.schedule", "decay", "decay.threshold", "decay.bound"]
+)
+def test_the_tables_hold_every_field_of_every_choice(path):
+    choices = CHOICES[path] | (
+        {"one_bit_adam": OPTIMIZERS["one_bit_adam"]} if path == "optimizer" else {}
+    )
+    base = replace(Config(), {"decay.name": "cpr"}) if path == "decay.bound" else Config()
+    (part,) = (p for p in parts(base) if p.path == path and p.slot.choice)
+    assert sorted(choices) == sorted(part.slot.classes)
+    for name, fields in choices.items():
+        held = set(flatten(part.slot.classes[name]()))
+        # Of parts inside, the tables above hold the fields.
+        held -= {field for field in held if field.startswith(("threshold.", "bound."))} | {
+            "spectrum"
+        }
+        assert held <= set(fields), name
+        assert set(fields) - held <= {"threshold.name", "threshold.factor", "bound.name"}, name
 
 
 def pair(name: str, value: object, needs: dict) -> tuple[Config, Config]:
     """Two valid configs that differ in one field."""
-    base = replace(Config(), {"model.preset": "toy", "run.steps": 10, **needs})
-    changed = replace(base, {name: value})
+    base = derived(replace(Config(), {"model.preset": "toy", "run.steps": 10, **needs}))
+    changed = derived(replace(base, {name: value}))
     check(base), check(changed)
-    assert flatten(resolved(base))[name] != value
-    return resolved(base), resolved(changed)
+    assert flatten(base)[name] != value
+    return base, changed
 
 
 @pytest.mark.parametrize("name", MODEL)
@@ -164,23 +283,47 @@ def test_fields_of_the_model(name):
         assert name == "model.attention" and "cudnn" in str(error).lower()
 
 
-@pytest.mark.parametrize("name", CHAIN)
-def test_fields_of_the_optimizer_and_the_decay(name):
-    base, changed = pair(name, *CHAIN[name])
+def differ(base: Config, changed: Config) -> None:
+    """Asserts that some weight of the toy tree ends elsewhere."""
     # The first of the gradients that is larger than the four before it is the eighth.
-    steps = 8 if base.optimizer.spike_sigma else 4
+    steps = 8 if base.optimizer.spikes or base.decay.name == "cpr" else 4
     before, after = (trajectory(built(config), steps) for config in (base, changed))
     assert any((before[path] != after[path]).any() for path in before)
 
 
-@pytest.mark.parametrize("name", ONE_BIT)
+@pytest.mark.parametrize("name", SHARED)
+def test_fields_of_any_optimizer_and_decay(name):
+    differ(*pair(name, *SHARED[name]))
+
+
+@pytest.mark.parametrize(
+    ("path", "choice"), [(path, choice) for path in CHOICES for choice in CHOICES[path]]
+)
+def test_fields_of_a_choice(path, choice):
+    holder = {"decay.threshold": "huber", "decay.bound": "cpr"}.get(path)
+    for field, value in CHOICES[path][choice].items():
+        value, needs = (
+            value if isinstance(value, tuple) and isinstance(value[-1], dict) else (value, {})
+        )
+        needs = {f"{path}.{name}": other for name, other in needs.items()}
+        chosen = {"decay.name": holder} if holder else {}
+        chosen |= {f"{path}.name": choice} | (
+            {"decay.weight_decay": 3.0} if f"{path}.{field}" == "decay.form" else {}
+        )
+        try:
+            differ(*pair(f"{path}.{field}", value, chosen | needs))
+        except AssertionError as error:
+            raise AssertionError(f"--{path} {choice}: {field} = {value}") from error
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS["one_bit_adam"])
 def test_fields_of_one_bit_adam(name):
     params = toy.nest(toy.flat_params())
 
     def seen(config: Config) -> str:
         mesh = main.sharding.make_mesh(Mesh(replica=2, data=1), 8)
         split = main.sharding.of_parameters(toy.AXES, params, mesh)
-        tx = one_bit(config.optimizer, toy.AXES, split)
+        tx = config.optimizer.direction.build(setting(config, toy.AXES, params=split))
         state = jax.eval_shape(tx.init, params)
         placed = replicas.place_errors(
             main.sharding.of_state(state, params, split, mesh), state, split
@@ -189,12 +332,13 @@ def test_fields_of_one_bit_adam(name):
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), params)
         return str(jax.make_jaxpr(replicas.on_each(step, placed, (None, placed)))(state, own))
 
-    base, changed = pair(name, *ONE_BIT[name])
+    value = OPTIMIZERS["one_bit_adam"][name]
+    base, changed = pair(f"optimizer.{name}", value, {"optimizer.name": "one_bit_adam"})
     assert seen(base) != seen(changed)
 
 
 def built(config: Config):
-    return chain(**{k.replace(".", "__"): v for k, v in flatten(config).items()})
+    return optimizer.build(config, toy.AXES)
 
 
 def test_fields_of_the_data(tmp_path):
@@ -212,9 +356,9 @@ def test_fields_of_the_data(tmp_path):
 
 def test_fields_of_the_images(tmp_path):
     base = parse(pictures.flags(tmp_path))
-    before, shapes = (main.load(resolved(base)), [])
+    before, shapes = (main.load(base), [])
     for name, value in IMAGES.items():
-        changed = resolved(replace(base, {name: value}))
+        changed = replace(base, {name: value})
         if name in ("images.name", "images.folder"):
             with pytest.raises(UserError, match=f"(?s){value}.*--images.folder"):
                 main.load(changed)
@@ -227,7 +371,7 @@ def test_fields_of_the_images(tmp_path):
             assert any((a[k] != b[k]).any() for a, b in zip(*pairs) for k in a), name
     smooth, average = shapes
     assert "average" in average.shapes and "average" not in smooth.shapes
-    whole = main.assemble(resolved(base), before)
+    whole = main.assemble(base, before)
     traced = [str(jax.make_jaxpr(p.update)(p.shapes, p.batch(0))) for p in (whole, smooth)]
     assert traced[0] != traced[1]
 

@@ -15,7 +15,9 @@ from PIL import Image
 from models import vit
 from tests.support import pictures, tfds_files
 from tests.support.pictures import CLASSES, picture
-from train.config.fields import Config, Mesh, replace, resolved
+from train.config.derived import derived
+from train.config.fields import Config, Mesh
+from train.config.tree import replace
 from train.data import augment, datasets, images
 from train.errors import UserError
 from train.step import image_task, optimizer, replicas, sharding
@@ -272,8 +274,12 @@ def test_a_vit_trains_on_two_devices(prepared):
     seen = load(prepared, split="test", held_out="train")
     model = dataclasses.replace(vit.PRESETS["vit-toy"], classes=CLASSES, image_size=SIZE)
     assert model.drop_path > 0
-    wanted = {"optimizer.learning_rate": 1e-2, "run.steps": 40, "optimizer.warmup_steps": 4}
-    config = resolved(replace(Config(), wanted))
+    wanted = {
+        "optimizer.learning_rate": 1e-2,
+        "run.steps": 40,
+        "optimizer.schedule.warmup_steps": 4,
+    }
+    config = derived(replace(Config(), wanted))
     mesh = sharding.make_mesh(Mesh(data=2), 8)
     axes = vit.axes(model)
     tx, rate = optimizer.build(config, axes), optimizer.schedule(config.optimizer)

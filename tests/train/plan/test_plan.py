@@ -9,7 +9,7 @@ import pytest
 from tests.support.runs import flags, program
 from train import __main__ as command
 from train.cli import parse
-from train.config.fields import UserError, resolved
+from train.config.fields import UserError
 from train.plan import ahead_of_time
 from train.plan import main as plan
 from train.step import sharding
@@ -21,7 +21,7 @@ BIG = [
 
 
 def outline(asked: list[str], devices: int) -> plan.Outline:
-    config = resolved(parse(asked))
+    config = parse(asked)
     return plan.outline(
         config, sharding.abstract_mesh(config.mesh, config.data.batch_size, devices)
     )
@@ -120,9 +120,7 @@ def test_the_real_step_compiles_for_a_tpu(tmp_path):
         ahead_of_time.tpu_devices("v5e:2x4")
     except ahead_of_time.NotInstalled as error:
         pytest.skip(str(error))
-    config = resolved(
-        parse(flags(tmp_path, *["--mesh.replica", "2", "--mesh.data", "1", "--mesh.fsdp", "4"]))
-    )
+    config = parse(flags(tmp_path, "--mesh.replica", "2", "--mesh.data", "1", "--mesh.fsdp", "4"))
     said = plan.compiled(config, "v5e:2x4")
     assert "compiled for v5e:2x4" in said and "all-gather" in said
     with pytest.raises(UserError, match="--target v5e:9x9"):

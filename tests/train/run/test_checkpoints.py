@@ -14,7 +14,8 @@ from tests.support.runs import flags, losses, program, write_text
 from train import __main__ as command
 from train import main
 from train.cli import parse
-from train.config.fields import Config, UserError, replace
+from train.config.fields import Config, UserError
+from train.config.tree import replace
 from train.run import checkpoints as checkpoint
 from train.run import integrity, log
 from train.run.folder import Folder

@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.runs import flags, losses, records
 from train import main
-from train.config.fields import Config, UserError, replace
+from train.config.fields import Config, UserError
+from train.config.tree import replace
 from train.run import checkpoints as checkpoint
 from train.run import migration as migrate
 from train.run.checkpoints import Checkpoints
@@ -225,7 +226,7 @@ def test_a_run_goes_on_with_another_optimizer_when_told_to(tmp_path, monkeypatch
     monkeypatch.setattr(main.figures, "draw", lambda *_: [])
     assert main.main(flags(tmp_path, "--run.steps", "4")) == 0
     before = losses(tmp_path / "run")
-    other = ["--optimizer.name", "lion", "--decay.pull", "l2", "--optimizer.clip", "None"]
+    other = ["--optimizer.name", "lion", "--decay", "l2", "--optimizer.clip", "None"]
     longer = ["--resume", str(tmp_path / "run"), "--run.steps", "6", *other]
     with pytest.raises(UserError, match=r"optimizer.name: adam -> lion(?s:.*)--run.migrate True"):
         main.main(longer)

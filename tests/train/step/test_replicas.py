@@ -13,7 +13,7 @@ from optax_decay.parameters.paths import leaf_paths
 from tests.support.runs import flags, losses, program, records
 from train import main
 from train.cli import parse
-from train.config.fields import UserError, resolved
+from train.config.fields import UserError
 from train.plan.collectives import collectives, operations
 from train.run import checkpoints as checkpoint
 from train.step import sharding
@@ -194,10 +194,10 @@ def test_weights_that_are_split_over_replicas_are_refused(tmp_path, monkeypatch)
 
 def test_when_the_variance_freezes():
     def freeze(*more):
-        return resolved(parse(["toy", "--optimizer.name", "one_bit_adam", *more])).optimizer.freeze
+        return parse(["toy", "--optimizer.name", "one_bit_adam", *more]).optimizer.direction.freeze
 
     assert freeze("--run.steps", "50") == 10
-    assert freeze("--run.steps", "50", "--optimizer.warmup_steps", "20") == 20
+    assert freeze("--run.steps", "50", "--optimizer.schedule.warmup_steps", "20") == 20
     assert (
         freeze("--optimizer.freeze", "7") == 7
         and freeze("--optimizer.freeze", "settled") == "settled"
@@ -208,10 +208,10 @@ def test_when_the_variance_freezes():
     ("asked", "said"),
     [
         (
-            "--optimizer.name one_bit_adam --decay.spectral gradnorm",
-            "never forms; nearest: decay.spectral fnorm",
+            "--optimizer.name one_bit_adam --decay.spectrum.score gradnorm",
+            "never forms; nearest: decay.spectrum.score fnorm",
         ),
-        ("--optimizer.freeze 5", "belongs to optimizer.name one_bit_adam"),
+        ("--optimizer.freeze 5", "belongs to --optimizer one_bit_adam"),
         (
             "--optimizer.name one_bit_adam --optimizer.freeze 0",
             "optimizer.freeze = 0 is out of range",

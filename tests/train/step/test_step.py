@@ -14,7 +14,10 @@ from models import llama
 from models.loss import cross_entropy
 from tests.support import toy
 from tests.support.runs import program
-from train.config.fields import Config, Mesh, Optimizer, UserError, replace, resolved
+from train.config.derived import derived
+from train.config.fields import Config, Mesh, Optimizer, UserError
+from train.config.parts.schedules import Cosine, Linear
+from train.config.tree import replace
 from train.step import optimizer, sharding
 from train.step import update as step
 
@@ -36,16 +39,16 @@ def trajectory(tx: optax.GradientTransformation, steps: int = 3) -> dict[str, np
 
 
 def chain(**changes) -> optax.GradientTransformationExtraArgs:
-    """The chain of a config whose changes are given as group__field."""
+    """The chain of a config whose changes are given as group__field, with __ for every dot."""
     plain = {"optimizer.clip": None, "run.steps": 10}
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    return optimizer.build(resolved(replace(Config(), plain | changes)), toy.AXES)
+    return optimizer.build(derived(replace(Config(), plain | changes)), toy.AXES)
 
 
 def test_the_chain_of_a_config_is_the_ready_made_optimizer():
     steady = {
-        "optimizer__schedule": "constant",
-        "optimizer__warmup_steps": 0,
+        "optimizer__schedule__name": "constant",
+        "optimizer__schedule__warmup_steps": 0,
         "optimizer__learning_rate": 2e-3,
     }
     ours = trajectory(chain(**steady))
@@ -54,7 +57,7 @@ def test_the_chain_of_a_config_is_the_ready_made_optimizer():
     )
     for path in ours:
         np.testing.assert_array_equal(ours[path], theirs[path])
-    adamw = trajectory(chain(decay__pull="l2", **steady))
+    adamw = trajectory(chain(decay__name="l2", **steady))
     mask = toy.nest({path: path in toy.MATRICES for path in toy.SHAPES})
     for path, w in trajectory(
         optax.adamw(2e-3, b1=0.9, b2=0.95, weight_decay=0.1, mask=mask)
@@ -67,18 +70,18 @@ def test_the_chain_of_a_config_is_the_ready_made_optimizer():
 @pytest.mark.parametrize("coupling", ["lr", "none"])
 def test_the_chain_of_a_config_follows_the_width(rule, coupling):
     steady = {
-        "optimizer__schedule": "constant",
-        "optimizer__warmup_steps": 0,
+        "optimizer__schedule__name": "constant",
+        "optimizer__schedule__warmup_steps": 0,
         "optimizer__learning_rate": 2e-3,
-        "decay__pull": "l2",
+        "decay__name": "l2",
         "decay__weight_decay": 0.1,
         "decay__coupling": coupling,
     }
     ours = trajectory(
         chain(
-            model__base_width=2,
-            model__base_head_width=4,
-            decay__width_rule=None if rule == "fan2025" else rule,
+            width__base=2,
+            width__base_head=4,
+            width__rule=rule,
             **steady,
         )
     )
@@ -101,16 +104,16 @@ def test_the_chain_of_a_config_follows_the_width(rule, coupling):
 
 def test_a_proximal_decay_has_no_learning_rate_behind_it_that_follows_the_width():
     """τ = η λ m^(s-r): with the l2 pull w ← θ/(1+τ)."""
-    steady = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 0}
-    base = {"model__base_width": 2, "decay__pull": "l2", "optimizer__learning_rate": 0.02}
-    some = chain(decay__proximal=True, decay__weight_decay=5.0, **base, **steady)
+    steady = {"optimizer__schedule__name": "constant", "optimizer__schedule__warmup_steps": 0}
+    base = {"width__base": 2, "decay__name": "l2", "optimizer__learning_rate": 0.02}
+    some = chain(decay__form="proximal", decay__weight_decay=5.0, **base, **steady)
     none = chain(decay__weight_decay=0.0, **base, **steady)
     a, b = trajectory(some, 1)["mix/kernel"], trajectory(none, 1)["mix/kernel"]
     np.testing.assert_allclose(a, b / (1 + 0.02 * 5.0 * 4**-0.5), rtol=1e-6)
 
 
 def test_the_learning_rate_climbs_falls_and_stays():
-    config = Optimizer(learning_rate=3e-3, schedule_steps=40, warmup_steps=8, final=0.2)
+    config = Optimizer(learning_rate=3e-3, schedule=Cosine(steps=40, warmup_steps=8, final=0.2))
     seen = [float(optimizer.schedule(config)(jnp.asarray(s))) for s in range(60)]
     climb = np.minimum(1, np.arange(1, 61) / 9)
     done = np.clip((np.arange(60) - 8) / 32, 0, 1)
@@ -119,7 +122,7 @@ def test_the_learning_rate_climbs_falls_and_stays():
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
     assert 0 < seen[0] < seen[7] < seen[8] == max(seen) == pytest.approx(3e-3)
     assert seen[39] > seen[40] == seen[59] == pytest.approx(0.2 * 3e-3)
-    linear = Optimizer(schedule="linear", schedule_steps=10, warmup_steps=0, final=0.5)
+    linear = Optimizer(schedule=Linear(steps=10, warmup_steps=0, final=0.5))
     half = float(optimizer.schedule(linear)(jnp.asarray(5)))
     assert half == pytest.approx(0.75 * linear.learning_rate)
 
@@ -254,7 +257,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
         optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adamw)(1e-3)),
         optax.masked(optax.adam(1e-3), lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
         optax.MultiSteps(optax.adam(1e-3), 2),
-        chain(decay__threshold="ema"),
+        chain(decay__threshold__name="ema"),
     ],
     ids=["adam", "inject", "masked", "multisteps", "ours"],
 )

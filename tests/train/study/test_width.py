@@ -323,7 +323,7 @@ def test_activations_lead_to_the_logits_of_the_model(data):
 def two_runs(tmp_path_factory):
     """Folders of a run of width 32 and of its proxy of width 16, six steps each."""
     folder = tmp_path_factory.mktemp("runs")
-    base = ["--model.base_width", "16", "--optimizer.learning_rate", "0.01"]
+    base = ["--width.base", "16", "--optimizer.learning_rate", "0.01"]
     found = []
     for name, size, heads in (("proxy", 16, 2), ("wide", 32, 4)):
         shape = ["--model.width", str(size), "--model.heads", str(heads), "--model.kv_heads", "1"]
@@ -366,7 +366,7 @@ def test_two_run_folders_are_compared(two_runs, tmp_path, capsys):
     assert "sublayer attention" in said and "not a transfer" not in said
     assert (wide / "gains.txt").read_text().strip() in said
     assert gains.main([str(wide), str(proxy), "--tolerance", "1e-6"]) == 1
-    with pytest.raises(UserError, match=r"base_width of .* is 16, but .* has the width 32"):
+    with pytest.raises(UserError, match=r"width.base of .* is 16, but .* has the width 32"):
         gains.compare(wide, wide, 0.15)
     with pytest.raises(UserError, match="holds no config"):
         gains.newest(tmp_path)

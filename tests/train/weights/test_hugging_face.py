@@ -27,7 +27,7 @@ from tests.support.runs import flags, records
 from train import __main__ as command
 from train import main
 from train.cli import parse
-from train.config.fields import Mesh, UserError, resolved
+from train.config.fields import Mesh, UserError
 from train.step import families, sharding
 from train.weights import hugging_face
 from train.weights.hugging_face_config import read_config
@@ -322,11 +322,11 @@ def test_a_run_starts_from_weights_and_is_written_again(tmp_path, monkeypatch):
     config = {**CASES["llama-tied"], "vocab_size": 257, "num_key_value_heads": 3}
     arrays = written(tmp_path / "weights", config)
     asked = [*without_shape(flags(tmp_path)), "--model.weights", str(tmp_path / "weights")]
-    ready = main.assemble(resolved(parse(asked)), main.load(resolved(parse(asked))))
+    ready = main.assemble(parse(asked), main.load(parse(asked)))
     start = ready.begin()
     assert_same(logits(ready.model, start["params"]), reference.forward(config, arrays, TOKENS))
     assert int(start["step"]) == 0
-    assert main.main([*asked, "--run.steps", "2", "--optimizer.schedule_steps", "6"]) == 0
+    assert main.main([*asked, "--run.steps", "2", "--optimizer.schedule.steps", "6"]) == 0
     run = tmp_path / "run"
     first = next(r for r in records(run) if r["kind"] == "held_out")
     assert first["loss"] == pytest.approx(ready.evaluate(start)["loss"], rel=1e-6)

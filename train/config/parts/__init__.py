@@ -1,0 +1,1 @@
+"""Small groups of fields that optimizers, decays or the whole run share."""
