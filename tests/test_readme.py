@@ -1,4 +1,4 @@
-"""The code in README.md runs, and does what the text beside it says."""
+"""The code in README.md runs, and does what the text beside it says; CONTRIBUTING.md names what exists."""
 
 import pathlib
 import re
@@ -12,7 +12,8 @@ import optax_decay
 from models import llama
 from tests.support import toy
 
-README = (pathlib.Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 LLAMA = jax.eval_shape(lambda: llama.init(llama.PRESETS["toy"], jax.random.key(0)))
 NAMES = {
@@ -97,3 +98,27 @@ def test_the_migration_line_is_adamw_bit_for_bit():
     for x, y, z in zip(*map(jax.tree.leaves, (run(ours), run(adamw), undecayed))):
         np.testing.assert_array_equal(x, y)
         assert x.ndim == 1 or np.any(x != z)
+
+
+def test_what_contributing_names_exists_and_it_names_every_folder():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = set(re.findall(r"`([\w./-]*/[\w./-]*)`", text))
+    inside = {
+        f"{top}/{folder}"
+        for top in ("optax_decay", "train")
+        for folder in re.findall(
+            r"^\| `(\w+/)` \|", text.split(f"folder of `{top}/`")[1].split("\n\n")[0], re.M
+        )
+    }
+    to_write = {name for name in named if "example" in name}
+    short = {"compare/", "width/"} | {name.split("/", 1)[1] for name in inside}
+    for name in (named - to_write - short) | inside:
+        assert (ROOT / name).exists(), name
+    for name in to_write:
+        assert (ROOT / name).parent.is_dir(), name
+    folders = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for top in ("optax_decay", "train")
+        for path in (ROOT / top).glob("*/__init__.py")
+    }
+    assert folders == inside, "the tables of CONTRIBUTING.md hold every folder once"
