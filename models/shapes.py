@@ -64,7 +64,7 @@ def readout(config: Any) -> float:
 
 
 def hidden_std(config: Any) -> float:
-    """The standard deviation of hidden matrices at initialization."""
+    """The standard deviation of hidden matrices at initialisation."""
     return config.init_std * math.sqrt(readout(config))
 
 
