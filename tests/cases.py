@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optax_decay
-from optax_decay import bounds, couplings, pulls, thresholds
+from optax_decay import bounds, couplings, pulls, spectra, thresholds, width
 from tests.support import toy
 
 RATE = 0.03
@@ -177,6 +177,8 @@ class Case:
         mask: takes ``mask=``.
         reduction: sums over a matrix are part of the step, so that sharding may change the last bits.
         steps: updates per check; enough to pass every refresh and phase.
+        others: for arguments of this factory alone that are not numbers, other values, of which one must matter;
+            `test_nothing_is_ignored.py` knows those of the arguments that several factories share.
     """
 
     name: str
@@ -189,6 +191,7 @@ class Case:
     mask: bool = True
     reduction: bool = False
     steps: int = 6
+    others: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -452,23 +455,23 @@ CASES = (
     Case(
         "width_scaled_decay",
         before_rate,
-        {"base_width": 2, "head": "matrix"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
     ),
     Case(
         "width_scaled_decay mup_package",
         before_rate,
-        {"base_width": From(narrow), "rule": "mup_package"},
-        {"weight_decay": 0.3, "exponent": 0.6},
+        {"base_width": From(narrow), "law": of(width.law, rule="mup_package")},
+        {"weight_decay": 0.3, "law.exponent": 0.6},
         ("weight_decay",),
     ),
     Case(
         "width_scaling",
         before_rate,
-        {"base_width": 2, "head": "matrix", "optimizer": "conda"},
-        {"learning_rate": 0.05, "weight_decay": 0.3, "exponent": 0.9},
+        {"base_width": 2, "law": of(width.law, head="matrix", optimizer="conda")},
+        {"learning_rate": 0.05, "weight_decay": 0.3, "law.exponent": 0.9},
         ("learning_rate", "weight_decay"),
         static=("base_width",),
     ),
@@ -484,7 +487,7 @@ CASES = (
     Case(
         "mup_adamw",
         whole,
-        {"base_width": 2, "head": "matrix"},
+        {"base_width": 2, "law": of(width.law, head="matrix")},
         {
             "learning_rate": 0.05,
             "b1": 0.8,
@@ -492,7 +495,7 @@ CASES = (
             "eps": 1e-2,
             "eps_root": 1e-2,
             "weight_decay": 0.3,
-            "exponent": 0.9,
+            "law.exponent": 0.9,
         },
         ("learning_rate", "weight_decay"),
         static=("base_width",),
@@ -504,6 +507,7 @@ CASES = (
         {"weight_decay": 0.3},
         ("weight_decay",),
         static=("p",),
+        others={"p": (1.2, 1.7)},
     ),
     Case(
         "lp_proximal_decay",
@@ -512,6 +516,7 @@ CASES = (
         {"learning_rate": 0.05, "weight_decay": 0.3},
         ("learning_rate", "weight_decay"),
         static=("p",),
+        others={"p": (1.2, 1.7), "linearize_at": ("old", "new")},
     ),
     Case(
         "elastic_net_decay",
@@ -540,6 +545,7 @@ CASES = (
         {"peak_learning_rate": 2 * RATE},
         {"learning_rate": 0.05, "weight_decay": 0.3, "peak_learning_rate": 0.05},
         ("learning_rate", "weight_decay"),
+        others={"normalized": ("head", "hidden")},
     ),
     Case(
         "target_norm_decay",
@@ -601,8 +607,18 @@ CASES = (
     Case(
         "spectral_alpha_decay",
         before_rate,
-        {"min_eigenvalues": 4, "refresh_every": 4},
-        {"weight_decay": 0.3, "min_ratio": 0.2, "max_ratio": 5.0, "refresh_every": 2},
+        {
+            "assignment": of(spectra.linear),
+            "refresh": of(spectra.every, steps=4),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
+        },
+        {
+            "weight_decay": 0.3,
+            "assignment.low": 0.2,
+            "assignment.high": 5.0,
+            "assignment.quantile_clip": 0.2,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
     ),
@@ -610,13 +626,17 @@ CASES = (
         "spectral_alpha_decay sigmoid",
         before_adam,
         {
-            "min_eigenvalues": 4,
-            "refresh_every": 3,
-            "schedule": "all",
-            "metric": "stable_rank",
-            "assignment": "sigmoid",
+            "score": spectra.stable_rank(),
+            "assignment": of(spectra.sigmoid),
+            "refresh": of(spectra.all_at_once, steps=3),
+            "select": spectra.hidden_matrices(min_eigenvalues=4),
         },
-        {"weight_decay": 0.3, "sharpness": 1.0, "start_step": 4, "refresh_every": 2},
+        {
+            "weight_decay": 0.3,
+            "assignment.sharpness": 1.0,
+            "refresh.start_step": 4,
+            "refresh.steps": 2,
+        },
         ("weight_decay",),
         reduction=True,
     ),
@@ -627,6 +647,7 @@ CASES = (
         {"learning_rate": 0.05, "bound.bound": 1.0, "rate": 0.5},
         ("learning_rate", "rate"),
         reduction=True,
+        others={"bound": (bounds.uniform(0.4), bounds.dependent(0.5)), "measure": ("l1", "std")},
     ),
     Case(
         "cpr_decay inflection",
@@ -662,5 +683,6 @@ CASES = (
         extra=with_loss,
         mask=False,
         reduction=True,
+        others={"inner": (optax.sgd(0.1),), "window": (6, 8)},
     ),
 )

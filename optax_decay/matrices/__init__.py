@@ -1,1 +1,1 @@
-"""Matrices as devices see them: gathered whole, stacked by shape, orthogonalised, and their largest singular value."""
+"""Operations on whole matrices that may be split over devices: factors, stacks, quantiles and singular values."""

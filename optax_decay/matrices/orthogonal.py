@@ -1,17 +1,17 @@
-"""The orthogonal factor of a matrix: by matrix products alone, or exactly.
+"""The orthogonal factor of a matrix, from matrix products alone or exactly, and its largest singular value.
 
 Every real X = U S V^T has the orthogonal factor U V^T, the nearest matrix with orthonormal rows or columns. An odd
-polynomial of X changes the singular values and keeps U and V, so iterating one that moves (0, 1] towards 1 gets there
-with products only. One Newton-Schulz step with the coefficients (a, b, c) is::
+polynomial of X changes the singular values and keeps U and V. Iterating a polynomial that moves (0, 1] towards 1
+therefore converges to the factor with products only. One Newton-Schulz step with the coefficients (a, b, c) is::
 
     A = X X^T,    X <- a X + (b A + c A A) X        (singular values: s <- a s + b s^3 + c s^5)
 
 on the orientation of X with fewer rows than columns. References: Bernstein and Newhouse (arXiv 2409.20325) for the
 use in optimizers; Jordan et al. 2024 ("Muon") for `MUON`; the classical, exact limit is `NEWTON_SCHULZ`.
 
-Differs from the released programs: works on any leading batch axes, in the dtype asked for, with the sum of squares
-taken in float32 after scaling by the largest entry, so that tiny and huge inputs neither underflow nor overflow; a zero
-matrix gives zeros.
+**Differs from the released programs.** Works on any leading batch axes and in any dtype of the products. The sum of
+squares is taken in float32 after scaling by the largest entry, so that tiny and huge inputs neither underflow nor
+overflow. A zero matrix gives zeros.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decay.matrices.whole import each_matrix
+from optax_decay.parameters.arguments import check, one_of
 
 MUON = ((3.4445, -4.7750, 2.0315),) * 5
 NEWTON_SCHULZ = ((1.875, -1.25, 0.375),) * 12
@@ -29,7 +30,7 @@ SPLIT = 256  # rows from which Hermitian products are computed by quarters
 
 
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``(x / s, s)`` with s the power of two that puts the largest entry of each matrix into [0.5, 1).
+    """Divides each matrix by the power of two s that puts its largest entry into [0.5, 1); returns ``(x / s, s)``.
 
     Division by a power of two is exact. Matrices that are zero or not finite become zeros with s = 1.
     """
@@ -49,7 +50,7 @@ def adjoint(x: jax.Array) -> jax.Array:
 
 
 def _gram(x: jax.Array, precision: Any) -> jax.Array:
-    """``X X^H``, of which a quarter follows from the others: not computed where the parts are large enough."""
+    """``X X^H``. For large matrices, one quarter is the conjugate transpose of another and is not computed."""
     m = x.shape[-2]
     if m < SPLIT:
         return jnp.matmul(x, adjoint(x), precision=precision)
@@ -63,10 +64,10 @@ def _gram(x: jax.Array, precision: Any) -> jax.Array:
 
 
 def quintic_steps(x: jax.Array, coefficients: Any, *, precision: Any = None) -> jax.Array:
-    """The steps alone, on matrices that are here and whose singular values are at most 1.
+    """Newton-Schulz steps alone, on whole matrices whose singular values are at most 1.
 
-    One step is compiled, whatever K (``lax.scan``). A and A A are Hermitian: an eighth (wide matrices) to a sixth
-    (square ones) of the arithmetic is saved.
+    Compiles one step for any K (``lax.scan``). Because A and A A are Hermitian, an eighth (wide matrices) to a sixth
+    (square matrices) of the arithmetic is saved.
 
     Args:
         x: ``[..., m, n]``, real or complex, of any orientation, in the dtype of the products.
@@ -77,8 +78,8 @@ def quintic_steps(x: jax.Array, coefficients: Any, *, precision: Any = None) -> 
         Array like x.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    # Coefficients keep their digits where products are rounded to 16 bits: a polynomial that is bounded with the
-    # digits given need not be with three of them.
+    # Coefficients keep all their digits where products are rounded to 16 bits: a polynomial that is bounded with all
+    # digits need not be bounded with three of them.
     table = jnp.asarray(coefficients, jnp.finfo(wide).dtype)
     flip = x.shape[-2] > x.shape[-1]
 
@@ -110,8 +111,8 @@ def newton_schulz(
         coefficients: ``[K, 3]``, one (a, b, c) per step. Static sequences and arrays (traced too) are accepted.
         dtype: of the products, such as ``jnp.bfloat16``; default: that of x, at least float32.
         precision: of the products, as in ``jnp.matmul``.
-        eps: added to the Frobenius norm, in units of x, so that a matrix far below it is not blown up to norm 1.
-        mesh, spec: where x lives, see `whole_matrices.each_matrix`.
+        eps: added to the Frobenius norm, in units of x, so that a much smaller matrix is not enlarged to norm 1.
+        mesh, spec: the mesh over which x is split and how, see `each_matrix`.
 
     Returns:
         ``[..., m, n]`` in the dtype of the products.
@@ -143,14 +144,16 @@ def polar(x: jax.Array, *, method: str = "svd", mesh: Any = None, spec: Any = No
         x: real; at least float32 is used.
         method: ``"svd"``; or ``"eigh"``, through the Gram matrix of the smaller side: cheaper on accelerators, with
             an error that grows with the square of the condition number.
-        mesh, spec: where x lives, see `whole_matrices.each_matrix`.
+        mesh, spec: the mesh over which x is split and how, see `each_matrix`.
 
     Returns:
-        ``[..., m, n]``. Directions with a singular value of zero are completed arbitrarily by ``"svd"`` and left
-        out by ``"eigh"``, whose rank tolerance is ``max(m, n)`` times machine epsilon of the largest eigenvalue.
+        ``[..., m, n]``. ``"svd"`` completes directions with a singular value of zero arbitrarily. ``"eigh"`` leaves
+        them out; its rank tolerance is ``max(m, n)`` times machine epsilon of the largest eigenvalue.
+
+    Raises:
+        ValueError: an unknown method.
     """
-    if method not in ("svd", "eigh"):
-        raise ValueError(f"method={method!r} is not known; allowed: 'svd', 'eigh'.")
+    one_of("method", method, ("svd", "eigh"))
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def one(w: jax.Array) -> jax.Array:
@@ -172,7 +175,8 @@ def polar(x: jax.Array, *, method: str = "svd", mesh: Any = None, spec: Any = No
 def top_singular_vector(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """A start vector for `top_singular_value`, ``[..., n]`` for matrices ``[..., m, n]``.
 
-    Fixed and without structure: the fractional parts of multiples of the golden ratio, centred, unit length.
+    The vector is fixed and has no structure: fractional parts of multiples of the golden ratio, centred, of unit
+    length.
     """
     n = shape[-1]
     v = np.modf(0.5 + np.arange(1, n + 1) * (5**0.5 - 1) / 2)[0] - 0.5 + 1e-3
@@ -189,24 +193,26 @@ def top_singular_value(
     mesh: Any = None,
     spec: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Largest singular value by power iteration on ``X^T X`` from a carried vector.
+    """The largest singular value, by power iteration on ``X^T X`` from a carried vector.
 
-    A lower bound that rises with every iteration. Weights turn slowly, so a few iterations per step, each
-    starting where the last step ended, follow the largest singular value of a training run.
+    The result is a lower bound that rises with every iteration. Singular vectors of weights turn slowly, so a few
+    iterations per training step, started from the vector of the last step, follow the largest singular value.
 
     Args:
         x: ``[..., m, n]``, real.
-        vector: ``[..., n]``, what the last call returned; None for `top_singular_vector`.
+        vector: ``[..., n]``, the vector that the last call returned; None for `top_singular_vector`.
         iterations: products with ``X^T X``, at least 1.
-        exact_below: matrices whose smaller side is below this are solved exactly through the eigenvalues of their
-            Gram matrix, and hand the vector back as it came.
-        mesh, spec: where x lives, see `whole_matrices.each_matrix`.
+        exact_below: matrices whose smaller side is below this are solved exactly, through the eigenvalues of their
+            Gram matrix. Their vector is returned unchanged.
+        mesh, spec: the mesh over which x is split and how, see `each_matrix`.
 
     Returns:
-        ``([...], [..., n])``: the singular value and the right vector to carry. A zero matrix gives 0.
+        ``([...], [..., n])``: the singular value and the right singular vector to carry. A zero matrix gives 0.
+
+    Raises:
+        ValueError: fewer than one iteration.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations} is outside [1, inf); the nearest allowed is 1.")
+    check("iterations", iterations, 1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     vector = top_singular_vector(x.shape, wide) if vector is None else vector
 

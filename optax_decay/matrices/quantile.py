@@ -1,15 +1,15 @@
-"""Exact quantiles without sorting, so that they shard.
+"""Exact quantiles without sorting, which work on sharded arrays.
 
-The k-th smallest of n numbers is found bit by bit. Read as an integer, the bits of a float are ordered like the float
-(once the sign is folded in), so the answer's bits can be fixed from the highest down: with p the bits fixed so far and
-b the next one::
+The k-th smallest of n numbers is found bit by bit. The bits of a float, read as an integer with the sign folded in, are
+ordered like the float. The bits of the result can therefore be fixed from the highest down; with p the bits fixed so
+far and b the next bit::
 
     p ← p + 2^b   if   #{i : bits(x_i) < p + 2^b} <= k
 
-After 32 counts p is the k-th smallest, exactly, whatever ties, zeros or denormals the data hold. One more pass gives
-its successor, and the quantile is interpolated between the two as NumPy's default does. Counting reads the data once
-per bit, allocates nothing of their size, and across devices only the counts travel; sorting, which
-``jnp.quantile`` does, costs 20 to 40 times as much on a CPU and gathers sharded arrays.
+After 32 counts p is exactly the k-th smallest number, with any ties, zeros or denormals in the data. One more pass
+gives its successor, and the quantile is interpolated between the two as in NumPy's default. Counting reads the data
+once per bit and allocates nothing of their size, and devices exchange only the counts. Sorting, as in ``jnp.quantile``,
+costs 20 to 40 times as much on a CPU and gathers sharded arrays.
 """
 
 import math
@@ -22,7 +22,7 @@ from optax_decay.parameters.arguments import check
 
 
 def _order_keys(x: jax.Array) -> jax.Array:
-    """Signed integers of the same width that sort like the floats."""
+    """Signed integers of the same width that are ordered like the floats."""
     bits = jnp.finfo(x.dtype).bits
     raw = jax.lax.bitcast_convert_type(x, jnp.dtype(f"int{bits}"))
     return _fold_sign(raw)
@@ -34,7 +34,7 @@ def _fold_sign(raw: jax.Array) -> jax.Array:
 
 
 def _position(q: Any, n: int, dtype: Any) -> tuple[Any, Any]:
-    """Rank of the lower neighbour and the weight of the upper one."""
+    """The rank of the lower neighbour and the weight of the upper one, for the quantile q of n numbers."""
     if isinstance(q, jax.core.Tracer):
         place = jnp.asarray(q, dtype) * (n - 1)
         rank = jnp.clip(jnp.floor(place), 0, n - 1)
@@ -56,15 +56,16 @@ def quantile(
 
     Args:
         x: real floating array, at most 2^31 - 1 numbers per quantile.
-        q: in [0, 1]. A traced q is placed in float32, which above some 4 million numbers may be off by one rank.
-        axis: axes to reduce; all of them by default. They may be sharded: under ``jit`` each of the counts (one per
+        q: in [0, 1]. The position of a traced q is computed in float32, and may be off by one rank above some 4 million
+            numbers.
+        axis: axes to reduce; all of them by default. They may be sharded. Under ``jit``, each of the counts (one per
             bit of the dtype, and two) then costs one all-reduce of one integer per slice.
         keepdims: keep the reduced axes with size 1.
         axis_name: inside ``shard_map``, the mesh axes over which the reduced axes are split evenly.
 
     Returns:
-        Float32 for 16-bit input, else the dtype of x. NaN where a slice holds NaN. Order statistics are exact;
-        the interpolation rounds once, and backends that flush denormals flush it too.
+        float32 for 16-bit input, else the dtype of x. NaN where a slice holds NaN. Order statistics are exact; the
+        interpolation rounds once, and backends that flush denormals flush its result too.
 
     Raises:
         ValueError: q outside [0, 1], an integer or complex array, an empty slice.
@@ -75,14 +76,16 @@ def quantile(
     """
     check("q", q, 0.0, 1.0)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"quantile of {x.dtype}: pass a real floating array.")
+        raise ValueError(
+            f"an array of {x.dtype} has no quantile here; pass a real floating-point array."
+        )
     axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = tuple(a % x.ndim for a in axes)
     n = math.prod(x.shape[a] for a in axes)
     if axis_name:
         n *= jax.lax.psum(1, axis_name)
     if n == 0:
-        raise ValueError(f"quantile of no numbers: shape {x.shape}, axis {axis}.")
+        raise ValueError(f"an empty slice has no quantile: shape {x.shape}, axis {axis}.")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rank, weight = _position(q, n, dtype)
     keys = _order_keys(x)
@@ -92,7 +95,9 @@ def quantile(
         return jax.lax.psum(count, axis_name) if axis_name else count
 
     lower = _select(keys, rank, total)
-    enough = jnp.minimum(rank + 2, n)  # so many numbers <= lower make the upper neighbour a tie
+    enough = jnp.minimum(
+        rank + 2, n
+    )  # with this many numbers <= lower, the upper neighbour is a tie
     top = jnp.iinfo(keys.dtype).max
     following = jnp.min(jnp.where(keys > lower, keys, top), axis=axes, keepdims=True)
     if axis_name:
@@ -104,7 +109,7 @@ def quantile(
 
 
 def _select(keys: jax.Array, rank: Any, total: Any) -> jax.Array:
-    """The key of the given rank, bit by bit from the sign down."""
+    """The key of the given rank, found bit by bit from the sign down."""
     info = jnp.iinfo(keys.dtype)
 
     def fix_bit(i: Any, prefix: Any) -> jax.Array:

@@ -1,14 +1,14 @@
-"""One compiled function for all matrices of one shape, whichever parameters they belong to.
+"""One compiled function for all matrices of one shape, from any number of parameters.
 
 Iterations and decompositions of whole matrices have two costs that grow with the number of parameters: a compiled
-copy per parameter, and, when matrices are sharded, collectives inside every product. Both go away when matrices of
-one shape are stacked, the stack is mapped over, and the stack's own axis is what is sharded: each device then works
-on whole matrices of its own, and data moves once on the way in and once on the way out.
+copy per parameter, and, when matrices are sharded, collectives inside every product. Both disappear when matrices of
+one shape are stacked, the function is mapped over the stack, and the axis of the stack is sharded. Each device then
+works on its own whole matrices, and data moves once on the way in and once on the way out.
 
     [B1, m, n], [B2, m, n], …  →  [B1 + B2 + …, m, n]  →  each device B/devices of them  →  back
 
-Under `jax.set_mesh` the stack is spread over every Auto axis of the mesh unless told otherwise. Arrays with Explicit
-shardings are handled by `on_auto_axes`. Without a mesh in context the partitioner decides alone.
+Under `jax.set_mesh` the stack is spread over every Auto axis of the mesh, unless `stack_axes` names others. Arrays with
+Explicit shardings are handled by `on_auto_axes`. Without a mesh in context, the partitioner decides alone.
 """
 
 import functools
@@ -24,14 +24,17 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def on_auto_axes(function: Callable[..., Any], like: Any, *args: Any) -> Any:
-    """``function(*args)`` where explicitly sharded arrays are seen as Auto ones.
+    """Calls ``function(*args)`` with the Explicit axes of the mesh turned into Auto axes.
 
-    Products over sharded axes, which Explicit mode refuses to guess about, are then up to the partitioner.
+    In Explicit mode, products over sharded axes are errors; with Auto axes the partitioner decides about them.
 
     Args:
         function: of `args`, returning a tree of the structure of `like`.
-        like: tree of arrays whose explicit shardings the results get.
+        like: tree of arrays; the results get their explicit shardings.
         args: trees of arrays.
+
+    Returns:
+        The tree that `function` returns.
     """
     meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves((like, args))]
     explicit = [m for m in meshes if AxisType.Explicit in _axis_types(m).values()]
@@ -52,7 +55,7 @@ def _axis_types(mesh: Any) -> dict[str, AxisType]:
 
 
 def stack_axes_in_context(stack_axes: Any = None) -> tuple[str, ...]:
-    """The mesh axes over which stacks are spread here.
+    """The mesh axes over which stacks are spread in the current context.
 
     Args:
         stack_axes: None for all Auto axes of the mesh in context, a name, or a tuple of names (() for none).
@@ -85,10 +88,10 @@ def map_matrices(
 
     Args:
         function: ``[k, m, n] -> [k, ...]``, independent over k. Compiled once.
-        stacks: arrays ``[B_i, m, n]`` of one shape but for B_i.
+        stacks: arrays ``[B_i, m, n]`` with the same m and n.
         stack_axes: as in `stack_axes_in_context`. The stack is padded with zero matrices to a multiple of the
             devices.
-        entries_at_once: upper bound of k·m·n (k is at least 1): small matrices are batched, large ones are not,
+        entries_at_once: upper bound of k·m·n (but k is at least 1). Small matrices are batched and large ones are not,
             which bounds the workspace.
 
     Returns:
@@ -114,10 +117,10 @@ def map_matrices(
 
 
 def _in_hops(x: jax.Array, axes: tuple[str, ...], back: bool = False) -> jax.Array:
-    """Moves the stack's sharding over one mesh axis at a time.
+    """Moves the sharding of the stack over one mesh axis at a time.
 
-    From a matrix sharded over two axes straight to a sharded stack the partitioner finds no way but gathering
-    everything; one axis at a time is an all-to-all each.
+    Directly from a matrix that is sharded over two axes to a sharded stack, the partitioner gathers everything. One
+    axis at a time, each move is an all-to-all.
     """
     hops = [axes[i:] for i in range(len(axes) - 1, 0, -1)]
     free = [jax.P.UNCONSTRAINED] * (x.ndim - 1)

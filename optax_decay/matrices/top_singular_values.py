@@ -1,7 +1,7 @@
-"""The largest singular value of every matrix of a model, followed through a run; and gains of sublayers.
+"""The largest singular value of every matrix of a model, followed through a run, and the gains of sublayers.
 
-The gain of a sublayer is the product of the largest singular values along it: a bound on how much it enlarges its
-input. Arithmetic: power iteration with carried vectors, see `orthogonal.top_singular_value`.
+The gain of a sublayer is the product of the largest singular values along it, a bound on how much it enlarges its
+input. Singular values are computed by power iteration with carried vectors, see `orthogonal.top_singular_value`.
 """
 
 import math
@@ -33,21 +33,22 @@ def top_singular_values(
 ) -> tuple[dict[str, jax.Array], Vectors]:
     """The largest singular value of every matrix, from vectors that are carried from call to call.
 
-    Weights turn slowly: called every few steps with what the last call returned, a few iterations follow them. Pure,
-    to be jitted; works on split weights (Auto and Explicit meshes) without gathering them.
+    Singular vectors of weights turn slowly: a few iterations per call follow them, if each call gets the vectors that
+    the last one returned. The function is pure and can be jitted. It works on split weights (Auto and Explicit meshes)
+    without gathering them.
 
     Args:
         params: the weights.
-        vectors: what the last call returned, or None for a fixed start.
-        iterations: of power iteration, each two products of a matrix with a vector.
+        vectors: the vectors that the last call returned, or None for a fixed start.
+        iterations: of power iteration; each multiplies a matrix with a vector twice.
         exact_below: matrices whose smaller side is below this are solved exactly instead.
-        roles: which parameters; those of another role, or without a matrix, are left out.
+        roles: parameters of another role, and those that hold no matrix, are left out.
         axes: as in `axes.signatures`.
         mesh: where the weights are split over a mesh with Auto axes that is not the surrounding ``jax.set_mesh``.
 
     Returns:
-        ``(values, vectors)`` by path: float32 of the shape ``signature.batch_shape``, and of that shape with the
-        fan-out appended.
+        ``(values, vectors)`` by path. Values are float32 of the shape ``signature.batch_shape``; vectors have the
+        fan-out as an additional last dimension.
     """
     weights, found = by_path(params), axes_lib.signatures(axes, params)
     values, carried = {}, {}
@@ -72,7 +73,7 @@ def top_singular_values(
 def top_singular_vectors(
     params: Any, *, roles: Sequence[str] = ("hidden", "head"), axes: axes_lib.Axes = None
 ) -> Vectors:
-    """The fixed start of `top_singular_values`, to be carried from the first call on: one compilation for all calls."""
+    """The vectors from which `top_singular_values` starts. Passing them to the first call saves a compilation."""
     weights = by_path(params)
     return {
         path: top_singular_vector(
@@ -87,11 +88,14 @@ def top_singular_vectors(
 def sublayer_gains(
     values: Mapping[str, Any], sublayers: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Products of largest singular values along sublayers.
+    """The products of largest singular values along sublayers.
 
     Args:
         values: from `top_singular_values`.
         sublayers: name to path patterns, such as ``{"mlp": ("mlp/up/kernel", "mlp/down/kernel")}``.
+
+    Returns:
+        One gain per sublayer, of the shape of its values.
 
     Raises:
         ValueError: a pattern that matches no matrix or several, or matrices stacked differently.
@@ -103,7 +107,7 @@ def sublayer_gains(
             hits = [path for path in values if matches(pattern, path)]
             if len(hits) != 1:
                 raise ValueError(
-                    f"sublayer {name!r}: {pattern!r} must match one matrix, it matches {hits}; matrices are "
+                    f"sublayer {name!r}: {pattern!r} must match one matrix, but it matches {hits}; the matrices are "
                     f"{sorted(values)}."
                 )
             paths.append(hits[0])

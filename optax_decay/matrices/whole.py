@@ -1,14 +1,14 @@
-"""Work that needs whole matrices, on weights that are split over devices.
+"""Functions of whole matrices, applied to weights that are split over devices.
 
-A factorisation of a matrix that FSDP and tensor parallelism have split over two mesh axes either gathers it
-everywhere and repeats the work on every device (Auto axes), or fails (Explicit axes). The cheap way is to give every
-device its own few *whole* matrices of the stack: one all-to-all per mesh axis in, the work, and numbers (or the same
-all-to-alls) out. No weight is gathered: a device receives 1/D of the stack's bytes, not all of them.
+Factorising a matrix that FSDP and tensor parallelism have split over two mesh axes either gathers it everywhere and
+repeats the work on every device (Auto axes), or fails (Explicit axes). `each_matrix` instead gives every device a few
+*whole* matrices of the stack: one all-to-all per mesh axis brings them in, and numbers (or the same all-to-alls) go
+out. No weight is gathered: of D devices, each receives 1/D of the bytes of the stack.
 
 ======================== ==========================================================================================
-where the code runs      what happens
+where the code runs      effect
 ======================== ==========================================================================================
-one device               nothing
+one device               the function is called directly
 jit, Explicit axes       mesh and partition are read from the array's type
 jit, Auto axes           the mesh is that of ``jax.set_mesh`` or the argument `mesh`; the partition is the argument
                          `spec`, or left to the compiler; without a mesh the compiler gathers and repeats
@@ -29,7 +29,7 @@ from optax_decay.parameters.meshes import varying_axes
 
 
 def split_axes(spec: Sequence[Any]) -> tuple[tuple[str, int], ...]:
-    """Mesh axes of a partition with the dimension each splits, the fastest varying of a dimension first."""
+    """The mesh axes of a partition with the dimension that each splits; the fastest varying of a dimension first."""
     found: list[tuple[str, int]] = []
     for dimension, entry in enumerate(spec):
         names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
@@ -38,12 +38,12 @@ def split_axes(spec: Sequence[Any]) -> tuple[tuple[str, int], ...]:
 
 
 def inside_shard_map() -> bool:
-    """True in code that sees shards."""
+    """Whether this code runs inside ``shard_map``, where arrays are shards."""
     return AxisType.Manual in (jax.sharding.get_abstract_mesh().axis_types or ())
 
 
 def known_mesh(x: jax.Array, mesh: Any) -> Any:
-    """The mesh to spread matrices over, or None if none is known."""
+    """The mesh over which matrices can be spread: the argument, that of x, or that in context; else None."""
     own = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     for found in (mesh, own, jax.sharding.get_abstract_mesh()):
         if found is not None and not found.empty:
@@ -52,7 +52,7 @@ def known_mesh(x: jax.Array, mesh: Any) -> Any:
 
 
 def _spare_axes(count: int, sizes: dict[str, int], taken: int) -> tuple[str, ...]:
-    """The mesh axes of `sizes` over which `count` matrices are done soonest; the fewest devices among equals."""
+    """The mesh axes of `sizes` that finish `count` matrices soonest, with the fewest devices among equals."""
     choices = itertools.chain.from_iterable(
         itertools.combinations(sizes, r) for r in range(len(sizes) + 1)
     )
@@ -75,20 +75,20 @@ def each_matrix(
     """Applies `fn` to stacks of whole matrices, spread over the devices of the mesh.
 
     Args:
-        fn: ``([b, *inner], [b, ...], ...) -> tree of [b, ...]``, the same for every b, each matrix on its own.
+        fn: ``([b, *inner], [b, ...], ...) -> tree of [b, ...]``, which treats each of the b matrices independently.
         x: ``[*lead, *inner]``; the leading axes are flattened for `fn` and restored after it.
         others: arrays with the same leading axes, replicated.
         lead: number of leading axes; default: all but two.
-        mesh: see the table above.
-        spec: partition of x (``jax.P`` with an entry per dimension of x), where it cannot be read from x.
+        mesh: the mesh, see the table above.
+        spec: the partition of x (``jax.P`` with an entry per dimension of x), where it cannot be read from x.
 
     Returns:
         The tree of `fn` with the leading axes restored: outputs with the shape of x are split like x, others are the
         same on all devices.
 
     Raises:
-        ValueError: x has too few dimensions; a leading axis is split inside ``shard_map``; or x is a shard and no
-            `spec` says of what.
+        ValueError: x has too few dimensions; inside ``shard_map``, a leading axis is split, or x is a shard and `spec`
+            does not say how it is split.
     """
     lead = x.ndim - 2 if lead is None else lead
     if lead < 0:
@@ -98,11 +98,12 @@ def each_matrix(
         if spec is None and varying_axes(x):
             raise ValueError(
                 f"an array of shape {x.shape} inside shard_map is a shard (it varies over "
-                f"{sorted(varying_axes(x))}): pass its partition, or () if it holds whole matrices."
+                f"{sorted(varying_axes(x))}): pass its partition as spec=..., or () if it holds whole matrices."
             )
         if any(e is not None for e in entries[:lead]):
             raise ValueError(
-                f"the leading axes of shape {x.shape[:lead]} are split ({spec}) inside shard_map; split the matrices."
+                f"the leading axes of shape {x.shape[:lead]} are split ({spec}) inside shard_map; split the "
+                "matrices instead."
             )
         return _spread(fn, (x, *others), lead, entries[lead:], ())
     found = known_mesh(x, mesh)
@@ -141,7 +142,7 @@ def each_matrix(
 
 
 def _left_to_compiler(fn: Any, inputs: tuple[jax.Array, ...], lead: int, mesh: Any) -> Any:
-    """Auto axes and a partition that only the compiler knows: ask for whole matrices and let it move them."""
+    """For Auto axes and an unknown partition: asks for whole matrices and lets the compiler move them."""
     shape = inputs[0].shape[:lead]
     count = math.prod(shape)
     axes = _spare_axes(count, dict(mesh.shape), 1)
@@ -156,12 +157,12 @@ def _left_to_compiler(fn: Any, inputs: tuple[jax.Array, ...], lead: int, mesh: A
 def _spread(
     fn: Any, inputs: Sequence[jax.Array], lead: int, inner: Sequence[Any], spare: tuple[str, ...]
 ) -> Any:
-    """The exchange, seen from one device.
+    """The exchange of matrices, from the view of one device.
 
     Args:
         inputs: ``[*lead, *shard]``, then replicated arrays ``[*lead, ...]``.
         inner: partition of the matrix.
-        spare: mesh axes over which the matrices are replicated and may be shared out.
+        spare: mesh axes over which the matrices are replicated, so that different devices can take different ones.
     """
     shape = inputs[0].shape[:lead]
     count = math.prod(shape)
@@ -192,7 +193,7 @@ def _spread(
             for name in reversed(spare):
                 a = _gather(a, name)
         else:
-            # A sum of parts that do not overlap: the only collective after which JAX knows that all devices agree.
+            # A sum of parts that do not overlap, because after it JAX knows that all devices agree.
             dtype = jnp.int32 if a.dtype == jnp.bool_ else a.dtype
             table = jnp.zeros((count + padding, *a.shape[1:]), dtype)
             table = jax.lax.dynamic_update_slice_in_dim(table, a.astype(dtype), position * mine, 0)
@@ -205,7 +206,7 @@ def _spread(
 def bring_together(x: jax.Array, moves: Sequence[tuple[str, int]]) -> jax.Array:
     """Inside ``shard_map``: ``[D·b, *shard] -> [b, *whole]`` by one all-to-all per mesh axis of `moves` (`split_axes`).
 
-    D is the number of devices along those axes; the one at `device_position` i gets rows i·b to (i+1)·b.
+    D is the number of devices along those axes. The device at `device_position` i gets the rows from i·b to (i+1)·b.
     """
     for name, dimension in moves:
         x = jax.lax.all_to_all(x, name, 0, dimension + 1, tiled=True)
@@ -213,7 +214,7 @@ def bring_together(x: jax.Array, moves: Sequence[tuple[str, int]]) -> jax.Array:
 
 
 def vary_over(x: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Marks x as differing between devices along mesh axes, which branches and loop carries have to agree on."""
+    """Marks x as differing between devices along mesh axes. Branches and loop carries must agree on these marks."""
     missing = tuple(name for name in names if name not in varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
@@ -224,7 +225,7 @@ def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def device_position(names: Sequence[str]) -> jax.Array:
-    """Inside ``shard_map``: this device's index along several mesh axes, the first varying slowest."""
+    """Inside ``shard_map``: the index of this device along several mesh axes, of which the first varies slowest."""
     index = jnp.zeros([], jnp.int32)
     for name in names:
         index = index * jax.lax.axis_size(name) + jax.lax.axis_index(name)

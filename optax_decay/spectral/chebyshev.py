@@ -1,4 +1,4 @@
-r"""The tail exponent of a matrix from matrix products: no eigenvalues, no random vectors.
+r"""The tail exponent of a matrix from matrix products, without eigenvalues and without random vectors.
 
 **Problem.** For a weight matrix with Gram matrix G (n x n, smaller side, eigenvalues λ_1 <= ... <= λ_n) the Hill
 exponent of the upper k = n - int(n/2) eigenvalues is ``alpha = 1 + 1/H`` with::
@@ -6,24 +6,24 @@ exponent of the upper k = n - int(n/2) eigenvalues is ``alpha = 1 + 1/H`` with::
     H = mean_{j > n-k} ln(λ_j / λ_med),        λ_med = λ_{n-k+1}
 
 Eigenvalue solvers spend their time in tridiagonalisation, which accelerators run at a few percent of their rate.
-H needs far less than n eigenvalues: it is one number, an integral over the upper half of the spectral density.
+H needs far less than n eigenvalues: it is a single number, an integral over the upper half of the spectral density.
 
 **Derivation.**
 
 1. *A logarithmic scale by one inverse.* With a centre θ > 0, the Cayley map ``Y = (G-θ)(G+θ)^-1 = 1 - 2θ(G+θ)^-1``
    has the eigenvalues ``y = tanh(z/2)`` with ``z = ln(λ/θ)``, always inside (-1, 1). Polynomials of Y resolve ln λ
-   around θ evenly; outliers at a thousand times the median do not cost resolution, as they do for polynomials of G.
+   around θ evenly. Outliers at a thousand times the median do not cost resolution, as they would with polynomials of G.
 2. *Exact moments.* The Chebyshev moments ``μ_k = tr T_k(Y)``, k <= K = (p+1)q, need p+q-2 products: the baby steps
    T_2 .. T_q, the giant steps T_2q .. T_pq, and Frobenius inner products, because
-   ``tr(T_a T_b) = (μ_{a+b} + μ_{|a-b|}) / 2``. The traces are exact: a stochastic trace with 64 vectors has ten times
+   ``tr(T_a T_b) = (μ_{a+b} + μ_{|a-b|}) / 2``. The traces are exact; a stochastic trace with 64 vectors has ten times
    the error at the same cost.
 3. *The counting function.* With y = cos φ, the number of eigenvalues above y is the integral of the cosine series
    of the density from 0 to φ::
 
        N(φ) = (μ_0 φ + 2 Σ_k w_k μ_k sin(kφ) / k) / π
 
-   with the de la Vallée-Poussin window ``w_k = min(1, 2(1 - k/(K+1)))``: it keeps the lower half of the moments
-   exact, and damps the ripples that a cliff of the density sends through a series that just ends.
+   with the de la Vallée-Poussin window ``w_k = min(1, 2(1 - k/(K+1)))``. The window keeps the lower half of the
+   moments exact, and damps the ripples that a cliff of the density causes in a truncated series.
 4. *The exponent.* The k-th largest eigenvalue is where N crosses k - 1/2, at φ*; and since dz = -2 dφ / sin φ,
    integrating Σ (z_j - z*) by parts leaves only N::
 
@@ -31,21 +31,24 @@ H needs far less than n eigenvalues: it is one number, an integral over the uppe
 
    a one-dimensional integral of a smooth function (N(0) = 0), done by the trapezoidal rule.
 
-**Error.** Smoothing over π/K in φ, that is 2π/K in ln λ at the centre, acts twice. The integral is insensitive to it
-(its integrand vanishes at neither end only to first order). The place of the median is not: H moves by as much as
-ln λ_med does, so ``dα = (α-1)² d ln λ_med``. Where the density is smooth the error is of second order and below the
-statistic's own dependence on one single eigenvalue, ``(α-1)² / (2 N'(z*))``. The *weak case* is a cliff of the density
-within 2π/K of the median, such as a pure power law of large α, which starts 0.14 below its median at α = 6. It is
-detected without an exact solution: the same moments, windowed at 2K/3, then give another α, and the difference is
-reported as `Estimate.error`. When it exceeds both 0.01 (α-1) and the floor above, or when the median lies more than a
-factor e from the centre, another pass runs with the centre moved to the median found, where the resolution is
-finest, and with twice the giant steps if it was the error.
+**Error.** The truncated series smooths the density over π/K in φ, that is over 2π/K in ln λ at the centre. This acts
+in two places. The integral is insensitive to it (its integrand vanishes at neither end only to first order). The place
+of the median is not: H moves by as much as ln λ_med does, so ``dα = (α-1)² d ln λ_med``. Where the density is smooth,
+the error is of second order, and smaller than the dependence of the statistic on one single eigenvalue,
+``(α-1)² / (2 N'(z*))``. The *weak case* is a cliff of the density within 2π/K of the median, such as a pure power law
+of large α, which starts 0.14 below its median at α = 6. It is detected without an exact solution: the same moments,
+windowed at 2K/3, then give another α, and the difference is reported as `Estimate.error`.
+
+Another pass runs when this error exceeds both 0.01 (α-1) and the floor above, or when the median lies more than a
+factor e from the centre. It moves the centre to the median found, where the resolution is finest, and takes twice the
+giant steps if the error was the reason.
 
 **Cost.** Gram 2n²m, Cholesky and inverse 7/3 n³, then 2n³ per product, 14 products for K = 72, all of them in
-``bfloat16`` if asked (rounding changes α by less than 0.002). Workspace: q + 5 matrices n x n. The centre is carried
-from one refresh to the next, so one pass is the rule in a run and two at its start.
+``bfloat16`` on request (rounding changes α by less than 0.002). Workspace: q + 5 matrices n x n. The centre is carried
+from one refresh to the next, so that a matrix usually takes one pass, and two at the start of a run.
 
-New here. Its parts are known: Chebyshev moments and windows (kernel polynomial method, cond-mat/0504627),
+**Reference.** The combination is new here. Its parts are known: Chebyshev moments and windows (kernel polynomial
+method, cond-mat/0504627),
 baby-step giant-step evaluation (Paterson and Stockmeyer 1973), the Hill estimator at the median (AlphaDecay,
 arXiv 2506.14562).
 """
@@ -58,30 +61,29 @@ import jax.numpy as jnp
 
 from optax_decay.matrices.whole import vary_like
 
-# Points of the quadrature in φ. 2048 resolves the fastest sine of 2048/K points per half wave; the rule's error
-# is then below 1e-5 of H.
+# Points of the quadrature in φ: 2048/K points per half wave of the fastest sine keep its error below 1e-5 of H.
 _GRID = 2048
-# ln(θ / mean eigenvalue) where nothing is known yet.
+# ln(θ / mean eigenvalue) before the first estimate.
 DEFAULT_CENTRE = math.log(0.5)
 _PASSES = 3
 TOLERANCE = 0.01
-# Beyond this error, relative to α-1, the spectrum is narrower than the resolution: flat, as far as can be told.
+# With a larger error, relative to α-1, the spectrum is narrower than the resolution and counts as flat.
 FLAT = 0.2
-# Medians below this part of the mean eigenvalue are taken for a null space; the largest eigenvalue is no smaller.
+# ln of the smallest centre over the mean eigenvalue: a median below it lies in a null space.
 _LOWEST_CENTRE = -12.0
 _POWER_STEPS = 16
 
 
 class Estimate(NamedTuple):
-    """What `tail_exponent` returns; scalars in the dtype of the Gram matrix.
+    """The result of `tail_exponent`; scalars in the dtype of the Gram matrix.
 
     Attributes:
         alpha: the Hill exponent.
-        centre: ln of the median eigenvalue found over the mean eigenvalue: the centre of the next call.
-        error: how far α moves when a third of the moments is left out.
-        resolved: False where that is still beyond the tolerance after the last pass: the weak case.
-        ratio: median over largest eigenvalue, the latter by power iteration.
-        passes: int32, how many were run.
+        centre: ln of the median eigenvalue found over the mean eigenvalue; pass it to the next call.
+        error: the change of α when a third of the moments is left out.
+        resolved: False where the error still exceeds the tolerance after the last pass (the weak case).
+        ratio: median eigenvalue over the largest, which is estimated by power iteration.
+        passes: int32, number of passes.
     """
 
     alpha: jax.Array
@@ -154,11 +156,11 @@ def moments(
 def hill_from_moments(
     mu: jax.Array, count: jax.Array | int, tail: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Steps 3 and 4 above.
+    """The Hill statistic from Chebyshev moments: steps 3 and 4 of the derivation.
 
     Args:
         mu: moments, ``[K_max + 1]``.
-        count: K, how many to use; may be traced.
+        count: K, the number of moments to use; may be traced.
         tail: k, the number of eigenvalues in the tail.
 
     Returns:
@@ -206,9 +208,9 @@ def tail_exponent(
         gram: ``[P, n, n]``, float32 or float64, positive semidefinite, on one scale; their spectra are pooled
             (P = 1 except for convolutions).
         centre: ln(θ / mean eigenvalue), from the last call; default ln(1/2).
-        tail: k in [2, P·n).
-        baby, giant: q and p; K = (p+1)q moments. A second look at a weak case uses 2p.
-        product_dtype: ``bfloat16``, or ``float32``.
+        tail: k in [2, P·n), the number of eigenvalues in the tail.
+        baby, giant: q and p; K = (p+1)q moments. Another pass for a weak case uses 2p.
+        product_dtype: of the factors of the products, ``bfloat16`` or ``float32``.
     """
     wide, size = gram.dtype, gram.shape[0] * gram.shape[1]
     mean = jnp.trace(jnp.sum(gram, 0)) / size
@@ -217,7 +219,7 @@ def tail_exponent(
     start = vary_like(jnp.asarray(DEFAULT_CENTRE if centre is None else centre, wide), gram)
     small = jnp.finfo(wide).eps
 
-    def look(carry: tuple) -> tuple:
+    def one_pass(carry: tuple) -> tuple:
         _, centre, _, _, _, giants, passes = carry
         mu = jnp.sum(
             jax.lax.map(
@@ -236,7 +238,7 @@ def tail_exponent(
         floor = excess * excess / (2 * jnp.maximum(density, small))
         resolved = error <= jnp.maximum(TOLERANCE * excess, floor)
         near = jnp.abs(z) < 1
-        # Another look must differ from this one.
+        # Another pass must differ from this one.
         more = ~near | (~resolved & (giants < 2 * giant))
         giants = jnp.where(resolved, giants, 2 * giant)
         centre = jnp.maximum(centre + z, _LOWEST_CENTRE)
@@ -255,7 +257,7 @@ def tail_exponent(
         jnp.asarray(giant, jnp.int32) + zero.astype(jnp.int32),
         zero.astype(jnp.int32),
     )
-    alpha, found, error, resolved, _, _, passes = jax.lax.while_loop(again, look, first)
+    alpha, found, error, resolved, _, _, passes = jax.lax.while_loop(again, one_pass, first)
     largest = _largest(gram)
     usable = jnp.isfinite(alpha) & jnp.isfinite(found) & (largest > 0)
     centre = jnp.where(usable, found, DEFAULT_CENTRE)
@@ -265,7 +267,7 @@ def tail_exponent(
 
 
 def _largest(gram: jax.Array) -> jax.Array:
-    """Largest eigenvalue of ``[P, n, n]``, from below, for a guard that only needs its order of magnitude."""
+    """A lower bound of the largest eigenvalue of ``[P, n, n]``, for a guard that needs its order of magnitude only."""
     v = jnp.ones(gram.shape[:2], gram.dtype) + jnp.arange(gram.shape[1], dtype=gram.dtype) % 3
     v = vary_like(v, gram)
 

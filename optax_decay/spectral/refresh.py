@@ -113,9 +113,10 @@ def check_refresh(refresh: Any, gradients: bool) -> None:
     """Raises ValueError unless `refresh` is a `Refresh` that suits the score; names the nearest valid one."""
     if not isinstance(refresh, Refresh):
         name = getattr(refresh, "__name__", refresh)
+        meant = f"every({refresh})" if isinstance(refresh, int) else f"{nearest(name, NAMES)}()"
         raise ValueError(
             f"refresh={refresh!r} is not a Refresh; allowed: {', '.join(f'spectra.{n}()' for n in NAMES)} "
-            f"(did you mean optax_decay.spectra.{nearest(name, NAMES)}()?)."
+            f"(did you mean optax_decay.spectra.{meant}?)."
         )
     if gradients and refresh.at_once is not None and refresh.at_once != 1:
         raise ValueError(

@@ -38,6 +38,13 @@ NAMES = (
     "gradient_norm",
     "gradient_over_weight_norm",
 )
+# The names of the released program that differ, for the hint in an error.
+NAMES_OF_PROGRAM = {
+    "alpha": "hill",
+    "fnorm": "frobenius_norm",
+    "gradnorm": "gradient_norm",
+    "gradnorm_d_weightnorm": "gradient_over_weight_norm",
+}
 METHODS = ("auto", "exact", "eigh", "svd")
 # The released program leaves matrices with fewer eigenvalues alone.
 MIN_EIGENVALUES = 50
@@ -202,7 +209,8 @@ def gradient_over_weight_norm(method: Factorisation = "auto") -> Score:
 def check_score(score: Any) -> None:
     """Raises ValueError unless `score` is a `Score`; names the nearest one."""
     if not isinstance(score, Score):
-        name = getattr(score, "__name__", score)
+        name = getattr(score, "__name__", str(score))
+        name = NAMES_OF_PROGRAM.get(name, name)
         raise ValueError(
             f"score={score!r} is not a Score; allowed: {', '.join(f'spectra.{n}()' for n in NAMES)} "
             f"(did you mean optax_decay.spectra.{nearest(name, NAMES)}()?)."

@@ -1,41 +1,50 @@
-"""How much wider every matrix is than its proxy's, and what a law makes of that, parameter by parameter.
+"""How much wider every matrix is than that of the proxy, and the multipliers that a law derives from it.
 
-The proxy's widths come in one of three forms:
+The widths of the proxy, `base_width`, come in one of three forms:
 
-* a number, the size of the axis ``D``: every matrix has the factor D/base, as where all widths grow together;
-* sizes by letter, ``{"D": 256, "F": 688, "H": 4}``: a matrix has the product of size/base over its *input* axes;
-  input axes that are not listed count as fixed, but every matrix needs one that is listed;
-* the proxy's parameters (arrays or ``jax.ShapeDtypeStruct``): fan-in over the proxy's fan-in. Batch axes may differ, so
-  that a deeper model can have a shallow proxy.
+* A number, the size of the axis ``D``. Every matrix has the factor D/base, which is right where all widths grow
+  together.
+* Sizes by letter, ``{"D": 256, "F": 688, "H": 4}``. A matrix has the product of size/base over its *input* axes. Input
+  axes that are not listed count as fixed, but every matrix needs at least one listed input axis.
+* The parameters of the proxy (arrays or ``jax.ShapeDtypeStruct``). A matrix has its fan-in over the fan-in in the
+  proxy. Batch axes may differ, so a deeper model can have a shallow proxy.
 
 Only matrices that grow on both sides have a factor. Embeddings, norms and biases are vector-like, and so is the output
-head unless it counts as a matrix (see `width_scaled_decay`).
+head unless the law counts it as a matrix.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, nearest
 from optax_decay.parameters.paths import path_string
-from optax_decay.width.laws import Growth, WidthLaw, unknown, width_law
+from optax_decay.width import laws
+from optax_decay.width.laws import Exponents, WidthLaw, check_law
 
-# The letter that a plain number as base width is the size of.
+BaseWidth = Any  # a number, sizes by letter, or a tree of arrays or jax.ShapeDtypeStruct
+
+# A plain number as base width is the size of this axis.
 WIDTH = "D"
-
-HEADS = ("vector", "matrix")
 
 
 class Base:
-    """The widths of the proxy, checked, in any of the three forms that `width_factors` takes."""
+    """The checked widths of the proxy, in one of the three forms above.
 
-    def __init__(self, base_width: Any, axes: axes_lib.Axes):
+    Args:
+        base_width: the widths of the proxy.
+        axes: of the parameters; signature strings serve to check the letters of `base_width`.
+
+    Raises:
+        ValueError: something that has none of the three forms, a size that is not positive, or an unknown letter.
+    """
+
+    def __init__(self, base_width: BaseWidth, axes: axes_lib.Axes):
         self.number: float | None = None
         self.letters: dict[str, float] | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -57,11 +66,11 @@ class Base:
             self.shapes = {path_string(key): tuple(leaf.shape) for key, leaf in leaves}
 
     def factor(self, signature: axes_lib.Signature, width: float | None) -> float:
-        """m of one matrix; `width` is the size of the letter D in the tree."""
+        """The factor m of one matrix; `width` is the size of the axis D in the tree of parameters."""
         if signature.source == "fallback":
             raise ValueError(
-                f"{signature.path!r}: width scaling needs to know which matrices grow with width; describe the "
-                "parameters with axes=... (rules, signature strings or MuonDimensionNumbers)."
+                f"width scaling needs to know how {signature.path!r} grows with width; describe the parameters with "
+                "axes=... (rules, signature strings or MuonDimensionNumbers)."
             )
         if self.number is not None:
             if width is None:
@@ -80,18 +89,18 @@ class Base:
         if not known:
             raise ValueError(
                 f"base_width has no size for an input axis of {signature.path!r} "
-                f"({' '.join(signature.names) or 'axes without names'}); it has {sorted(letters)}. A size that does "
-                "not change with width is given as it is."
+                f"({' '.join(signature.names) or 'axes without names'}); it has {sorted(letters)}. For an axis that "
+                "does not change with width, give its size as it is."
             )
         return math.prod(size / letters[name] for name, size in known)
 
     def _by_shape(self, signature: axes_lib.Signature) -> float:
         shape = self.shapes.get(signature.path)
         if shape is None or len(shape) != len(signature.shape):
-            near = difflib.get_close_matches(signature.path, list(self.shapes), n=1, cutoff=0.0)[0]
-            what = "no parameter" if shape is None else f"shape {shape}"
+            near = nearest(signature.path, self.shapes)
+            found = "no parameter" if shape is None else f"shape {shape}"
             raise ValueError(
-                f"the tree of base shapes has {what} at {signature.path!r}, which has shape {signature.shape}; the "
+                f"base_width has {found} at {signature.path!r}, which has shape {signature.shape}; the "
                 f"nearest path is {near!r} of shape {self.shapes[near]}."
             )
         return signature.fan_in / math.prod(shape[i] for i in signature.inputs)
@@ -106,29 +115,28 @@ def _is_letters(base_width: Mapping[Any, Any]) -> bool:
 
 
 def _check_letters(letters: Mapping[str, float], axes: axes_lib.Axes) -> None:
-    """A letter that no signature holds is a slip; what cannot be read before the parameters are there passes."""
+    """Raises ValueError for a letter that no signature string holds; passes where `axes` holds no such strings."""
     texts = [text for text in jax.tree.leaves(axes) if isinstance(text, str)]
     if not texts:
         return
     known = {name for text in texts for name in re.findall(r"[A-Za-z]\w*", text)}
     for letter in letters:
         if letter not in known:
-            near = difflib.get_close_matches(letter, sorted(known), n=1, cutoff=0.0)
             raise ValueError(
                 f"base_width names the axis {letter!r}, which no signature has"
-                + (f"; the nearest is {near[0]!r}." if near else ".")
+                + (f"; the nearest is {nearest(letter, sorted(known))!r}." if known else ".")
             )
 
 
 def width_factors(
-    signatures: Mapping[str, axes_lib.Signature], base: Base, head: str = "vector"
+    signatures: Mapping[str, axes_lib.Signature], base: Base, roles: Sequence[str] = ("hidden",)
 ) -> dict[str, float | None]:
-    """m of every matrix by path, and None for vector-like parameters.
+    """The factor m of every matrix by path, and None for vector-like parameters.
 
     Args:
         signatures: of the parameters, from `axes.signatures`.
-        base: the proxy's widths.
-        head: ``"vector"`` or ``"matrix"``, how the output head counts.
+        base: the widths of the proxy.
+        roles: parameters of these roles have a factor.
 
     Raises:
         ValueError: parameters without axes, or a matrix whose base size is not known.
@@ -142,109 +150,112 @@ def width_factors(
             "proxy's parameters (arrays or jax.ShapeDtypeStruct) as base_width."
         )
     width = float(next(iter(sizes))) if sizes else None
-    matrices = ("hidden", "head") if head == "matrix" else ("hidden",)
     return {
-        path: base.factor(s, width) if s.role in matrices else None
-        for path, s in signatures.items()
+        path: base.factor(s, width) if s.role in roles else None for path, s in signatures.items()
     }
 
 
 class WidthPlan(NamedTuple):
-    """A law for the parameters of one kind of model; made by `width_plan`.
+    """A law and the proxy that it starts from. Build one with `width_plan`.
 
     Attributes:
-        base: the proxy's widths.
-        hidden: law of hidden matrices.
-        head: law of the output head where that counts as a matrix.
-        head_as: ``"vector"`` or ``"matrix"``.
+        base: the widths of the proxy.
+        law: how learning rate and decay follow the width.
     """
 
     base: Base
-    hidden: WidthLaw
-    head: WidthLaw
-    head_as: str
+    law: WidthLaw
 
-    def laws(
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the parameters that the law counts as matrices."""
+        return ("hidden",) if self.law.head is None else ("hidden", "head")
+
+    def exponents(
         self, signatures: Mapping[str, axes_lib.Signature]
-    ) -> dict[str, tuple[float | None, WidthLaw]]:
-        """m (None: vector-like) and the law of every parameter, by path."""
-        factors = width_factors(signatures, self.base, self.head_as)
+    ) -> dict[str, tuple[float | None, Exponents]]:
+        """The factor m (None for vector-like parameters) and the exponents of every parameter, by path."""
+        factors = width_factors(signatures, self.base, self.roles)
+        head = self.law.head or self.law.hidden
         return {
-            path: (m, self.head if signatures[path].role == "head" else self.hidden)
+            path: (m, head if signatures[path].role == "head" else self.law.hidden)
             for path, m in factors.items()
         }
 
     def rates(self, signatures: Mapping[str, axes_lib.Signature]) -> dict[str, float]:
-        """Multiplier of η by path: m^-r, and 1 for vector-like parameters."""
+        """The multiplier of η by path: m^-r, and 1 for vector-like parameters."""
         return {
-            path: 1.0 if m is None else m**-law.rate
-            for path, (m, law) in self.laws(signatures).items()
+            path: 1.0 if m is None else m**-own.rate
+            for path, (m, own) in self.exponents(signatures).items()
         }
 
     def decays(
         self, signatures: Mapping[str, axes_lib.Signature], rates_applied: bool
     ) -> dict[str, Any]:
-        """Multiplier of λ by path: m^s, or m^(s-r) where no multiplier of η follows."""
+        """The multiplier of λ by path: m^s, or m^(s-r) where no multiplier of η follows in the chain."""
         return {
-            path: law.vectors
+            path: self.law.vectors
             if m is None
-            else m ** (law.decay - law.rate if rates_applied else law.decay)
-            for path, (m, law) in self.laws(signatures).items()
+            else m ** (own.decay - own.rate if rates_applied else own.decay)
+            for path, (m, own) in self.exponents(signatures).items()
         }
 
 
-def width_plan(
-    base_width: Any,
-    *,
-    rule: str | WidthLaw = "fan2025",
-    exponent: float | None = None,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
-    axes: axes_lib.Axes = None,
-) -> WidthPlan:
-    """Checks the arguments that everything about width has in common; see `width_scaled_decay` for them."""
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
-    return WidthPlan(
-        Base(base_width, axes),
-        width_law(rule, exponent=exponent, optimizer=optimizer),
-        width_law(rule, exponent=exponent, optimizer="adam"),
-        head,
-    )
+def width_plan(base_width: BaseWidth, law: WidthLaw, axes: axes_lib.Axes = None) -> WidthPlan:
+    """Checks the arguments that all functions about width share; `width_scaled_decay` describes them."""
+    check_law(law)
+    return WidthPlan(Base(base_width, axes), law)
 
 
 def decay_multipliers(
     params: Any,
-    base_width: Any,
+    base_width: BaseWidth,
     *,
-    rule: str | WidthLaw = "fan2025",
-    exponent: float | None = None,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
+    law: WidthLaw = laws.law(),
     rates_applied: bool = False,
     axes: axes_lib.Axes = None,
 ) -> Any:
-    """What λ is multiplied with, as a tree of numbers like `params`, for training code with its own decay.
+    """The multiplier of λ of every parameter, for training code with its own decay.
 
-    Arguments as in `width_scaled_decay`. With AdamW's coupling and a learning rate per parameter the product
-    ``η · learning_rate_multipliers · λ · decay_multipliers`` is the shrink per step.
+    With AdamW's coupling and one learning rate per parameter, the shrink per step is
+    ``η · learning_rate_multipliers · λ · decay_multipliers``.
+
+    Args:
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        base_width, law, axes: as in `width_scaled_decay`.
+        rates_applied: return m^(s-r) instead of m^s, for a decay that is not multiplied by the learning rate of its
+            parameter.
+
+    Returns:
+        A tree of dimensionless numbers like `params`.
+
+    Raises:
+        ValueError: as in `width_scaled_decay`.
     """
-    plan = width_plan(
-        base_width, rule=rule, exponent=exponent, optimizer=optimizer, head=head, axes=axes
-    )
+    plan = width_plan(base_width, law, axes)
     return _like(params, plan.decays(axes_lib.signatures(axes, params), rates_applied))
 
 
 def learning_rate_multipliers(
     params: Any,
-    base_width: Any,
+    base_width: BaseWidth,
     *,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
+    law: WidthLaw = laws.law(),
     axes: axes_lib.Axes = None,
 ) -> Any:
-    """What η is multiplied with, as a tree of numbers like `params`: m^-r for matrices, else 1."""
-    plan = width_plan(base_width, optimizer=optimizer, head=head, axes=axes)
+    """The multiplier of η of every parameter: m^-r for matrices, and 1 for the others.
+
+    Args:
+        params: tree of arrays or ``jax.ShapeDtypeStruct``.
+        base_width, law, axes: as in `width_scaled_decay`.
+
+    Returns:
+        A tree of dimensionless numbers like `params`.
+
+    Raises:
+        ValueError: as in `width_scaled_decay`.
+    """
+    plan = width_plan(base_width, law, axes)
     return _like(params, plan.rates(axes_lib.signatures(axes, params)))
 
 

@@ -1,22 +1,22 @@
-"""How learning rate and decay change with width: the laws, as numbers.
+"""How learning rate and decay change with width: the laws, as values that carry their numbers.
 
 With d the width of a model, d₀ that of its proxy, m = d/d₀ per matrix (fan-in over the proxy's fan-in), η the learning
-rate and λ the decay coefficient of the proxy, a law is two exponents, r and s, for matrices that grow on both sides::
+rate and λ the decay coefficient of the proxy, a law has two exponents, r and s, for matrices that grow on both sides::
 
     η_i = η · m^-r        λ_i = λ · m^s        shrink per step = η_i λ_i = η λ · m^(s-r)
 
-Vector-like parameters (embeddings, norms, biases and, by default, the output head) keep η; their λ is 0, except under
-the rule ``mup_package``, which leaves it alone.
+Embeddings, norms, biases and, by default, the output head are *vector-like*: they keep η, and their λ is 0, except
+under the rule ``mup_package``, which keeps their λ too.
 
 *The general law.* Let the largest singular value of a matrix settle at ``sqrt(η/λ) · d^a``. It is the same at every
-width when η/λ ∝ d^(-2a), that is s = 2a - r. With Adam and r = 1: independent noise has a = ½, so constant λ; a = ¾ is
-the square-root rule; low-rank, coherent updates have a = 1, so λ ∝ d. `decay_exponent` is this law.
+width when η/λ ∝ d^(-2a), that is when s = 2a - r. With Adam and r = 1, independent noise has a = ½, so λ is constant;
+a = ¾ is the square-root rule; low-rank, coherent updates have a = 1, so λ ∝ d. `decay_exponent` computes s.
 
 ========= ======== ============== ===========================================================================
-optimizer r        a              why
+optimizer r        a              reason
 ========= ======== ============== ===========================================================================
-adam      1        ¾              entries of size one: a coherent update has spectral norm d. a between ½
-                                  (noise) and 1 (coherent), measured by Fan et al.
+adam      1        ¾              entries of size one: a coherent update has spectral norm d. a lies between ½
+                                  (noise) and 1 (coherent); Fan et al. measured ¾
 lion      1        ¾              entries ±1, as adam
 conda     ½        ½              a coherent gradient of rank one gives one row of size-one entries in the
                                   rotated frame, noise gives entries of size one: spectral norm sqrt(d) in both
@@ -24,9 +24,9 @@ root      ½        ½              orthogonal factor times 0.2·sqrt(max(rows, 
 muon      0        0              orthogonal factor: spectral norm one, from noise as from signal
 ========= ======== ============== ===========================================================================
 
-The row of adam is μP's r with the a of arXiv 2510.15262; the other rows are derived here from the spectral norm of one
-update and of a sum of independent updates, and are not from a paper. Sophia, EXAdam and 1-bit Adam take steps with
-entries of size one: use ``adam``.
+The row of adam combines μP's r with the a of arXiv 2510.15262. The other rows are derived here from the spectral norm
+of one update and of a sum of independent updates; they are not from a paper. Sophia, EXAdam and 1-bit Adam take steps
+with entries of size one: use ``adam`` for them.
 
 =========== ========= =======================================================================================
 rule        s         reference
@@ -40,14 +40,13 @@ timescale   r         ηλ from a number of steps: `timescale_weight_decay`; arX
 =========== ========= =======================================================================================
 """
 
-import difflib
 from typing import Any, NamedTuple
 
-from optax_decay.parameters.arguments import check
+from optax_decay.parameters.arguments import check, one_of
 
 
 class Growth(NamedTuple):
-    """How an optimizer's steps, and the weights that they build, grow with the width d.
+    """How the steps of an optimizer, and the weights that they build, grow with the width d.
 
     Attributes:
         rate: r, so that η ∝ d^-r keeps the effect of a step; the exponent of the spectral norm of one update.
@@ -69,31 +68,39 @@ OPTIMIZERS: dict[str, Growth] = {
 RULES = ("fan2025", "mup_package", "constant", "qiu2025", "timescale")
 
 
-class WidthLaw(NamedTuple):
-    """Exponents of the width factor m.
+HEADS = ("vector", "matrix")
+
+
+class Exponents(NamedTuple):
+    """The exponents of the width factor m for one kind of matrix; dimensionless.
 
     Attributes:
         rate: r, learning rate ∝ m^-r.
         decay: s, decay coefficient ∝ m^s.
-        vectors: multiplier of λ for vector-like parameters.
         spectral: a, the largest singular value ∝ sqrt(η/λ) · m^a; only predictions use it.
     """
 
-    rate: float
-    decay: float
-    vectors: float
-    spectral: float
+    rate: Any
+    decay: Any
+    spectral: Any
 
 
-def unknown(name: str, value: Any, allowed: Any) -> ValueError:
-    near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.0)[0]
-    return ValueError(
-        f"{name}={value!r} is not known; allowed: {', '.join(allowed)} (did you mean {near!r}?)."
-    )
+class WidthLaw(NamedTuple):
+    """How learning rate and decay of every parameter follow the width. Build one with `law`.
+
+    Attributes:
+        hidden: the exponents of hidden matrices.
+        head: the exponents of the output head; None where the head is vector-like.
+        vectors: multiplier of λ for vector-like parameters, >= 0.
+    """
+
+    hidden: Exponents
+    head: Exponents | None = None
+    vectors: Any = 0.0
 
 
 def decay_exponent(spectral_exponent: float, rate_exponent: float = 1.0) -> float:
-    """s = 2a - r: with λ ∝ m^s the largest singular values stay the same at every width.
+    """The decay exponent s = 2a - r. With λ ∝ m^s the largest singular values are the same at every width.
 
     Args:
         spectral_exponent: a, with σ_max ∝ sqrt(η/λ) · d^a at a fixed η and λ.
@@ -105,34 +112,43 @@ def decay_exponent(spectral_exponent: float, rate_exponent: float = 1.0) -> floa
     return 2 * spectral_exponent - rate_exponent
 
 
-def width_law(
-    rule: str | WidthLaw = "fan2025",
+def law(
+    rule: str = "fan2025",
     *,
-    exponent: float | None = None,
     optimizer: str | Growth = "adam",
+    head: str = "vector",
+    exponent: float | None = None,
 ) -> WidthLaw:
-    """The exponents of a rule for an optimizer.
+    """The law that a rule gives for an optimizer. Every function about width takes this value.
 
     Args:
-        rule: one of `RULES`, or a law, which is returned with only its `exponent` changed.
-        exponent: s, in place of the rule's.
-        optimizer: one of `OPTIMIZERS`, or a `Growth`.
+        rule: one of `RULES`.
+        optimizer: the optimizer whose updates are scaled, one of `OPTIMIZERS` or a `Growth`.
+        head: ``"vector"``: the output head is vector-like, and the model multiplies its output by 1/m; ``"matrix"``:
+            the head follows the law of ``"adam"``, because matrix optimizers leave it to Adam.
+        exponent: s, in place of the exponent of the rule; may be traced.
 
     Raises:
         ValueError: an unknown name, or an exponent that is not finite.
 
-    >>> width_law("fan2025").decay, width_law("qiu2025", optimizer="muon").decay
+    >>> law("fan2025").hidden.decay, law("qiu2025", optimizer="muon").hidden.decay
     (0.5, -1.0)
     """
+    one_of("rule", rule, RULES)
+    one_of("head", head, HEADS)
     if exponent is not None:
         check("exponent", exponent, open_low=True, open_high=True)
-    if isinstance(rule, WidthLaw):
-        return rule if exponent is None else rule._replace(decay=exponent)
-    if rule not in RULES:
-        raise unknown("rule", rule, RULES)
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, OPTIMIZERS)
-    growth = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    if not isinstance(optimizer, Growth):
+        one_of("optimizer", optimizer, OPTIMIZERS)
+        optimizer = OPTIMIZERS[optimizer]
+    return WidthLaw(
+        hidden=_exponents(rule, optimizer, exponent),
+        head=_exponents(rule, OPTIMIZERS["adam"], exponent) if head == "matrix" else None,
+        vectors=float(rule == "mup_package"),
+    )
+
+
+def _exponents(rule: str, growth: Growth, exponent: float | None) -> Exponents:
     r, a = growth
     s = {
         "fan2025": decay_exponent(a, r),
@@ -141,7 +157,17 @@ def width_law(
         "qiu2025": r - 1,
         "timescale": r,
     }[rule]
-    return WidthLaw(r, s if exponent is None else exponent, float(rule == "mup_package"), a)
+    return Exponents(r, s if exponent is None else exponent, a)
+
+
+def check_law(law: Any) -> None:
+    """Raises ValueError unless `law` is a `WidthLaw`; says how to build one."""
+    if isinstance(law, WidthLaw):
+        return
+    if isinstance(law, str):
+        one_of("law", law, RULES)
+        raise ValueError(f"law={law!r} is the name of a rule; pass optax_decay.width.law({law!r}).")
+    raise ValueError(f"law={law!r} is not a WidthLaw; pass optax_decay.width.law(rule, ...).")
 
 
 def timescale_weight_decay(
@@ -151,26 +177,35 @@ def timescale_weight_decay(
     epochs: float | None = None,
     steps_per_epoch: float | None = None,
 ) -> float:
-    """λ such that a weight forgets over a number of steps: 1/(ηλ) = steps. For the rule ``timescale``.
+    """The decay coefficient λ with which decay has a given time scale, 1/(ηλ) = steps. For the rule ``timescale``.
 
     Args:
-        learning_rate: η, the peak, of the proxy (the rule keeps ηλ at other widths).
-        steps: the time scale; or `epochs` with `steps_per_epoch`.
+        learning_rate: η, the peak learning rate of the proxy. The rule keeps ηλ at other widths.
+        steps: the time scale in steps; or give it as `epochs` with `steps_per_epoch`.
+
+    Returns:
+        λ, dimensionless.
 
     Raises:
-        ValueError: none or both of the two ways, or a number that is not positive.
+        ValueError: neither or both of `steps` and `epochs`, or a number that is not positive.
 
     >>> timescale_weight_decay(3e-3, steps=10_000 / 3)
     0.1
     """
     if (steps is None) == (epochs is None):
         raise ValueError(
-            f"give steps={steps!r} or epochs={epochs!r} with steps_per_epoch, not both."
+            f"steps={steps!r} and epochs={epochs!r}: give exactly one of them, epochs together with steps_per_epoch."
         )
-    if steps is None:
+    if epochs is not None:
         if steps_per_epoch is None:
             raise ValueError(f"epochs={epochs!r} needs steps_per_epoch=... as well.")
-        steps = epochs * steps_per_epoch  # pyrefly: ignore
+        steps = epochs * steps_per_epoch
+    elif steps_per_epoch is not None:
+        raise ValueError(
+            f"steps_per_epoch={steps_per_epoch!r} would be ignored beside steps={steps!r}; the nearest valid choice is "
+            "to leave it out."
+        )
+    assert steps is not None
     check("learning_rate", learning_rate, 0.0, open_low=True)
     check("steps", steps, 0.0, open_low=True)
     return 1 / (learning_rate * steps)

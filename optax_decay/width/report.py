@@ -1,7 +1,7 @@
-"""Does a model of another width behave like its proxy? Largest singular values, compared matrix by matrix.
+"""Compares the largest singular values of a model with those of its proxy, matrix by matrix.
 
 With σ the largest singular value of a matrix at the end of a run, m its width over its width in the proxy, and a law
-η_i = η m^-r, λ_i = λ m^s (`width_laws`), the claim behind the transfer of η and λ is::
+η_i = η m^-r, λ_i = λ m^s (`laws`), the transfer of η and λ rests on this claim::
 
     σ ∝ sqrt(η_i/λ_i) · m^a,     and with s = 2a - r     σ(target)/σ(proxy) = 1
 
@@ -25,7 +25,8 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path
-from optax_decay.width.laws import Growth, WidthLaw, width_law
+from optax_decay.width import laws
+from optax_decay.width.laws import Exponents, WidthLaw, check_law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,12 @@ class GainRow:
 
     Attributes:
         path: of the parameter, with ``[i]`` for a slice; or ``sublayer NAME``. Where the proxy has another number of
-            layers, slices are compared by their geometric means.
-        factor: m, width over the proxy's; None for sublayers.
-        proxy, target: largest singular value (product, for sublayers).
+            layers, the geometric means of the slices are compared.
+        factor: m, the width over that in the proxy; None for sublayers.
+        proxy, target: largest singular value; for sublayers, the product of several.
         proxy_rms, target_rms: root mean square of the entries; None for sublayers.
-        ratio: target over proxy; under the law it should be 1.
-        predicted: the ratio that the law predicts; None for sublayers.
+        ratio: target over proxy; the law aims at 1.
+        predicted: the ratio that the exponents of the law predict; None for sublayers.
         passed: whether the ratio is within the tolerance.
         exponent: fitted a; None where m is 1, and for sublayers.
         decay_exponent: fitted s = 2a - r.
@@ -60,12 +61,12 @@ class GainRow:
 
 @dataclasses.dataclass(frozen=True)
 class GainReport:
-    """A run beside its proxy. ``str(report)`` is a table with one line per parameter.
+    """A run compared with its proxy. ``str(report)`` is a table with one line per parameter.
 
     Attributes:
         rows: one `GainRow` per matrix and sublayer.
-        tolerance: what a row passes with, ``|ratio - 1| <= tolerance``.
-        law: that the target was trained under.
+        tolerance: a row passes if ``|ratio - 1| <= tolerance``.
+        law: the law under which the run was trained.
     """
 
     rows: tuple[GainRow, ...]
@@ -74,12 +75,12 @@ class GainReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every matrix (sublayers aside) passed."""
+        """Whether every matrix passed; sublayers do not count."""
         return all(row.passed for row in self.rows if not row.path.startswith("sublayer "))
 
     @property
     def exponent(self) -> float | None:
-        """Median of the fitted a."""
+        """The median of the fitted a; None where all widths are equal."""
         found = [row.exponent for row in self.rows if row.exponent is not None]
         return float(np.median(found)) if found else None
 
@@ -102,7 +103,7 @@ class GainReport:
                     f"{_geometric(ratios):.2f}",
                     f"{min(ratios):.2f}-{max(ratios):.2f}",
                     "-" if a is None else f"{a:.2f}",
-                    "-" if a is None else f"{2 * a - self.law.rate:.2f}",
+                    "-" if a is None else f"{2 * a - self.law.hidden.rate:.2f}",
                     f"{sum(row.passed for row in rows)}/{len(rows)}",
                 )
             )
@@ -119,12 +120,12 @@ class GainReport:
         summary = (
             f"{'passed' if self.passed else 'FAILED'}: largest singular values within"
             f" {100 * self.tolerance:g} % of the proxy's"
-            f" (law: η ∝ m^-{self.law.rate:g}, λ ∝ m^{self.law.decay:g})"
+            f" (law: η ∝ m^-{self.law.hidden.rate:g}, λ ∝ m^{self.law.hidden.decay:g})"
         )
         if a is not None:
             summary += (
                 f"; they grew as sqrt(η/λ)·m^{a:.2f}, which asks for λ ∝ m^"
-                f"{2 * a - self.law.rate:.2f}"
+                f"{2 * a - self.law.hidden.rate:.2f}"
             )
         return "\n".join([text[0], rule, *text[1:], rule, summary])
 
@@ -133,10 +134,7 @@ def spectral_gain_report(
     params: Any,
     reference: Any,
     *,
-    rule: str | WidthLaw = "fan2025",
-    exponent: float | None = None,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
+    law: WidthLaw = laws.law(),
     sublayers: Mapping[str, Sequence[str]] | None = None,
     tolerance: float = 0.15,
     exact_below: int = 512,
@@ -144,28 +142,32 @@ def spectral_gain_report(
     axes: axes_lib.Axes = None,
     mesh: Any = None,
 ) -> GainReport:
-    """Compares the weights of a run with those of its proxy, which it was to resemble under a width law.
+    """Compares the weights of a run with those of its proxy, which should agree under a width law.
 
-    Both at the end of their training (or at the same number of steps), with the learning rate and decay that the law
-    makes of the proxy's.
+    Both are taken at the end of training, or after the same number of steps. The run was trained with the learning
+    rate and the decay that the law derives from those of the proxy.
 
     Args:
         params: weights of the run.
-        reference: weights of the proxy; or a list of them, the proxy first, of several widths under the same law: the
-            exponent is then fitted through all of them.
-        rule, exponent, optimizer, head: what the run was trained under, as in `width_scaled_decay`.
+        reference: weights of the proxy. Or a list of weights of several widths under the same law, the proxy first;
+            the exponent is then fitted through all of them.
+        law: the law under which the run was trained, `width.law`.
         sublayers: as in `sublayer_gains`.
-        tolerance: how far a ratio may be from 1 and pass.
+        tolerance: a row passes if its ratio differs from 1 by at most this, > 0.
         exact_below, iterations: as in `top_singular_values`.
-        axes: of both, as in `axes.signatures`.
+        axes: of all trees, as in `axes.signatures`.
         mesh: as in `top_singular_values`.
 
+    Returns:
+        A `GainReport`; print it.
+
     Raises:
-        ValueError: trees that do not describe one model at several widths, or a tolerance that is not positive.
+        ValueError: trees that do not describe one model at several widths, a tolerance that is not positive, or
+            something that is not a law.
     """
     check("tolerance", tolerance, 0.0, open_low=True)
-    law = width_law(rule, exponent=exponent, optimizer=optimizer)
-    roles = ("hidden", "head") if head == "matrix" else ("hidden",)
+    check_law(law)
+    roles = ("hidden",) if law.head is None else ("hidden", "head")
     trees = [params, *(reference if isinstance(reference, list | tuple) else [reference])]
     sizes, tops, rms = [], [], []
     for tree in trees:
@@ -176,7 +178,9 @@ def spectral_gain_report(
             raise ValueError("a report needs to know the axes of the parameters: pass axes=...")
         if sizes[-1].keys() != sizes[0].keys():
             odd = sorted(sizes[-1].keys() ^ sizes[0].keys())
-            raise ValueError(f"{odd[0]!r} is in one of the trees only.")
+            raise ValueError(
+                f"{odd[0]!r} is in one of the trees only; compare one model at several widths."
+            )
         values, _ = top_singular_values(
             tree, iterations=iterations, exact_below=exact_below, roles=roles, axes=axes, mesh=mesh
         )
@@ -187,7 +191,7 @@ def spectral_gain_report(
     for path in sizes[0]:
         fans = np.array([found[path].fan_in for found in sizes], np.float64)
         for name, σ, entries in _slices(path, [t[path] for t in tops], [r[path] for r in rms]):
-            rows.append(_matrix_row(name, fans, σ, entries, law, tolerance))
+            rows.append(_matrix_row(name, fans, σ, entries, law.hidden, tolerance))
     for name, patterns in (sublayers or {}).items():
         gains = [sublayer_gains(found, {name: patterns})[name] for found in tops]
         for label, σ, _ in _slices(f"sublayer {name}", gains, gains):
@@ -207,7 +211,7 @@ def _geometric(values: Any) -> float:
 def _slices(
     path: str, tops: Sequence[np.ndarray], rms: Sequence[np.ndarray]
 ) -> list[tuple[str, list[float], list[float]]]:
-    """(name, σ per tree, RMS per tree) for every slice, or for their means where the trees differ in depth."""
+    """(name, σ per tree, RMS per tree) for every slice; for their geometric means where trees differ in depth."""
     if len({t.shape for t in tops}) > 1:
         return [(path, [_geometric(t.flat) for t in tops], [_geometric(r.flat) for r in rms])]
     return [
@@ -225,7 +229,7 @@ def _matrix_row(
     fans: np.ndarray,
     tops: Sequence[float],
     rms: Sequence[float],
-    law: WidthLaw,
+    law: Exponents,
     tolerance: float,
 ) -> GainRow:
     m, ratio, half = float(fans[0] / fans[1]), tops[0] / tops[1], (law.rate + law.decay) / 2

@@ -1,4 +1,4 @@
-"""What a width law means in numbers: learning rate, decay, shrink and time scale of every parameter."""
+"""A width law in numbers: learning rate, decay, shrink and time scale of every parameter, to print before a run."""
 
 import dataclasses
 import math
@@ -9,8 +9,9 @@ from optax_decay.parameters.arguments import check
 from optax_decay.product import couplings, masks
 from optax_decay.product.couplings import Coupling, check_coupling
 from optax_decay.product.diagnostics import quantity_text
-from optax_decay.width.factors import width_plan
-from optax_decay.width.laws import Growth, WidthLaw
+from optax_decay.width import laws
+from optax_decay.width.factors import BaseWidth, width_plan
+from optax_decay.width.laws import WidthLaw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,13 @@ class WidthRow:
 
     Attributes:
         path, shape, role: from its `Signature`.
-        factor: m, its width over the proxy's; None for vector-like parameters.
+        factor: m, its width over that in the proxy; None for vector-like parameters.
         learning_rate: η_i, at the peak.
-        weight_decay: λ_i, such that AdamW with η_i and λ_i shrinks weights at the same speed; 0: no decay.
-        shrink: fraction by which a step at the peak shrinks a weight.
+        weight_decay: λ_i, such that AdamW with η_i and λ_i shrinks weights at the same speed; 0 without decay.
+        shrink: the fraction by which a step at the peak of the learning rate shrinks a weight.
         steps: 1/shrink, infinite without decay.
-        top_singular_value: predicted largest singular value over the proxy's; None without decay or for vectors.
+        top_singular_value: the predicted largest singular value over that of the proxy; None without decay and for
+            vector-like parameters.
     """
 
     path: str
@@ -40,7 +42,7 @@ class WidthRow:
 
 @dataclasses.dataclass(frozen=True)
 class WidthTable:
-    """The resolved width law of every parameter. ``str(table)`` is what to print before a run."""
+    """The width law of every parameter in numbers. ``str(table)`` is a table with one line per parameter."""
 
     rows: tuple[WidthRow, ...]
 
@@ -78,27 +80,24 @@ def width_table(
     params: Any,
     learning_rate: float,
     weight_decay: float,
-    base_width: Any,
+    base_width: BaseWidth,
     *,
-    rule: str | WidthLaw = "fan2025",
-    exponent: float | None = None,
-    optimizer: str | Growth = "adam",
-    head: str = "vector",
+    law: WidthLaw = laws.law(),
     mask: masks.Mask = None,
     coupling: Coupling = couplings.learning_rate(),
     axes: axes_lib.Axes = None,
 ) -> WidthTable:
-    """Learning rate, decay and time scale of every parameter, for the arguments of `width_scaling` or `mup_adamw`.
+    """Learning rate, decay and time scale of every parameter, under the arguments of `width_scaling` or `mup_adamw`.
 
     Args:
         params: tree of arrays or ``jax.ShapeDtypeStruct``.
         learning_rate: η of the proxy, at its peak.
-        weight_decay: λ of the proxy, under `coupling`.
-        base_width, rule, exponent, optimizer, head, axes: as in `width_scaled_decay`.
-        mask, coupling: as given to the decay; `mup_adamw` takes hidden matrices and the head if nothing is said.
+        weight_decay: λ of the proxy, as `coupling` understands it.
+        base_width, law, axes: as in `width_scaled_decay`.
+        mask, coupling: as given to the decay. The default mask of `mup_adamw` is hidden matrices and the head.
 
     Raises:
-        ValueError: as `width_scaled_decay`; a number out of its range.
+        ValueError: as in `width_scaled_decay`; a number out of its range.
 
     >>> import jax.numpy as jnp
     >>> axes = (("up", "D -> F"), ("norm", "D"))
@@ -112,9 +111,7 @@ def width_table(
     check("learning_rate", learning_rate, 0.0, open_low=True)
     check("weight_decay", weight_decay, 0.0)
     check_coupling(coupling)
-    plan = width_plan(
-        base_width, rule=rule, exponent=exponent, optimizer=optimizer, head=head, axes=axes
-    )
+    plan = width_plan(base_width, law, axes)
     signatures = axes_lib.signatures(axes, params)
     strength = masks.strengths(mask, params, signatures)
     rates, decays = plan.rates(signatures), plan.decays(signatures, False)
@@ -122,13 +119,13 @@ def width_table(
     by_rate = coupling.name in ("learning_rate", "corrected")
     coupled = weight_decay if by_rate else weight_decay / learning_rate
     rows = []
-    for path, (m, law) in plan.laws(signatures).items():
+    for path, (m, own) in plan.exponents(signatures).items():
         signature, eta = signatures[path], learning_rate * rates[path]
         lam = coupled * decays[path] * strength[path]
         shrink = eta * lam
         σ = None
         if m is not None and lam:
-            σ = math.sqrt(rates[path] / decays[path]) * m**law.spectral
+            σ = math.sqrt(rates[path] / decays[path]) * m**own.spectral
         rows.append(
             WidthRow(
                 path,

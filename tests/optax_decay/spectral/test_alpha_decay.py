@@ -625,10 +625,11 @@ def test_scores_compare_by_value():
     "make,words",
     [
         (lambda: spectral_alpha(score="alphahats"), ["'alphahats'", "spectra.alphahat()"]),
-        (lambda: spectral_alpha(score=spectra.entropy), ["spectra.entropy()"]),
+        (lambda: spectral_alpha(score=spectra.entropy), ["mean optax_decay.spectra.entropy()"]),
+        (lambda: spectral_alpha(score="alpha"), ["mean optax_decay.spectra.hill()"]),
         (lambda: spectral_alpha(assignment="tb_linear_map"), ["spectra.linear()"]),
         (lambda: spectral_alpha(refresh="every"), ["spectra.every()"]),
-        (lambda: spectral_alpha(refresh=500), ["500", "spectra.once()"]),
+        (lambda: spectral_alpha(refresh=500), ["refresh=500", "spectra.every(500)"]),
         (lambda: spectral_alpha(select="referenc"), ["spectra.reference_matrices()"]),
         (lambda: spectra.linear(-0.1), ["low=-0.1", "[0, inf)"]),
         (lambda: spectra.linear(0.1, -0.1), ["high=-0.1", "[0, inf)"]),

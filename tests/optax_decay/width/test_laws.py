@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.width.laws import OPTIMIZERS
+from optax_decay.width import OPTIMIZERS, law
 from tests.support import toy
 
 AXES = ((r"w", "D -> F"),)
@@ -56,8 +56,8 @@ def test_the_rate_exponent_is_that_of_the_norm_of_an_update(name):
     ],
 )
 def test_matrix_optimizers_take_the_law_as_their_decay(name, make, direction):
-    """``weight_decay=width_scaling(..., optimizer=name)``: η m^-½ and λ m^½ on hidden matrices, with m = 4."""
-    link = optax_decay.width_scaling(0.3, 2, optimizer=name, axes=toy.AXES)
+    """``weight_decay=width_scaling(..., law=law(optimizer=name))``: η m^-½ and λ m^½ on hidden matrices, with m = 4."""
+    link = optax_decay.width_scaling(0.3, 2, law=law(optimizer=name), axes=toy.AXES)
     got, _ = toy.train(make(0.02, weight_decay=link, axes=toy.AXES), toy.params(), toy.gradients(1))
     tx = direction()
     u, _ = tx.update(toy.gradients(1)[0], tx.init(toy.params()), toy.params())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import optax_decay
+from optax_decay import axes, spectra, width
 from optax_decay.parameters.axes import as_matrix, signatures
 from optax_decay.parameters.paths import leaf_paths
 from tests.support import toy
@@ -27,7 +27,7 @@ def exact(flat):
 
 
 def test_exact_values():
-    got, vectors = optax_decay.top_singular_values(toy.params(), exact_below=100, axes=toy.AXES)
+    got, vectors = spectra.top_singular_values(toy.params(), exact_below=100, axes=toy.AXES)
     assert sorted(got) == MATRICES
     for path, want in exact(toy.flat_params()).items():
         assert got[path].shape == want.shape
@@ -42,18 +42,18 @@ def test_carried_vectors_follow_the_weights():
     flat = toy.flat_params()
     drift = {path: rng.standard_normal(w.shape) * 0.003 for path, w in flat.items()}
     measure = jax.jit(
-        lambda params, vectors: optax_decay.top_singular_values(
+        lambda params, vectors: spectra.top_singular_values(
             params, vectors, iterations=1, axes=toy.AXES
         )
     )
-    vectors = optax_decay.top_singular_values(
+    vectors = spectra.top_singular_values(
         jax.tree.map(jnp.asarray, toy.nest(flat)), iterations=1, axes=toy.AXES
     )[1]
     for _ in range(60):
         flat = {path: w + drift[path] for path, w in flat.items()}
         params = toy.nest({p: jnp.asarray(w, jnp.float32) for p, w in flat.items()})
         followed, vectors = measure(params, vectors)
-    fresh, _ = optax_decay.top_singular_values(params, iterations=1, axes=toy.AXES)
+    fresh, _ = spectra.top_singular_values(params, iterations=1, axes=toy.AXES)
     want = exact(flat)
     lost, lost_fresh = 0.0, 0.0
     for path in MATRICES:
@@ -70,12 +70,12 @@ def test_carried_vectors_follow_the_weights():
 def test_sharded_equals_single_device(mode):
     axis_type = getattr(jax.sharding.AxisType, mode)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
-    specs = optax_decay.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
+    specs = axes.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
     shardings = jax.tree.map(lambda s: jax.NamedSharding(mesh, s), specs)
 
     def measure(params):
-        _, vectors = optax_decay.top_singular_values(params, iterations=6, axes=toy.AXES)
-        return optax_decay.top_singular_values(params, vectors, iterations=6, axes=toy.AXES)[0]
+        _, vectors = spectra.top_singular_values(params, iterations=6, axes=toy.AXES)
+        return spectra.top_singular_values(params, vectors, iterations=6, axes=toy.AXES)[0]
 
     alone = jax.jit(measure)(toy.params())
     with jax.set_mesh(mesh):
@@ -88,11 +88,11 @@ def test_sharded_equals_single_device(mode):
 
 
 def test_roles_and_sublayers():
-    values, _ = optax_decay.top_singular_values(
+    values, _ = spectra.top_singular_values(
         toy.params(), roles=("hidden",), exact_below=100, axes=toy.AXES
     )
     assert sorted(values) == sorted(toy.HIDDEN)
-    gains = optax_decay.sublayer_gains(
+    gains = spectra.sublayer_gains(
         values, {"mlp": ("up/kernel", "down/kernel"), "mix": ("mix/.*",)}
     )
     want = exact(toy.flat_params())
@@ -101,9 +101,9 @@ def test_roles_and_sublayers():
     )
     np.testing.assert_allclose(gains["mix"], want["mix/kernel"], rtol=1e-5)
     with pytest.raises(ValueError, match="must match one matrix"):
-        optax_decay.sublayer_gains(values, {"mlp": ("kernel",)})
+        spectra.sublayer_gains(values, {"mlp": ("kernel",)})
     with pytest.raises(ValueError, match="stacks of shapes"):
-        optax_decay.sublayer_gains(values, {"both": ("mix/kernel", "up/kernel")})
+        spectra.sublayer_gains(values, {"both": ("mix/kernel", "up/kernel")})
 
 
 AXES = (
@@ -139,10 +139,10 @@ def test_report_recovers_a_planted_exponent():
         shrunk = m ** (-(1 + exponent) / 2)  # sqrt of η_i/λ_i
         proxy = model(6, 3, 1.3, 0.8)
         target = model(24, 3, 1.3 * shrunk * m**0.75, 0.8 * shrunk * m)
-        report = optax_decay.spectral_gain_report(
+        report = width.spectral_gain_report(
             target,
             proxy,
-            exponent=exponent,
+            law=width.law(exponent=exponent),
             axes=AXES,
             sublayers={"mlp": ("up", "down")},
         )
@@ -169,8 +169,8 @@ def test_report_recovers_a_planted_exponent():
 
 def test_report_passes_within_its_tolerance_only():
     proxy, target = model(6, 2, 1.0, 0.5), model(12, 2, 1.12, 0.5 / 1.12)
-    loose = optax_decay.spectral_gain_report(target, proxy, axes=AXES)
-    tight = optax_decay.spectral_gain_report(target, proxy, axes=AXES, tolerance=0.1)
+    loose = width.spectral_gain_report(target, proxy, axes=AXES)
+    tight = width.spectral_gain_report(target, proxy, axes=AXES, tolerance=0.1)
     assert loose.passed
     assert not tight.passed
     text = str(loose)
@@ -181,7 +181,7 @@ def test_report_passes_within_its_tolerance_only():
 
 def test_report_with_another_depth_compares_means():
     proxy, target = model(6, 3, 1.0, 0.5), model(12, 2, 1.0, 0.5)
-    report = optax_decay.spectral_gain_report(target, proxy, axes=AXES)
+    report = width.spectral_gain_report(target, proxy, axes=AXES)
     assert sorted(row.path for row in report.rows) == ["down", "up"]
     for row in report.rows:
         want = math.sqrt(1.2) / (1.2 * 1.4) ** (1 / 3)
@@ -192,7 +192,7 @@ def test_report_through_three_widths():
     """The exponent is the slope through all widths: here points that lie on no line."""
     sizes, tops = (6, 12, 48), (1.0, 1.5, 1.7)
     trees = [model(d, 1, top, 1.0) for d, top in zip(sizes, tops)]
-    report = optax_decay.spectral_gain_report(trees[2], trees[:2], axes=AXES, rule="constant")
+    report = width.spectral_gain_report(trees[2], trees[:2], axes=AXES, law=width.law("constant"))
     slope = np.polyfit(np.log(sizes), np.log(tops), 1)[0]
     row = next(row for row in report.rows if row.path == "up[0]")
     assert row.factor == 8
@@ -202,14 +202,14 @@ def test_report_through_three_widths():
 
 def test_report_at_equal_width_has_no_exponent():
     a, b = model(6, 1, 1.0, 0.5), model(6, 1, 1.1, 0.4)
-    report = optax_decay.spectral_gain_report(a, b, axes=AXES)
+    report = width.spectral_gain_report(a, b, axes=AXES)
     assert report.exponent is None
     assert all(row.exponent is None and row.factor == 1 for row in report.rows)
 
 
 def test_head_is_reported_where_it_counts_as_a_matrix():
-    report = optax_decay.spectral_gain_report(
-        model(12, 1, 1.0, 0.5), model(6, 1, 1.0, 0.5), axes=AXES, head="matrix"
+    report = width.spectral_gain_report(
+        model(12, 1, 1.0, 0.5), model(6, 1, 1.0, 0.5), axes=AXES, law=width.law(head="matrix")
     )
     (head,) = [row for row in report.rows if row.path == "head"]
     assert head.ratio == pytest.approx(math.sqrt(2), rel=1e-5)  # of matrices of ones
@@ -218,12 +218,12 @@ def test_head_is_reported_where_it_counts_as_a_matrix():
 def test_bad_arguments():
     a, b = model(12, 1, 1.0, 0.5), model(6, 1, 1.0, 0.5)
     with pytest.raises(ValueError, match="pass axes"):
-        optax_decay.spectral_gain_report({"w": jnp.ones((4, 6))}, {"w": jnp.ones((2, 3))})
+        width.spectral_gain_report({"w": jnp.ones((4, 6))}, {"w": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="in one of the trees only"):
-        optax_decay.spectral_gain_report(
+        width.spectral_gain_report(
             {"up": jnp.ones((4, 6))},
             {"other": jnp.ones((4, 6))},
             axes=lambda shapes: {leaf_paths(shapes)[0]: "D -> F"},
         )
     with pytest.raises(ValueError, match="tolerance=0"):
-        optax_decay.spectral_gain_report(a, b, axes=AXES, tolerance=0.0)
+        width.spectral_gain_report(a, b, axes=AXES, tolerance=0.0)

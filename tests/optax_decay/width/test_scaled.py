@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import optax_decay
-from optax_decay.width.laws import OPTIMIZERS, RULES, Growth, WidthLaw, decay_exponent, width_law
+from optax_decay import couplings, multipliers, pulls, spectra, thresholds, width
+from optax_decay.width import OPTIMIZERS, RULES, Exponents, Growth, WidthLaw, decay_exponent, law
 from tests.references import width as reference
 from tests.references.decays import huber_pull, slice_size
 from tests.support import toy
@@ -38,12 +39,12 @@ def example(rule):
         "norm": jax.ShapeDtypeStruct((reference.EXAMPLE["target"],), jnp.float32),
         "up": jax.ShapeDtypeStruct((reference.EXAMPLE["target"], 8192), jnp.float32),
     }
-    table = optax_decay.width_table(
+    table = width.width_table(
         shapes,
         reference.EXAMPLE["learning_rate"],
         reference.EXAMPLE["weight_decay"],
         reference.EXAMPLE["base"],
-        rule=rule,
+        law=law(rule),
         axes=axes,
     )
     return {row.path: row for row in table.rows}
@@ -75,7 +76,7 @@ def test_worked_example_at_the_base_is_adamw():
     axes = ((r"up", "D -> F"),)
     shapes = {"up": jax.ShapeDtypeStruct((256, 1024), jnp.float32)}
     for rule in RULES:
-        (row,) = optax_decay.width_table(shapes, 3e-3, 0.1, 256, rule=rule, axes=axes).rows
+        (row,) = width.width_table(shapes, 3e-3, 0.1, 256, law=law(rule), axes=axes).rows
         got = (row.learning_rate, row.weight_decay, row.shrink, row.top_singular_value)
         np.testing.assert_allclose(got, (3e-3, 0.1, 3e-4, 1.0), rtol=1e-12)
 
@@ -85,18 +86,18 @@ def test_general_law():
     assert [decay_exponent(a) for a in (0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0]
     assert decay_exponent(0.6, 0.25) == pytest.approx(0.95, rel=1e-12)
     for a, r in ((0.62, 1.0), (0.4, 0.3)):
-        law = width_law("fan2025", optimizer=Growth(r, a))
+        found = law("fan2025", optimizer=Growth(r, a)).hidden
         for m in (2.0, 7.5):
             # σ_max ∝ sqrt(η_i/λ_i)·m^a does not change
-            assert math.sqrt(m**-law.rate / m**law.decay) * m**a == pytest.approx(1, rel=1e-12)
+            assert math.sqrt(m**-found.rate / m**found.decay) * m**a == pytest.approx(1, rel=1e-12)
 
 
 def test_table_of_laws():
     exponents = {
-        (rule, optimizer): (law.rate, law.decay)
+        (rule, optimizer): (found.rate, found.decay)
         for rule in RULES
         for optimizer in OPTIMIZERS
-        for law in [width_law(rule, optimizer=optimizer)]
+        for found in [law(rule, optimizer=optimizer).hidden]
     }
     assert exponents["fan2025", "adam"] == exponents["fan2025", "lion"] == (1.0, 0.5)
     assert exponents["fan2025", "conda"] == exponents["fan2025", "root"] == (0.5, 0.5)
@@ -113,8 +114,14 @@ def test_table_of_laws():
         ):
             r, s = exponents[rule, optimizer]
             assert s - r == pytest.approx(shrink, abs=1e-15)
-    assert width_law("fan2025", exponent=0.7).decay == 0.7
-    assert width_law(WidthLaw(0.5, 0.2, 0.0, 0.7), exponent=0.3) == WidthLaw(0.5, 0.3, 0.0, 0.7)
+    assert law("fan2025", exponent=0.7).hidden.decay == 0.7
+    own = law("constant", optimizer=Growth(0.5, 0.7), exponent=0.3)
+    assert own == WidthLaw(Exponents(0.5, 0.3, 0.7))
+    # Matrix optimizers leave a head that counts as a matrix to Adam, and the exponent counts for both.
+    assert law(optimizer="conda", head="matrix").head == Exponents(1.0, 0.5, 0.75)
+    assert law(head="matrix", exponent=0.3).head == Exponents(1.0, 0.3, 0.75)
+    assert law().head is None
+    assert [law(rule).vectors for rule in RULES] == [float(r == "mup_package") for r in RULES]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -145,33 +152,33 @@ def test_noise_builds_the_spectrum_that_the_laws_assume(optimizer):
 
 
 def test_timescale():
-    assert optax_decay.timescale_weight_decay(0.02, steps=400) == pytest.approx(0.125, rel=1e-12)
-    by_epochs = optax_decay.timescale_weight_decay(0.02, epochs=2.5, steps_per_epoch=160)
+    assert width.timescale_weight_decay(0.02, steps=400) == pytest.approx(0.125, rel=1e-12)
+    by_epochs = width.timescale_weight_decay(0.02, epochs=2.5, steps_per_epoch=160)
     assert by_epochs == pytest.approx(0.125, rel=1e-12)
     shapes = {"up": jax.ShapeDtypeStruct((48, 100), jnp.float32)}
-    lam = optax_decay.timescale_weight_decay(0.02, steps=400)
-    table = optax_decay.width_table(
-        shapes, 0.02, lam, 16, rule="timescale", axes=((r"up", "D -> F"),)
+    lam = width.timescale_weight_decay(0.02, steps=400)
+    table = width.width_table(
+        shapes, 0.02, lam, 16, law=law("timescale"), axes=((r"up", "D -> F"),)
     )
     (row,) = table.rows
     assert row.steps == pytest.approx(400, rel=1e-12)
     assert row.learning_rate == pytest.approx(0.02 / 3, rel=1e-12)
     for arguments in ({}, {"steps": 3, "epochs": 2}, {"epochs": 2}, {"steps": -1.0}):
         with pytest.raises(ValueError, match=r"steps|epochs"):
-            optax_decay.timescale_weight_decay(0.02, **arguments)
+            width.timescale_weight_decay(0.02, **arguments)
 
 
 def test_multiplier_trees_by_letter():
     params = jax.eval_shape(toy.params)
     rates = toy.unnest(
-        optax_decay.learning_rate_multipliers(params, reference.TOY_LETTERS, axes=toy.AXES)
+        width.learning_rate_multipliers(params, reference.TOY_LETTERS, axes=toy.AXES)
     )
-    decays = toy.unnest(optax_decay.decay_multipliers(params, reference.TOY_LETTERS, axes=toy.AXES))
+    decays = toy.unnest(width.decay_multipliers(params, reference.TOY_LETTERS, axes=toy.AXES))
     for path in toy.SHAPES:
         m = reference.TOY_FACTORS.get(path)
         assert rates[path] == pytest.approx(1.0 if m is None else 1 / m, rel=1e-12)
         assert decays[path] == pytest.approx(0.0 if m is None else math.sqrt(m), rel=1e-12)
-    applied = optax_decay.decay_multipliers(
+    applied = width.decay_multipliers(
         params, reference.TOY_LETTERS, axes=toy.AXES, rates_applied=True
     )
     for path, m in reference.TOY_FACTORS.items():
@@ -199,7 +206,7 @@ def test_three_forms_of_the_base_agree():
     )
     letters = {name: small[name] for name in "DHFG"}
     found = [
-        optax_decay.decay_multipliers(params, base, exponent=0.8, axes=toy.AXES)
+        width.decay_multipliers(params, base, law=law(exponent=0.8), axes=toy.AXES)
         for base in (4, letters, shapes)
     ]
     assert toy.unnest(found[0])["blocks/down/kernel"] == pytest.approx(2**0.8, rel=1e-12)
@@ -212,7 +219,7 @@ def test_muon_dimension_numbers_with_base_shapes():
     axes = {"query": spec(1, (2, 3)), "norm": None}
     params = {"query": jnp.zeros((2, 12, 3, 4)), "norm": jnp.zeros((2, 12))}
     base = {"query": jnp.zeros((2, 5, 2, 4)), "norm": jnp.zeros((2, 5))}
-    got = optax_decay.decay_multipliers(params, base, axes=axes)
+    got = width.decay_multipliers(params, base, axes=axes)
     assert got["query"] == pytest.approx(math.sqrt(12 / 5), rel=1e-12)
     assert got["norm"] == 0
 
@@ -221,9 +228,8 @@ def test_head_as_matrix():
     params = jax.eval_shape(toy.params)
 
     def of_head(**options):
-        decays = optax_decay.decay_multipliers(params, 2, axes=toy.AXES, **options)
-        options.pop("rule", None)
-        rates = optax_decay.learning_rate_multipliers(params, 2, axes=toy.AXES, **options)
+        decays = width.decay_multipliers(params, 2, axes=toy.AXES, law=law(**options))
+        rates = width.learning_rate_multipliers(params, 2, axes=toy.AXES, law=law(**options))
         return toy.unnest(rates)["head/kernel"], toy.unnest(decays)["head/kernel"]
 
     assert of_head() == (1.0, 0.0)
@@ -233,18 +239,23 @@ def test_head_as_matrix():
     assert of_head(rule="mup_package") == (1.0, 1.0)
 
 
-def chain_by_order(order, **options):
+LAW = law()
+
+
+def chain_by_order(order, own=LAW, rates_applied=True):
     adam, rate = optax.scale_by_adam(), optax.scale_by_learning_rate(schedule)
-    rates = optax_decay.width_scaled_learning_rate(BASE | {"G": 24}, axes=toy.AXES)
-    decay = {
-        "decay, rates": {},
-        "rates, decay": {"rates_applied": True},
-        "rates, rate, decay": {"coupling": "none"},
-    }[order]
-    link = optax_decay.width_scaled_decay(
-        0.3, BASE | {"G": 24}, axes=toy.AXES, **{**decay, **options}
-    )
-    links = {"decay": link, "rates": rates, "rate": rate}
+    base = BASE | {"G": 24}
+    rates = optax_decay.width_scaled_learning_rate(base, law=own, axes=toy.AXES)
+    if order == "rates, decay":
+        power = multipliers.width_power(base, own, rates_applied=rates_applied)
+        decay = optax_decay.decay(0.3, multiplier=power, axes=toy.AXES)
+    else:
+        coupling = {
+            "decay, rates": couplings.learning_rate(),
+            "rates, rate, decay": couplings.independent(),
+        }[order]
+        decay = optax_decay.width_scaled_decay(0.3, base, law=own, axes=toy.AXES, coupling=coupling)
+    links = {"decay": decay, "rates": rates, "rate": rate}
     names = order.split(", ")
     return optax.chain(adam, *(links[n] for n in names), *([] if "rate" in names else [rate]))
 
@@ -257,7 +268,7 @@ def schedule(count):
 @pytest.mark.parametrize(("rule", "s"), [("fan2025", 0.5), ("constant", 0.0), ("timescale", 1.0)])
 def test_trajectory_in_either_order(x64, order, rule, s):
     """One count of the learning rate's multiplier, whichever link stands first."""
-    tx = chain_by_order(order, rule=rule)
+    tx = chain_by_order(order, law(rule))
     got, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(5, jnp.float64))
     want = reference.trajectory(
         toy.flat_params(),
@@ -283,7 +294,7 @@ def test_counting_twice_would_show(x64):
 
 
 def test_independent_decay(x64):
-    """Coupling none: λ̄ m^(s-r), i.e. m^-½ for the default rule, whatever the learning rate does."""
+    """Coupling independent: λ̄ m^(s-r), i.e. m^-½ for the default rule, whatever the learning rate does."""
     got, _ = toy.train(
         chain_by_order("rates, rate, decay"),
         toy.params(jnp.float64),
@@ -308,8 +319,8 @@ def test_multiplier_trees_with_a_learning_rate_tree_of_ones_own(x64):
     """Training code that keeps η and λ per parameter gets the same run from the two trees."""
     base = BASE | {"G": 24}
     params = toy.params(jnp.float64)
-    etas = optax_decay.learning_rate_multipliers(params, base, axes=toy.AXES)
-    lambdas = optax_decay.decay_multipliers(params, base, axes=toy.AXES)
+    etas = width.learning_rate_multipliers(params, base, axes=toy.AXES)
+    lambdas = width.decay_multipliers(params, base, axes=toy.AXES)
     adam = optax.scale_by_adam()
     weights, state = params, adam.init(params)
     for g, eta in zip(toy.gradients(5, jnp.float64), RATES):
@@ -324,9 +335,9 @@ def test_multiplier_trees_with_a_learning_rate_tree_of_ones_own(x64):
 def test_mup_adamw_is_the_chain(x64):
     base = BASE | {"G": 24}
     whole = optax_decay.mup_adamw(
-        schedule, base, b2=0.95, weight_decay=0.3, exponent=0.8, axes=toy.AXES
+        schedule, base, b2=0.95, weight_decay=0.3, law=law(exponent=0.8), axes=toy.AXES
     )
-    link = optax_decay.width_scaling(0.3, base, exponent=0.8, axes=toy.AXES)
+    link = optax_decay.width_scaling(0.3, base, law=law(exponent=0.8), axes=toy.AXES)
     parts = optax.chain(optax.scale_by_adam(b2=0.95), link, optax.scale_by_learning_rate(schedule))
     want = reference.trajectory(
         toy.flat_params(),
@@ -344,13 +355,25 @@ def test_mup_adamw_is_the_chain(x64):
             np.testing.assert_allclose(w, want[path], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("coupling", ["lr", "schedule", "corrected", "none"])
+def coupling_of(name, eta):
+    """The coupling of that name, for a constant learning rate."""
+    return {
+        "learning_rate": couplings.learning_rate(),
+        "schedule": couplings.schedule(eta),
+        "corrected": couplings.corrected(eta),
+        "independent": couplings.independent(),
+    }[name]
+
+
+@pytest.mark.parametrize("coupling", couplings.NAMES)
 def test_mup_adamw_couplings(x64, coupling):
     """At the peak rate, λ converted between couplings gives one run."""
     eta, base = 0.02, BASE | {"G": 24}
-    lam = optax_decay.convert_weight_decay(0.3, "lr", coupling, peak_learning_rate=eta)
+    lam = optax_decay.convert_weight_decay(0.3, "learning_rate", coupling, peak_learning_rate=eta)
     got, _ = toy.train(
-        optax_decay.mup_adamw(eta, base, weight_decay=lam, axes=toy.AXES, coupling=coupling),
+        optax_decay.mup_adamw(
+            eta, base, weight_decay=lam, axes=toy.AXES, coupling=coupling_of(coupling, eta)
+        ),
         toy.params(jnp.float64),
         toy.gradients(4, jnp.float64),
     )
@@ -391,7 +414,7 @@ def test_huber_with_a_relative_threshold_times_width(x64):
             schedule,
             BASE | {"G": 24},
             weight_decay=0.3,
-            pull=optax_decay.huber("mean", 0.7),
+            pull=pulls.huber(thresholds.mean_size(0.7)),
             axes=toy.AXES,
         ),
         toy.params(jnp.float64),
@@ -418,8 +441,8 @@ def test_width_power_multiplies_into_any_decay():
         0.4,
         axes=toy.AXES,
         multiplier=(
-            optax_decay.width_power(BASE | {"G": 24}, 0.7, vectors=0.25),
-            optax_decay.constant(3.0),
+            multipliers.width_power(BASE | {"G": 24}, law(exponent=0.7)._replace(vectors=0.25)),
+            multipliers.constant(3.0),
         ),
         metrics=True,
     )
@@ -437,7 +460,7 @@ def test_own_law_of_a_matrix_optimizer(x64, optimizer):
     r, s = {"conda": (0.5, 0.5), "muon": (0.0, 0.0)}[optimizer]
     base = BASE | {"G": 24}
     tx = optax.chain(
-        optax_decay.width_scaling(0.3, base, optimizer=optimizer, axes=toy.AXES),
+        optax_decay.width_scaling(0.3, base, law=law(optimizer=optimizer), axes=toy.AXES),
         optax.scale_by_learning_rate(0.1),
     )
     got, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(1, jnp.float64))
@@ -481,17 +504,52 @@ def test_masked_parts_of_a_tree():
         ({"base_width": None}, "neither a width"),
         ({"base_width": {"D": 4, "N": 3}}, "'N', which no signature has"),
         ({"base_width": {"D": -4}}, r"base_width\['D'\]=-4"),
-        ({"base_width": 4, "rule": "fan2024"}, "did you mean 'fan2025'"),
-        ({"base_width": 4, "optimizer": "muons"}, "did you mean 'muon'"),
-        ({"base_width": 4, "head": "matrices"}, "did you mean 'matrix'"),
-        ({"base_width": 4, "exponent": float("nan")}, "exponent=nan"),
+        ({"base_width": 4, "law": "fan2025"}, r"width.law\('fan2025'\)"),
+        ({"base_width": 4, "law": "fan2024"}, "did you mean 'fan2025'"),
+        ({"base_width": 4, "law": 0.5}, "law=0.5 is not a WidthLaw"),
         ({"base_width": 4, "weight_decay": -0.1}, "weight_decay=-0.1"),
-        ({"base_width": 4, "coupling": "corrected"}, "peak_learning_rate"),
+        ({"base_width": 4, "coupling": "corrected"}, r"corrected\(learning_rate, peak\)"),
     ],
 )
 def test_bad_arguments_raise_at_construction(arguments, words):
     with pytest.raises(ValueError, match=words):
         optax_decay.width_scaled_decay(axes=toy.AXES, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rule": "fan2024"}, "did you mean 'fan2025'"),
+        ({"optimizer": "muons"}, "did you mean 'muon'"),
+        ({"head": "matrices"}, "did you mean 'matrix'"),
+        ({"exponent": float("nan")}, "exponent=nan"),
+    ],
+)
+def test_bad_laws_raise_at_construction(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        law(**arguments)
+
+
+def test_only_the_order_of_the_chain_decides_what_the_rates_multiply():
+    """The coupling says where a decay stands; there is no second argument that could contradict it."""
+    for factory in (optax_decay.width_scaled_decay, optax_decay.width_scaling):
+        with pytest.raises(TypeError, match="rates_applied"):
+            factory(0.1, 4, axes=toy.AXES, rates_applied=True)
+
+
+def test_inject_hyperparams_takes_the_public_factories():
+    params, g = toy.params(), toy.gradients(1)[0]
+    own = law(optimizer="conda")
+    for factory in (optax_decay.width_scaled_decay, optax_decay.width_scaling):
+        injected = optax.inject_hyperparams(factory, static_args="base_width")(
+            0.3, 4, law=own, axes=toy.AXES
+        )
+        state = injected.init(params)
+        assert set(state.hyperparams) == {"weight_decay"}
+        plain = factory(0.3, 4, law=own, axes=toy.AXES)
+        got, _ = injected.update(g, state, params)
+        want, _ = plain.update(g, plain.init(params), params)
+        chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -518,26 +576,30 @@ def test_one_number_for_two_widths_raises():
     axes = ((r"encoder/up", "D -> F"), (r"decoder/up", "D -> F"))
     params = {"encoder": {"up": jnp.zeros((4, 6))}, "decoder": {"up": jnp.zeros((8, 6))}}
     with pytest.raises(ValueError, match=r"has the sizes \[4, 8\]"):
-        optax_decay.decay_multipliers(params, 4, axes=axes)
+        width.decay_multipliers(params, 4, axes=axes)
 
 
 def test_width_scaling_refuses_the_coupling_that_needs_another_order():
-    with pytest.raises(ValueError, match="width_scaled_decay\\(coupling='none'\\)"):
-        optax_decay.width_scaling(0.1, 4, axes=toy.AXES, coupling="none")
+    with pytest.raises(
+        ValueError, match=r"width_scaled_decay\(coupling=couplings.independent\(\)\)"
+    ):
+        optax_decay.width_scaling(0.1, 4, axes=toy.AXES, coupling=couplings.independent())
 
 
 def test_table_respects_mask_and_coupling():
     params = jax.eval_shape(toy.params)
     rows = {}
-    for coupling in ("lr", "schedule", "corrected", "none"):
-        lam = optax_decay.convert_weight_decay(0.3, "lr", coupling, peak_learning_rate=0.02)
-        table = optax_decay.width_table(
+    for coupling in couplings.NAMES:
+        lam = optax_decay.convert_weight_decay(
+            0.3, "learning_rate", coupling, peak_learning_rate=0.02
+        )
+        table = width.width_table(
             params,
             0.02,
             lam,
             2,
             axes=toy.AXES,
-            coupling=coupling,
+            coupling=coupling_of(coupling, 0.02),
             mask=(("mix/.*", 0.5), (".*", 1)),
         )
         rows[coupling] = {row.path: row for row in table.rows}
@@ -552,19 +614,18 @@ def test_spectral_times_huber_times_width():
     """AlphaDecay × Huber × width in one call: the rate is the product, once the spectra are measured."""
     params = toy.params()
     alpha = {
-        "refresh_every": 1,
-        "schedule": "all",
-        "min_eigenvalues": 2,
-        "metric": "fnorm",
+        "refresh": spectra.all_at_once(1),
+        "select": spectra.hidden_matrices(min_eigenvalues=2),
+        "score": spectra.frobenius_norm(),
     }
 
-    def rates(width):
+    def rates(others):
         tx = optax_decay.huber_decay(
             0.2,
-            "rms",
+            thresholds.rms_size(),
             axes=toy.AXES,
             mask="hidden",
-            multiplier=(optax_decay.spectral_alpha(**alpha), *width),
+            multiplier=(multipliers.spectral_alpha(**alpha), *others),
             metrics=True,
         )
         state = tx.init(params)
@@ -573,7 +634,7 @@ def test_spectral_times_huber_times_width():
         return {path: np.asarray(m.rate) for path, m in state.metrics.items()}
 
     plain = rates(())
-    wide = rates((optax_decay.width_power(BASE | {"G": 24}, 0.7),))
+    wide = rates((multipliers.width_power(BASE | {"G": 24}, law(exponent=0.7)),))
     assert np.ptp(np.concatenate([np.ravel(rate) for rate in plain.values()])) > 0.01
     for path, m in FACTORS.items():
         np.testing.assert_allclose(wide[path], plain[path] * m**0.7, rtol=1e-5)
