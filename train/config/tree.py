@@ -65,16 +65,17 @@ class Leaf(NamedTuple):
 
 def slots(kind: type) -> list[Slot]:
     """The fields of a dataclass."""
-    return [_slot(field, _hints(kind)[field.name]) for field in dataclasses.fields(kind)]
+    return [_with_folder(slot) for slot in _slots(kind)]
+
+
+@functools.cache
+def _slots(kind: type) -> list[Slot]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [_slot(field, hints[field.name]) for field in dataclasses.fields(kind)]
 
 
 def _slot(field: dataclasses.Field[Any], hint: Any) -> Slot:
     marks = getattr(hint, "__metadata__", ())
-    folder = next((mark for mark in marks if isinstance(mark, Folder)), None)
-    if folder is not None:
-        default: Any = field.default_factory
-        classes = in_folder(folder.package, first=type(default()))
-        return Slot(field, hint, classes, True, False, INLINE in marks)
     options = options_of(hint.__origin__ if marks else hint)
     parts = [option for option in options if dataclasses.is_dataclass(option)]
     classes = {part.name if len(parts) > 1 else part.__name__: part for part in parts}  # type: ignore[attr-defined]
@@ -82,9 +83,23 @@ def _slot(field: dataclasses.Field[Any], hint: Any) -> Slot:
     return Slot(field, hint, classes, len(parts) > 1, optional, INLINE in marks)
 
 
+def _with_folder(slot: Slot) -> Slot:
+    """The slot, with the parts that are in its folder now if it has one."""
+    for mark in getattr(slot.hint, "__metadata__", ()):
+        if isinstance(mark, Folder):
+            default: Any = slot.field.default_factory
+            return slot._replace(classes=in_folder(mark.package, type(default())), choice=True)
+    return slot
+
+
 def in_folder(package: str, first: type) -> dict[str, type]:
     """The parts that the modules of a package define, by name: `first` first, then in alphabetical order."""
-    path, found = importlib.import_module(package).__path__, {}
+    return _in_folder(package, tuple(importlib.import_module(package).__path__), first)
+
+
+@functools.cache
+def _in_folder(package: str, path: tuple[str, ...], first: type) -> dict[str, type]:
+    found: dict[str, Any] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(path)):
         content = vars(importlib.import_module(f"{package}.{module}")).values()
         found |= {
@@ -93,11 +108,6 @@ def in_folder(package: str, first: type) -> dict[str, type]:
             if dataclasses.is_dataclass(kind) and hasattr(kind, "build") and hasattr(kind, "name")
         }
     return {first.name: first} | dict(sorted(found.items()))  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -254,30 +264,30 @@ def begun(slot: Slot) -> Any:
     return kind(**dict.fromkeys(needed, dataclasses.MISSING))
 
 
-def owners(node: Any, name: str, depth: int = 2) -> list[tuple[str, str]]:
+def owners(node: Any, name: str, prefix: str = "") -> list[tuple[str, str]]:
     """The choices that would have a field or part `name`: (path, name of the choice), all on the innermost path."""
     found: list[tuple[str, str]] = []
-    for part in parts(node):
-        for choice in part.slot.classes if part.slot.choice and part.value is not None else ():
-            if choice == part.value.name:
-                continue
-            other = replace(node, {f"{part.path}.name": choice})
-            if _has(other, name):
-                found.append((part.path, choice))
-            elif depth > 1 and name.startswith(part.path + "."):
-                inner = owners(other, name, depth - 1)
-                found += [(part.path, choice)] if any(i[0] != part.path for i in inner) else []
+    for part in parts(node, prefix):
+        below = part.path + "."
+        if part.slot.choice and part.value is not None and name.startswith(below):
+            for choice in part.slot.classes:
+                other = picked(part, choice)
+                if choice != part.value.name and (
+                    _has(other, name, below) or owners(other, name, below)
+                ):
+                    found.append((part.path, choice))
     innermost = max((path for path, _ in found), key=len, default="")
     return [(path, choice) for path, choice in found if path == innermost]
 
 
-def _has(node: Any, name: str) -> bool:
+def _has(node: Any, name: str, prefix: str) -> bool:
     """Whether a field or part of this name could be set, in a part that is switched off too."""
-    absent = [part.path for part in parts(node) if part.value is None]
+    inside = list(parts(node, prefix))
+    absent = [part.path + "." for part in inside if part.value is None]
     return (
-        name in leaves(node)
-        or name in {part.path for part in parts(node)}
-        or any(name.startswith(path + ".") for path in absent)
+        name in leaves(node, prefix)
+        or name in {part.path for part in inside}
+        or any(name.startswith(path) for path in absent)
     )
 
 

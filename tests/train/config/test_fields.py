@@ -287,7 +287,7 @@ def differ(base: Config, changed: Config) -> None:
     """Asserts that some weight of the toy tree ends elsewhere."""
     # The first of the gradients that is larger than the four before it is the eighth.
     steps = 8 if base.optimizer.spikes or base.decay.name == "cpr" else 4
-    before, after = (trajectory(built(config), steps) for config in (base, changed))
+    before, after = (ends(config, steps) for config in (base, changed))
     assert any((before[path] != after[path]).any() for path in before)
 
 
@@ -337,8 +337,9 @@ def test_fields_of_one_bit_adam(name):
     assert seen(base) != seen(changed)
 
 
-def built(config: Config):
-    return optimizer.build(config, toy.AXES)
+@functools.lru_cache
+def ends(config: Config, steps: int) -> dict[str, np.ndarray]:
+    return trajectory(optimizer.build(config, toy.AXES), steps)
 
 
 def test_fields_of_the_data(tmp_path):
