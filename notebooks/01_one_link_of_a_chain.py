@@ -49,10 +49,10 @@ import optax
 import optax_decay
 
 # %% [markdown]
-# A network with two hidden matrices. `AXES` describes every parameter once, as `inputs -> outputs`, with one letter per
-# dimension. You choose the letters. Only `P`, `C`, `V` and `T` have a meaning: they are sizes that do not grow when the
-# model gets wider, here those of the data. So `middle` and `deep` have the role *hidden*, `inward` is an *embedding* and
-# `outward` is a *head*.
+# A network with two hidden matrices. `AXES` describes every parameter once, as `inputs -> outputs`, with one letter
+# per dimension. You choose the letters. Only `P`, `C`, `V` and `T` have a meaning: they are sizes that do not grow
+# when the model gets wider, here those of the data. So `middle` and `deep` have the role *hidden*, `inward` is an
+# *embedding* and `outward` is a *head*.
 
 # %%
 AXES = (
@@ -142,9 +142,9 @@ for name, (_, _, errors) in results.items():
 # %% [markdown]
 # ## What each leaves behind
 # Left: the error. Every step sees fresh examples, so there is nothing to overfit, and no decay improves on the error
-# without decay here (one seed). Right: the weights of the middle matrix, sorted by size. These do change. l2 pulls every
-# weight in proportion to its size, so the largest ones shrink most. The Huber pull is bounded at 1.5 times the mean
-# size: it leaves the largest weights nearly as large as they are without decay and shrinks those in the middle.
+# without decay here (one seed). Right: the weights of the middle matrix, sorted by size. These do change. l2 pulls
+# every weight in proportion to its size, so the largest ones shrink most. The Huber pull is bounded at 1.5 times the
+# mean size: it leaves the largest weights nearly as large as they are without decay and shrinks those in the middle.
 # Spectral multipliers make one of the two hidden matrices decay more than the other.
 
 # %%
