@@ -1,4 +1,4 @@
-"""Numbers that a field may have: annotations that `arguments.check` holds values against."""
+"""Numbers that a field may have: annotations that train/config/checks.py holds values against."""
 
 import dataclasses
 import math

@@ -28,6 +28,6 @@ class Setting:
     worker_axis: str = "replica"
     """Mesh axis of the workers."""
     specs: Any = None
-    """PartitionSpecs of the parameters inside a worker; None on one device."""
+    """PartitionSpecs of the parameters inside a worker; None where nothing is split or replicas are no workers."""
     mesh: Any = None
     """The mesh of `specs`."""

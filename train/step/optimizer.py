@@ -55,7 +55,8 @@ def chain(
 def setting(config: Config, axes: Any, metrics: bool = False, params: Any = None) -> Setting:
     """What the links of a config depend on beside their own fields."""
     optimizer = config.optimizer
-    multiplier = width_multiplier(config, axes)
+    multiplier, workers = width_multiplier(config, axes), replicas.used(config)
+    split = params if workers else None
     return Setting(
         axes=axes,
         rate=schedule(optimizer),
@@ -65,10 +66,10 @@ def setting(config: Config, axes: Any, metrics: bool = False, params: Any = None
         multipliers=() if multiplier is None else (multiplier,),
         metrics=metrics,
         # Replicas that are workers of their own measure on their own: the mesh is not theirs to share matrices over.
-        partition=None if replicas.used(config) else params,
+        partition=None if workers else params,
         worker_axis=replicas.AXIS,
-        specs=None if params is None else replicas.parameter_specs(params),
-        mesh=None if params is None else jax.tree.leaves(params)[0].mesh,
+        specs=None if split is None else replicas.parameter_specs(split),
+        mesh=None if split is None else jax.tree.leaves(split)[0].mesh,
     )
 
 
