@@ -109,7 +109,7 @@ def quantity_text(x: float) -> str:
 
 
 def decay_table(
-    params: Any,
+    params: optax.Params,
     weight_decay: optax.ScalarOrSchedule,
     *,
     mask: masks.Mask = None,
@@ -172,7 +172,7 @@ def decay_table(
     return DecayTable(tuple(rows), step, coupling, source)
 
 
-def metrics(state: Any) -> dict[str, float]:
+def metrics(state: optax.OptState) -> dict[str, float]:
     """Every number that the decays in an optimizer state keep per parameter, as ``name/path[/slice] -> float``.
 
     Reads `Metrics` (built with ``metrics=True``) and whatever multipliers and thresholds remember, such as the tail
@@ -196,11 +196,11 @@ def metrics(state: Any) -> dict[str, float]:
     return found
 
 
-def _named(table: Any) -> list[tuple[str, Any]]:
+def _named(table: object) -> list[tuple[str, Any]]:
     return list(table.items()) if isinstance(table, dict) else []
 
 
-def _tables(memory: Any) -> list[tuple[str, dict[str, Any]]]:
+def _tables(memory: object) -> list[tuple[str, dict[str, Any]]]:
     """The dictionaries by path in a quantity's memory, with the names of their fields."""
     if isinstance(memory, dict):
         return [("threshold", memory)]
@@ -211,7 +211,7 @@ def _tables(memory: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _add(found: dict[str, float], name: str, value: Any) -> None:
+def _add(found: dict[str, float], name: str, value: jax.typing.ArrayLike) -> None:
     array = np.asarray(value)
     if array.ndim == 0:
         found[name] = float(array)

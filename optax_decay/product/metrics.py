@@ -1,12 +1,12 @@
 """What a decay did in its last step, kept in its state when asked for."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.product.per_matrix import accumulator_dtype
+from optax_decay.product.per_matrix import Value, accumulator_dtype
 
 
 class Metrics(NamedTuple):
@@ -34,7 +34,12 @@ def no_metrics(signature: axes_lib.Signature, dtype: jax.typing.DTypeLike) -> Me
 
 
 def measure(
-    signature: axes_lib.Signature, coefficient: Any, term: Any, update: Any, w: Any, delta: Any
+    signature: axes_lib.Signature,
+    coefficient: Value,
+    term: jax.Array,
+    update: jax.Array,
+    w: jax.Array,
+    delta: Value | None,
 ) -> Metrics:
     """`Metrics` of one leaf; inside ``shard_map`` they describe the local shard.
 

@@ -17,7 +17,7 @@ from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulato
 from optax_decay.product.pulls import Pull
 
 # ``(u, w, coefficient, δ) -> (new update, decay term)`` of one leaf; δ is None for pulls without a threshold.
-Step = Callable[[jax.Array, jax.Array, Value, Any], tuple[jax.Array, jax.Array]]
+Step = Callable[[jax.Array, jax.Array, Value, Value | None], tuple[jax.Array, jax.Array]]
 
 
 class DecayState(NamedTuple):
@@ -173,7 +173,7 @@ class Product:
         return jax.tree.unflatten(treedef, flat), new_state
 
 
-def is_array(update: Any) -> bool:
+def is_array(update: object) -> bool:
     """False for the holes that ``optax.masked`` and filtered trees leave in updates."""
     return update is not None and not isinstance(update, optax.MaskedNode)
 
