@@ -20,7 +20,7 @@ from optax_decay.parameters.arguments import check, nearest
 
 
 class Memory(NamedTuple):
-    """What a bound remembers of each matrix; arrays of shape ``signature.batch_shape``.
+    """Memory of a bound for each matrix; arrays of shape ``signature.batch_shape``.
 
     Attributes:
         bound: κ; infinite until it is known.

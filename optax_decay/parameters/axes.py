@@ -1,4 +1,4 @@
-"""What a parameter is: its axes, written once by the model and read by everything else.
+"""The axes of a parameter and their meaning, written once by the model and read by everything else.
 
 A signature is a line such as ``"L | D -> H E"``: batch axes ``|`` input axes ``->`` output axes, one name per array
 dimension in array order. ``L`` stacks layers, ``D`` is contracted with the activations, ``H E`` is what comes out.

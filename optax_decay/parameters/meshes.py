@@ -1,4 +1,4 @@
-"""What the compiler knows about where an array lives: the one place that reads JAX's types for it."""
+"""Placement of arrays, as JAX's types record it; no other file reads those types."""
 
 import jax
 

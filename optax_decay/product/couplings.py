@@ -1,4 +1,4 @@
-"""What a decay coefficient λ = 0.1 is multiplied with: its coupling to the learning rate.
+"""The coupling of a decay to the learning rate: the factor by which a step multiplies the coefficient λ.
 
 With η_t the learning rate at step t and η_max its peak, a weight shrinks per step by
 

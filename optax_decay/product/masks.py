@@ -16,7 +16,7 @@ from optax_decay.parameters.arguments import one_of
 
 Mask = Any  # what `strengths` accepts
 
-# What a ready-made optimizer decays: embeddings, norms and biases are left alone.
+# The default of ready-made optimizers: embeddings, norms and biases do not decay.
 MATRICES = ("hidden", "head")
 
 

@@ -1,4 +1,4 @@
-"""What a decay did in its last step, kept in its state when asked for."""
+"""The effect of a decay in its last step, kept in its state with ``metrics=True``."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from optax_decay.product.per_matrix import Value, accumulator_dtype
 
 
 class Metrics(NamedTuple):
-    """What a decay did in the last step to one parameter; float32 of shape ``signature.batch_shape``.
+    """The effect of a decay on one parameter in the last step; float32 of shape ``signature.batch_shape``.
 
     Attributes:
         rate: λ(t)·m, dimensionless, before the learning rate.

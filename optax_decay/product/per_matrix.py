@@ -25,7 +25,7 @@ Value = float | jax.Array  # a number, or a float32 array of shape () or `signat
 
 
 class Context(NamedTuple):
-    """What a quantity may look at in one step.
+    """All that a `PerMatrix` can see in one step.
 
     Attributes:
         updates: incoming updates by path; a path is absent where the update is None.

@@ -1,4 +1,4 @@
-"""What a weight feels: the pull ψ of a decay, and its proximal map.
+"""Pulls ψ of a decay on a single weight, and their proximal maps.
 
 With w a weight and δ the threshold of its matrix (units of the weights), each pull is the gradient of a penalty R:
 
@@ -39,7 +39,7 @@ class Pull(NamedTuple):
         apply: ``(w, δ) -> ψ(w)``, elementwise, in the dtype of w. None if only the proximal step exists.
         prox: ``(θ, τ, δ, w) -> argmin_x (x-θ)²/2 + τR(x)``; w is the weight before the step, for penalties that are
             linearised there. None if there is no closed form.
-        threshold: the quantity δ, or None if the pull has none.
+        threshold: δ, or None if the pull has none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a running mean that starts at 0 has seen: bias correction without cancellation.
+"""Bias correction of running means that start at 0, without cancellation.
 
 With β the share that is kept per step (Adam's b1 and b2, `memory` elsewhere) and t completed steps, the present one
 included, the mean of a constant x is (1 - βᵗ) x. Dividing by `share_seen` corrects for that.

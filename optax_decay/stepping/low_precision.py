@@ -2,7 +2,7 @@
 
 A step of decay multiplies a weight by 1 - ηλ. bfloat16 keeps 8 significant bits, so for ηλ < 2⁻⁹ the product rounds
 back to the weight, every time: at η = 1e-3 and λ = 0.1 nothing decays at all, however the sum is computed, because
-what is lost is lost in storing it. Two remedies, both in one fused pass:
+the loss happens when it is stored. Two remedies, both in one fused pass:
 
 * ``apply_updates(params, updates, key=key)`` rounds stochastically: with x the float32 sum and a <= x <= b its bfloat16
   neighbours, it stores b with probability (x-a)/(b-a). The expectation is exact; no memory.

@@ -58,7 +58,7 @@ class SkipOnSpikeState(NamedTuple):
 def _spikes(
     x: jax.Array, ring: jax.Array, taken: jax.Array, sigma: jax.typing.ArrayLike
 ) -> jax.Array:
-    """Whether x is far above the values in a ring of which the first `taken` places are filled."""
+    """True when x is far above the values in a ring whose first `taken` places are filled."""
     filled = jnp.minimum(taken, ring.size)
     here = jnp.arange(ring.size) < filled
     count = jnp.maximum(filled, 1)
