@@ -46,10 +46,10 @@ from optax_decay.product.per_matrix import (
     accumulator_dtype,
     slice_mean,
 )
-from optax_decay.product.product import by_path
+from optax_decay.product.product import by_path, resolver
 
 
-def _sigmoid(z: jax.Array, sharpness: Any) -> jax.Array:
+def _sigmoid(z: jax.Array, sharpness: Value) -> jax.Array:
     factor = 2 * jax.nn.sigmoid(sharpness * z)
     return jnp.where(jnp.isfinite(factor), factor, 1)
 
@@ -79,7 +79,7 @@ def adadecay(
     """
     check("sharpness", sharpness, 0.0, open_low=True)
     inner = decay(weight_decay, **options)
-    axes = options.get("axes")
+    signatures_of = resolver(None, options.get("axes"))
 
     def scaled(w: jax.Array, g: jax.Array, signature: axes_lib.Signature) -> jax.Array:
         size = jnp.abs(g).astype(accumulator_dtype(g.dtype))
@@ -92,14 +92,16 @@ def adadecay(
         z = jnp.where(spread_out, from_mean / jnp.where(spread_out, std, 1), 0)
         return _sigmoid(z, sharpness) * w
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         if params is None:
             return inner.update(updates, state, params, **extra)
-        signatures = axes_lib.signatures(axes, params)
+        signatures = signatures_of(params).signatures
         given = extra.get("gradients")
         gradients = by_path(updates if given is None else given)
 
-        def scale(key: Any, w: jax.Array) -> jax.Array:
+        def scale(key: jax.tree_util.KeyPath, w: jax.Array) -> jax.Array:
             path = path_string(key)
             return scaled(w, gradients[path], signatures[path]) if path in gradients else w
 

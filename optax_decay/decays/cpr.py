@@ -50,7 +50,7 @@ from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.per_matrix import accumulator_dtype
-from optax_decay.product.product import by_path, increment
+from optax_decay.product.product import by_path, increment, resolver
 
 
 class CprState(NamedTuple):
@@ -151,17 +151,18 @@ def cpr_decay(
     masks.check_mask(mask)
     regularizer = MEASURES[measure]
 
-    def chosen(params: Any) -> dict[str, axes_lib.Signature]:
-        signatures = axes_lib.signatures(axes, params)
-        strength = masks.strengths(mask, params, signatures)
-        if partly := [path for path, x in strength.items() if x not in (0.0, 1.0)]:
+    resolved = resolver(mask, axes)
+
+    def chosen(params: optax.Params) -> dict[str, axes_lib.Signature]:
+        _, signatures, strengths = resolved(params)
+        if partly := [path for path, strength in strengths.items() if strength != 1.0]:
             raise ValueError(
-                f"the mask at {partly[0]!r} is {strength[partly[0]]:g}; a matrix is constrained or not, so cpr_decay "
+                f"the mask at {partly[0]!r} is {strengths[partly[0]]:g}; a matrix is constrained or not, so cpr_decay "
                 "takes True and False only."
             )
-        return {path: s for path, s in signatures.items() if strength[path]}
+        return signatures
 
-    def init(params: Any) -> CprState:
+    def init(params: optax.Params) -> CprState:
         if has_no_leaves(params):
             return placeholder_state(CprState)
         leaves = by_path(params)
@@ -176,14 +177,16 @@ def cpr_decay(
             jnp.zeros([], jnp.int32), full(0.0), full(float("inf")), full(0.0), full(0.0)
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         del extra
         if params is None:
             raise ValueError("cpr_decay needs the weights: call tx.update(updates, state, params).")
         signatures, weights = chosen(params), by_path(params)
         new = CprState(increment(state.count), *(dict(part) for part in state[1:]))
 
-        def leaf(key: Any, u: Any) -> Any:
+        def leaf(key: jax.tree_util.KeyPath, u: Any) -> Any:
             path = path_string(key)
             if u is None or path not in signatures:
                 return u

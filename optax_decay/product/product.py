@@ -1,6 +1,6 @@
 """The machinery behind `decay` and `proximal_decay`: state, and the product of rate, multipliers and pull per leaf."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,14 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
-from optax_decay.product.metrics import Metrics, measure
-from optax_decay.product.per_matrix import Context, PerMatrix, accumulator_dtype
+from optax_decay.product.metrics import measure, no_metrics
+from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulator_dtype
 from optax_decay.product.pulls import Pull
+
+# ``(u, w, coefficient, δ) -> (new update, decay term)`` of one leaf; δ is None for pulls without a threshold.
+Step = Callable[[jax.Array, jax.Array, Value, Value | None], tuple[jax.Array, jax.Array]]
 
 
 class DecayState(NamedTuple):
@@ -23,7 +27,7 @@ class DecayState(NamedTuple):
         count: int32 scalar, completed updates.
         threshold: memory of the pull's threshold; empty unless it has any.
         multipliers: tuple, memory of each multiplier.
-        metrics: `Metrics` by path if asked for, else empty.
+        metrics: `Metrics` by path with ``metrics=True``, else empty.
     """
 
     count: jax.Array
@@ -32,59 +36,70 @@ class DecayState(NamedTuple):
     metrics: Any
 
 
-class _Leaf(NamedTuple):
-    path: str
-    update: Any
-    param: Any
+class Resolved(NamedTuple):
+    """A mask and axes, read for one tree of parameters.
+
+    Attributes:
+        paths: of all leaves, in flattening order.
+        signatures: of the leaves that decay, by path.
+        strengths: how strongly each of those decays, by path.
+    """
+
+    paths: tuple[str, ...]
+    signatures: dict[str, axes_lib.Signature]
+    strengths: dict[str, float]
 
 
-def _flatten(updates: Any, params: Any) -> tuple[list[_Leaf], Any]:
-    """Leaves of updates with their paths and parameters; a None update is a leaf, a MaskedNode is not."""
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=lambda x: x is None)
-    weights = treedef.flatten_up_to(params)
-    return [_Leaf(path_string(k), u, w) for (k, u), w in zip(keyed, weights)], treedef
+def resolver(mask: masks.Mask, axes: axes_lib.Axes) -> Callable[[optax.Params], Resolved]:
+    """Reads a mask and axes for a tree of parameters, once for each structure."""
+
+    def resolve(shapes: optax.Params) -> Resolved:
+        signatures = axes_lib.signatures(axes, shapes)
+        strengths = masks.strengths(mask, shapes, signatures)
+        chosen = {path: s for path, s in signatures.items() if strengths[path]}
+        return Resolved(tuple(signatures), chosen, {path: strengths[path] for path in chosen})
+
+    return once_per_structure(resolve)
 
 
-def _spread(value: Any, signature: axes_lib.Signature, dtype: Any) -> Any:
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree, by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_string(key): leaf for key, leaf in leaves}
+
+
+def _spread(value: Value, signature: axes_lib.Signature, dtype: jax.typing.DTypeLike) -> Value:
+    """A number per matrix so that it broadcasts against the parameter; Python numbers stay weakly typed."""
     if isinstance(value, int | float):
         return value
     value = jnp.asarray(value, accumulator_dtype(dtype))
     return signature.spread(value) if value.ndim else value
 
 
-def by_path(params: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {path_string(key): leaf for key, leaf in leaves}
+class Product:
+    """The product of rate, multipliers and pull, leaf by leaf, which `decay` and `proximal_decay` share."""
 
+    def __init__(
+        self,
+        pull: Pull,
+        multipliers: tuple[PerMatrix, ...],
+        mask: masks.Mask,
+        axes: axes_lib.Axes,
+        metrics: bool,
+    ):
+        self.pull, self.multipliers, self.metrics = pull, multipliers, metrics
+        self.resolved = resolver(mask, axes)
 
-class Product(NamedTuple):
-    """What `decay` and `proximal_decay` share: the product of rate, multipliers and pull, leaf by leaf."""
-
-    pull: Pull
-    multipliers: tuple[PerMatrix, ...]
-    mask: Any
-    axes: Any
-    metrics: bool
-
-    def decayed(self, params: Any) -> tuple[dict[str, axes_lib.Signature], dict[str, float]]:
-        signatures = axes_lib.signatures(self.axes, params)
-        strength = masks.strengths(self.mask, params, signatures)
-        return {path: s for path, s in signatures.items() if strength[path]}, strength
-
-    def init(self, params: Any) -> DecayState:
+    def init(self, params: optax.Params) -> DecayState:
+        """The state before the first update."""
         if has_no_leaves(params):
             return placeholder_state(DecayState)
-        signatures, _ = self.decayed(params)
-        chosen = {p: w for p, w in by_path(params).items() if p in signatures}
+        paths, signatures, _ = self.resolved(params)
+        leaves = dict(zip(paths, jax.tree.leaves(params), strict=True))
+        chosen = {path: leaves[path] for path in signatures}
         metrics = {}
-        for path, w in chosen.items():
-            # Five arrays, not one array five times: a donated buffer must not appear twice.
-            zeros = (
-                jnp.zeros(signatures[path].batch_shape, accumulator_dtype(w.dtype))
-                for _ in range(5)
-            )
-            if self.metrics:
-                metrics[path] = Metrics(*zeros)
+        if self.metrics:
+            metrics = {path: no_metrics(signatures[path], w.dtype) for path, w in chosen.items()}
         return DecayState(
             jnp.zeros([], jnp.int32),
             self.pull.threshold.init(chosen, signatures) if self.pull.threshold else (),
@@ -94,64 +109,73 @@ class Product(NamedTuple):
 
     def update(
         self,
-        updates: Any,
+        updates: optax.Updates,
         state: DecayState,
-        params: Any,
-        extra: dict[str, Any],
-        rate: Any,
-        step: Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, jax.Array]],
-    ) -> tuple[Any, DecayState]:
-        """Runs ``step(u, w, coefficient, δ) -> (new update, decay term)`` on every decayed leaf."""
+        params: optax.Params | None,
+        extra: Mapping[str, Any],
+        rate: Value,
+        step: Step,
+    ) -> tuple[optax.Updates, DecayState]:
+        """Runs `step` on every leaf that decays.
+
+        Args:
+            updates, params, extra: as in the ``update`` of the transformation.
+            state: from `init` or the last update.
+            rate: λ(t) at the decay's place in the chain.
+            step: the arithmetic of one leaf.
+        """
         if params is None:
             raise ValueError(
                 "weight decay needs the weights: call tx.update(updates, state, params)."
             )
         if has_no_leaves(params):
             return updates, state._replace(count=increment(state.count))
-        signatures, strength = self.decayed(params)
-        leaves, treedef = _flatten(updates, params)
-        chosen = {
-            leaf.path: leaf
-            for leaf in leaves
-            if leaf.update is not None and leaf.path in signatures
+        paths, signatures, strengths = self.resolved(params)
+        weights, treedef = jax.tree.flatten(params)
+        incoming = treedef.flatten_up_to(updates)  # None, or masked, where a leaf has no update
+        leaves = {
+            path: (u, w) for path, u, w in zip(paths, incoming, weights, strict=True) if is_array(u)
         }
         context = Context(
-            {path: leaf.update for path, leaf in chosen.items()},
-            {p: w for p, w in by_path(params).items() if p in signatures},
+            {path: leaves[path][0] for path in signatures if path in leaves},
+            {path: w for path, w in zip(paths, weights) if path in signatures},
             signatures,
             state.count,
             extra,
         )
-        deltas: dict[str, Any] = {}
-        threshold = state.threshold
+        deltas, threshold = {}, state.threshold
         if self.pull.threshold:
-            deltas, threshold = self.pull.threshold.update(context, state.threshold)
+            deltas, threshold = self.pull.threshold.update(context, threshold)
         factors, memories = [], []
         for multiplier, memory in zip(self.multipliers, state.multipliers, strict=True):
             values, memory = multiplier.update(context, memory)
             factors.append(values)
             memories.append(memory)
         results, metrics = {}, dict(state.metrics)
-        for path, leaf in chosen.items():
+        for path in context.updates:
+            u, w = leaves[path]
             signature = signatures[path]
             # Promote first: Python numbers are weakly typed and leave a plain AdamW's arithmetic untouched.
-            dtype = jnp.promote_types(
-                jnp.promote_types(leaf.update.dtype, leaf.param.dtype), jnp.float32
-            )
+            dtype = jnp.promote_types(jnp.promote_types(u.dtype, w.dtype), jnp.float32)
             coefficient = _spread(rate, signature, dtype)
-            if strength[path] != 1.0:
-                coefficient = coefficient * strength[path]
+            if strengths[path] != 1.0:
+                coefficient = coefficient * strengths[path]
             for values in factors:
                 coefficient = coefficient * _spread(values[path], signature, dtype)
             delta = _spread(deltas[path], signature, dtype) if deltas else None
-            w = leaf.param.astype(dtype)
-            new, term = step(leaf.update.astype(dtype), w, coefficient, delta)
-            results[path] = new.astype(leaf.update.dtype)
+            w = w.astype(dtype)
+            new, term = step(u.astype(dtype), w, coefficient, delta)
+            results[path] = new.astype(u.dtype)
             if self.metrics:
-                metrics[path] = measure(signature, coefficient, term, leaf.update, w, delta)
-        flat = [results.get(leaf.path, leaf.update) for leaf in leaves]
+                metrics[path] = measure(signature, coefficient, term, u, w, delta)
+        flat = [results.get(path, u) for path, u in zip(paths, incoming)]
         new_state = DecayState(increment(state.count), threshold, tuple(memories), metrics)
         return jax.tree.unflatten(treedef, flat), new_state
+
+
+def is_array(update: object) -> bool:
+    """False for the holes that ``optax.masked`` and filtered trees leave in updates."""
+    return update is not None and not isinstance(update, optax.MaskedNode)
 
 
 def increment(count: jax.Array) -> jax.Array:
