@@ -87,7 +87,7 @@ def apply_layers(layer, x: jax.Array, stacks: Any, config: Any) -> jax.Array:
     """
     together = layers_per_iteration(config)
     if config.remat != "none":
-        # In an layers_per_iteration loop XLA would merge the recomputation with the first computation; prevent_cse stops it.
+        # In an unrolled loop XLA would merge the recomputation with the first computation; prevent_cse stops it.
         policy = dots if config.remat == "dots" else None
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=together > 1)
     return jax.lax.scan(layer, x, stacks, unroll=together)[0]
@@ -110,7 +110,7 @@ _NAMED_AND_DOTS = jax.checkpoint_policies.save_from_both_policies(
 
 
 def layers_per_iteration(config: Any) -> int:
-    """The number of layers that each iteration of the loop holds: all of them (the loop is layers_per_iteration), or one.
+    """The number of layers that each iteration of the loop holds: all of them (the loop is unrolled), or one.
 
     A loop copies what every layer keeps for its backward pass into arrays of all layers that start as zeros, and keeps
     some of it several times. On CPUs with fast products this takes a fourth of a step. Compiled for an H200 it is a
