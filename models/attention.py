@@ -1,4 +1,4 @@
-"""Self-attention, in one place so that faster kernels have one door to come in by."""
+"""Self-attention: one function that every model uses, with one implementation per kind of device."""
 
 import functools
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 from models.products import on_cpu, product
 
-CPU_BLOCKS = 4  # of positions; no product with the keys after a block, nor scores kept, on CPUs
+# On CPUs, causal attention works on this many blocks of positions, one after the other. A block skips the keys behind
+# it, and the backward pass recomputes its scores instead of keeping them.
+CPU_BLOCKS = 4
 
 
 def attention(
@@ -19,28 +21,28 @@ def attention(
     causal: bool = True,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Softmax attention of every position to itself and the positions before it, or to all.
+    """Softmax attention of every position to itself and the positions before it, or to all positions.
 
-    Each group of H/K neighbouring query heads shares one key and value head (grouped queries,
-    arXiv 2305.13245; K = H is multi-head attention).
+    Each group of H/K neighbouring query heads shares one key and value head (grouped-query attention,
+    arXiv 2305.13245). K = H is multi-head attention.
 
     Args:
       query_BTHE: queries, B sequences of T positions, H heads of width E.
       key_BTKE: keys, K heads, where K divides H.
       value_BTKE: values, shaped like the keys.
-      scale: what the products of queries and keys are multiplied by before the softmax.
-      causal: whether a position sees those before it and itself only.
-      implementation: "xla" runs everywhere, with the softmax in float32; "cudnn" is the fused
-        kernel of NVIDIA GPUs, which takes 16-bit numbers only and never holds the T x T scores.
+      scale: factor of the products of queries and keys, before the softmax.
+      causal: whether a position attends only to itself and the positions before it.
+      implementation: "xla" runs everywhere, with the softmax in float32. "cudnn" is the fused kernel of NVIDIA GPUs; it
+        takes 16-bit numbers only and never stores the T x T scores.
 
     Returns:
-      [B, T, H, E] in the type of the queries.
+      [B, T, H, E] in the dtype of the queries.
     """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(
             query_BTHE, key_BTKE, value_BTKE, scale=scale, is_causal=causal, implementation="cudnn"
         )
-    # Heads before positions: products with their batch axes in front are twice as fast on CPUs.
+    # Heads stand before positions because products with leading batch axes are twice as fast on CPUs.
     B, T, H, E = query_BTHE.shape
     K = key_BTKE.shape[2]
     query_BKGTE = query_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4)
@@ -65,7 +67,7 @@ def _mix(
     key_BKSE: jax.Array,
     value_BKSE: jax.Array,
 ) -> jax.Array:
-    """What the last T of S positions take of all S."""
+    """Attention of the last T of S positions to all S positions: [B, K, G, T, E]."""
     B, K, G, T, E = query_BKGTE.shape
     S = key_BKSE.shape[-2]
     flat = query_BKGTE.reshape(B, K, G * T, E)

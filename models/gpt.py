@@ -9,18 +9,18 @@ Letters, the same in array names, einsums and `AXES`:
     x ← x + down(gelu(up(norm(x))))                                        in turn
     logits = head(norm(x))
 
-Norms are layer norms, gelu is its tanh form (arXiv 1606.08415). The head is the transposed
-embedding. Matrices are drawn from N(0, 0.02²), out and down from that over 2 L, biases are 0. The
-layers are one stacked tree, as in llama.py.
+Norms are layer norms, and gelu is the tanh approximation (arXiv 1606.08415). The head is the transposed embedding.
+Matrices are drawn from N(0, 0.02²), except out and down, whose variance is 0.02²/(2 L). Biases start at 0. The layers
+are stacked in one tree, as in llama.py.
 
-**Differs from the papers**: no dropout. Queries, keys and values are three matrices, not one: the
-function is the same, but what looks at the spectrum of a matrix sees three. Every layer attends to
-all earlier positions; GPT-3 alternates with sparse attention. GPT-3 1.3B has 16 heads: the 24 heads
-of 128 in the paper's table do not make its width of 2048; 13B is 5120 wide, not 5140, for the same
-reason. The head may be a matrix of its own, and biases may be left out, as nanoGPT's are.
+**Differs from the papers.** There is no dropout. Queries, keys and values are three matrices instead of one; the
+function is the same, but a decay that measures spectra sees three matrices. Every layer attends to all earlier
+positions, whereas GPT-3 alternates with sparse attention. GPT-3 1.3B has 16 heads, because the 24 heads of width 128 in
+the paper's table do not give its width of 2048. 13B has width 5120 instead of 5140 for the same reason. The head can be
+a separate matrix, and biases can be left out, as in nanoGPT.
 
-With a `base_width` the model is parametrised for the transfer of hyper-parameters from that width;
-see `shapes.py`.
+With a `base_width` the model is parametrised so that hyperparameters found at that width transfer to it; see
+`shapes.py`.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, in_turn
+from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -66,12 +66,12 @@ class Config:
     bias: bool = True  # of matrices and norms; the head has none
     norm_eps: float = 1e-5  # added to the variance of the features
     init_std: float = 0.02  # standard deviation of matrices at the start
-    base_width: int | None = None  # D₀, where the hyper-parameters were found; None: here
-    base_head_width: int | None = None  # E₀, width of a head there; None: as here
+    base_width: int | None = None  # D₀, the width at which hyperparameters were found; None: this
+    base_head_width: int | None = None  # E₀, width of a head at the base width; None: as here
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     attention: Literal["xla", "cudnn"] = "xla"  # cudnn: NVIDIA GPUs, bfloat16 only
-    remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes in a layer:
-    # nothing; all but matrix products and the attention output; everything
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes per layer:
+    # nothing; everything but matrix products and the attention output; everything
 
     def __post_init__(self):
         shapes.check(
@@ -91,7 +91,7 @@ def _gpt3(width: int, layers: int, heads: int) -> Config:
     return Config(positions=2048, width=width, mlp_width=4 * width, layers=layers, heads=heads)
 
 
-# The toy is ours. GPT-2 as released; the paper counts 117M and 345M for the two smaller ones.
+# gpt-toy is ours. GPT-2 has the sizes as released; the paper counts 117M and 345M for the two smaller ones.
 PRESETS = {
     "gpt-toy": Config(vocab_size=61, positions=512, width=24, mlp_width=40, layers=3, heads=4),
     "gpt2-124M": Config(),
@@ -173,11 +173,11 @@ class GPT(nnx.Module):
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return place(block(x_BTD)), None
 
-        x_BTD = in_turn(layer, x_BTD, self.blocks, config)
+        x_BTD = apply_layers(layer, x_BTD, self.blocks, config)
         return self.final_norm(x_BTD) * shapes.readout(config)
 
     def head_matrix(self) -> jax.Array:
-        """[D, V]: what the last features are multiplied by."""
+        """The matrix of the head, [D, V]."""
         return self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
 
 
@@ -187,7 +187,7 @@ def _graph(config: Config) -> nnx.GraphDef:
 
 
 def init(config: Config, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 weights as a nested dict; under `jax.eval_shape`, only their shapes."""
+    """Initial float32 weights as a nested dictionary; under `jax.eval_shape`, only their shapes."""
     return nnx.to_pure_dict(nnx.state(GPT(config, nnx.Rngs(key)), nnx.Param))
 
 
@@ -198,19 +198,19 @@ def features(
     *,
     place: Placement | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the logits are the product of, for a loss that never holds all of them.
+    """The two factors of the logits, for a loss that never stores all logits.
 
     Args:
       config: the shape of the model.
       params: weights as `init` makes them.
       tokens_BT: integers [B, T] below the vocabulary size, at most `config.positions` in a row.
-      place: says where the activations [B, T, D] are before and after every layer.
+      place: constrains the sharding of the activations [B, T, D] before and after every layer.
 
     Returns:
-      the last features [B, T, D] in the type of the activations, and the float32 matrix [D, V].
+      the last features [B, T, D] in the dtype of the activations, and the float32 matrix [D, V] of the head.
 
     Raises:
-      ValueError: a sequence that is longer than there are positions.
+      ValueError: a sequence that is longer than `config.positions`.
     """
     if tokens_BT.shape[1] > config.positions:
         raise ValueError(
@@ -227,9 +227,7 @@ def forward(
     *,
     place: Placement | None = None,
 ) -> jax.Array:
-    """Logits: how likely each token is after each position and those before it.
-
-    Args: as of `features`.
+    """The logits of the next token at every position. Arguments and errors as in `features`.
 
     Returns:
       float32 [B, T, V].
@@ -238,7 +236,7 @@ def forward(
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:
-    """The rules of `AXES` that apply: without biases, or with a tied head, some match nothing."""
+    """The rules of `AXES` that apply to this config, which may have no biases or a tied head."""
     rules = [rule for rule in AXES if not (config.tied and rule[0].startswith("head/"))]
     if not config.bias:
         rules = [(path.replace("(scale|bias)", "scale"), names) for path, names in rules]
@@ -246,6 +244,6 @@ def axes(config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def count(config: Config) -> int:
-    """Number of weights, without allocating any."""
+    """The number of weights. Allocates none of them."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: init(config, jax.random.key(0))))
     return sum(math.prod(leaf.shape) for leaf in leaves)

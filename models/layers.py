@@ -1,4 +1,4 @@
-"""What several models are made of: linear maps, embeddings, layer norm, and the way through the layers."""
+"""Modules that several models share: linear maps, embeddings, layer norm, and the loop over the layers."""
 
 import math
 from typing import Any
@@ -9,16 +9,16 @@ from flax import nnx
 
 from models.products import on_cpu, platform, product
 
-GPU_LAYERS = 48  # written out at most
+GPU_LAYERS = 48  # models with more layers run them in a loop on GPUs
 
 Shape = tuple[int, ...]
 
 
 class Linear(nnx.Module):
-    """A matrix from the last axes of an array to new ones: kernel [*inputs, *outputs], bias [*outputs].
+    """A linear map from the last axes of an array to new axes: kernel [*inputs, *outputs], bias [*outputs].
 
-    The product itself has two axes a side: XLA for CPUs is twice as fast at the gradient of that
-    than at one that sums over sequences and positions.
+    Both factors of the product are reshaped to two axes. XLA for CPUs computes the gradient of such a product twice as
+    fast as that of a product which sums over the two axes of sequences and positions.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Features of mean 0 and variance 1 (arXiv 1607.06450), in float32; then scale and bias."""
+    """Layer norm (arXiv 1607.06450): features of mean 0 and variance 1, computed in float32; then scale and bias."""
 
     def __init__(self, width: int, eps: float, bias: bool = True):
         self.eps = eps
@@ -57,47 +57,47 @@ class LayerNorm(nnx.Module):
 
 
 class Placement:
-    """Where the activations of a model are; here, wherever XLA puts them.
+    """Constrains the sharding of a model's activations. This class leaves the choice to XLA.
 
-    On a mesh whose axes split both sequences and weights a model is given one that says it
-    (`jax.lax.with_sharding_constraint`), else XLA may gather sequences instead of weights.
+    On a mesh whose axes split both sequences and weights, pass a subclass that uses `jax.lax.with_sharding_constraint`.
+    Without it, XLA may gather sequences instead of weights.
     """
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Activations as they come from a layer, or go into the first."""
+        """The activations after a layer, or before the first one."""
         return x_BTD
 
     def look_up(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-        """The rows of the tokens [B, T, D], before anything is added to them."""
+        """The rows of the embedding for the tokens, [B, T, D]."""
         return table_VD[tokens_BT]
 
 
 class Embedding(nnx.Module):
-    """One row of features per token or position."""
+    """A table with one row of features per token or position."""
 
     def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
         noise = jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.embedding = nnx.Param(std * noise)
 
 
-def in_turn(layer, x: jax.Array, stacks: Any, config: Any) -> jax.Array:
-    """`layer` (x, part) -> (x, None) on every part of `stacks`, one after the other.
+def apply_layers(layer, x: jax.Array, stacks: Any, config: Any) -> jax.Array:
+    """Applies `layer`, a function (x, part) -> (x, None), with one part of `stacks` after the other.
 
-    What the backward pass recomputes is in a model's `Config.remat`.
+    `Config.remat` of the model says what the backward pass recomputes.
     """
-    together = unrolled(config)
+    together = layers_per_iteration(config)
     if config.remat != "none":
-        # Where a loop is written out, nothing but a barrier keeps XLA from finding both computations equal.
+        # In an unrolled loop XLA would merge the recomputation with the first computation; prevent_cse stops it.
         policy = dots if config.remat == "dots" else None
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=together > 1)
     return jax.lax.scan(layer, x, stacks, unroll=together)[0]
 
 
 def dots(primitive: Any, *shapes: Any, **parameters: Any) -> Any:
-    """What `remat="dots"` keeps: products of matrices, and all that attention has to be repeated for.
+    """The policy of `remat="dots"`: keeps products of matrices and the results of attention.
 
-    Attention's result has a name for that. The kernel of NVIDIA GPUs has a second result that its backward pass
-    needs: without it the kernel would run again.
+    The models name the result of attention for this purpose. The attention kernel of NVIDIA GPUs has a second result
+    that its backward pass needs; if it were not kept, the kernel would run again.
     """
     kernel = "dot_product_attention_fwd" in primitive.name
     return kernel or _NAMED_AND_DOTS(primitive, *shapes, **parameters)
@@ -109,12 +109,13 @@ _NAMED_AND_DOTS = jax.checkpoint_policies.save_from_both_policies(
 )
 
 
-def unrolled(config: Any) -> int:
-    """How many layers are written out in each turn of the loop over them.
+def layers_per_iteration(config: Any) -> int:
+    """The number of layers that each iteration of the loop holds: all of them (the loop is unrolled), or one.
 
-    A loop copies what every layer keeps for its backward pass, into arrays of all layers that begin as zeros, and keeps
-    some of it several times. On CPUs with fast products that is a fourth of a step; compiled for an H200 it is a third
-    or more of the least time and about half of the temporary memory, and 24 layers take 12 s to compile instead of 9.
+    A loop copies what every layer keeps for its backward pass into arrays of all layers that start as zeros, and keeps
+    some of it several times. On CPUs with fast products this takes a fourth of a step. Compiled for an H200 it is a
+    third or more of the estimated time and about half of the temporary memory. Unrolled, 24 layers take 12 s to compile
+    instead of 9.
     """
     if platform() == "gpu":
         return config.layers if config.layers <= GPU_LAYERS else 1

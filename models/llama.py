@@ -9,14 +9,14 @@ Letters, the same in array names, einsums and `AXES`:
     x ← x + down(silu(gate(norm(x))) · up(norm(x)))                                        in turn
     logits = head(norm(x))
 
-The L layers are one stacked tree, run by `jax.lax.scan`: compile time does not grow with depth,
-and an optimizer sees seven matrices instead of 7 L.
+The L layers are stacked in one tree, and `jax.lax.scan` runs them. Compile time then does not grow with depth, and an
+optimizer sees seven stacked matrices instead of 7 L.
 
-**Differs from the paper**: grouped queries (K < H) and a tied head are possible. The presets draw
-every matrix from N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
+**Differs from the paper.** Grouped queries (K < H) and a tied head are possible. The presets draw every matrix from
+N(0, 0.02²), as the GaLore, Conda and AlphaDecay recipes do.
 
-With a `base_width` the model is parametrised for the transfer of hyper-parameters from that width;
-see `shapes.py`.
+With a `base_width` the model is parametrised so that hyperparameters found at that width transfer to it; see
+`shapes.py`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, Placement, in_turn
+from models.layers import Embedding, Linear, Placement, apply_layers
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -60,12 +60,12 @@ class Config:
     rope_base: float = 10_000.0  # the slowest features turn by 1/rope_base rad per position
     norm_eps: float = 1e-6  # added to the mean square of the features
     init_std: float = 0.02  # standard deviation of every matrix at the start
-    base_width: int | None = None  # D₀, where the hyper-parameters were found; None: here
-    base_head_width: int | None = None  # E₀, width of a head there; None: as here
+    base_width: int | None = None  # D₀, the width at which hyperparameters were found; None: this
+    base_head_width: int | None = None  # E₀, width of a head at the base width; None: as here
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     attention: Literal["xla", "cudnn"] = "xla"  # cudnn: NVIDIA GPUs, bfloat16 only
-    remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes in a layer:
-    # nothing; all but matrix products and the attention output; everything
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes per layer:
+    # nothing; everything but matrix products and the attention output; everything
 
     def __post_init__(self):
         shapes.check(
@@ -90,8 +90,8 @@ class Config:
         return self.width // self.heads
 
 
-# toy and tiny are ours (tests; the first run); those from 9M to 3B are GaLore's (arXiv 2403.03507),
-# which Conda and AlphaDecay use too; from 7B on they are LLaMA's. root-1B is of ROOT's demonstration.
+# toy (tests) and tiny (the default run) are ours. 9M to 3B are GaLore's (arXiv 2403.03507), which Conda and AlphaDecay
+# use too. 7B and larger are LLaMA's. root-1B is the model of ROOT's demonstration.
 PRESETS = {
     "toy": Config(vocab_size=61, width=24, mlp_width=40, layers=3, heads=6, kv_heads=2),
     "tiny": Config(vocab_size=4096, width=128, mlp_width=352, layers=4, heads=4, kv_heads=2),
@@ -211,11 +211,11 @@ class Llama(nnx.Module):
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return place(block(x_BTD, angles_TE)), None
 
-        x_BTD = in_turn(layer, x_BTD, self.blocks, config)
+        x_BTD = apply_layers(layer, x_BTD, self.blocks, config)
         return self.final_norm(x_BTD) * shapes.readout(config)
 
     def head_matrix(self) -> jax.Array:
-        """[D, V]: what the last features are multiplied by."""
+        """The matrix of the head, [D, V]."""
         return self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
 
 
@@ -225,7 +225,7 @@ def _graph(config: Config) -> nnx.GraphDef:
 
 
 def init(config: Config, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 weights as a nested dict; under `jax.eval_shape`, only their shapes."""
+    """Initial float32 weights as a nested dictionary; under `jax.eval_shape`, only their shapes."""
     return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(key)), nnx.Param))
 
 
@@ -236,16 +236,16 @@ def features(
     *,
     place: Placement | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the logits are the product of, for a loss that never holds all of them.
+    """The two factors of the logits, for a loss that never stores all logits.
 
     Args:
       config: the shape of the model.
       params: weights as `init` makes them.
       tokens_BT: integers [B, T] below the vocabulary size.
-      place: says where the activations [B, T, D] are before and after every layer.
+      place: constrains the sharding of the activations [B, T, D] before and after every layer.
 
     Returns:
-      the last features [B, T, D] in the type of the activations, and the float32 matrix [D, V].
+      the last features [B, T, D] in the dtype of the activations, and the float32 matrix [D, V] of the head.
     """
     network = nnx.merge(_graph(config), params)
     return network(tokens_BT, place or Placement()), network.head_matrix()
@@ -258,9 +258,7 @@ def forward(
     *,
     place: Placement | None = None,
 ) -> jax.Array:
-    """Logits: how likely each token is after each position and those before it.
-
-    Args: as of `features`.
+    """The logits of the next token at every position. Arguments and errors as in `features`.
 
     Returns:
       float32 [B, T, V].
@@ -269,11 +267,11 @@ def forward(
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:
-    """The rules of `AXES` that apply: a tied model has no head of its own."""
+    """The rules of `AXES` that apply to this config: a model with a tied head has no matrix for the head."""
     return tuple(rule for rule in AXES if not (config.tied and rule[0].startswith("head/")))
 
 
 def count(config: Config) -> int:
-    """Number of weights, without allocating any."""
+    """The number of weights. Allocates none of them."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -1,10 +1,10 @@
-"""The loss of a language model, from its last features without all logits at once.
+"""The loss of a language model, computed from its last features without storing all logits at once.
 
     loss = Σ_n  logsumexp(z_n) − z_n[t_n],      z = x w,      ∂z_n = softmax(z_n) − onehot(t_n)
 
-over the positions n whose target t_n is not padding. The logits of N positions and V tokens are the
-largest arrays of a small model, 4 N V bytes each. On one device they are made, and their gradient
-with them, for a part of the positions at a time; on several GPUs for all of them.
+over the positions n whose target t_n is not padding. The logits of N positions and V tokens are the largest arrays of a
+small model, 4 N V bytes each. On one device, the logits and their gradient are computed for one part of the positions
+at a time. On several GPUs they are computed for all positions in one part.
 """
 
 import functools
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from models.products import gradients, on_cpu, platform, product
 
-CPU_BYTES = 2**23  # of logits at once: what a processor's caches hold
-BYTES = 2**30  # elsewhere
+CPU_BYTES = 2**23  # of logits in one part on CPUs: this fits into a processor's caches
+BYTES = 2**30  # of logits in one part on other devices
 
 
 def logits(x_BTD: jax.Array, w_DV: jax.Array) -> jax.Array:
@@ -26,9 +26,9 @@ def logits(x_BTD: jax.Array, w_DV: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum over tokens, in nats, and how many there are; float32 whatever the logits are.
+    """The sum of the cross-entropy over tokens, in nats, and the number of tokens.
 
-    A negative target is padding: it counts for nothing.
+    Both are float32, whatever the dtype of the logits. A negative target is padding and does not count.
     """
     logits_BTV, real_BT = logits_BTV.astype(jnp.float32), targets_BT >= 0
     chosen_BT = jnp.maximum(targets_BT, 0)[..., None]
@@ -38,35 +38,35 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
 
 
 def nats(x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`cross_entropy` of the logits x w.
+    """The `cross_entropy` of the logits x w.
 
     Args:
       x_BTD: last features.
       w_DV: matrix of the head.
-      targets_BT: integers below V; what is negative is padding.
+      targets_BT: integers below V; negative targets are padding.
     """
-    # Over devices every part would have a sum of its own.
+    # On several devices every part would need its own sum over the devices.
     split = jax.sharding.get_abstract_mesh().size > 1
-    count = 1 if split else parts(targets_BT.size, w_DV.shape[1])
+    count = 1 if split else part_count(targets_BT.size, w_DV.shape[1])
     if count == 1 and platform() != "gpu":
         return cross_entropy(logits(x_BTD, w_DV), targets_BT)
     x_ND, targets_N = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1)
     return _in_parts(count, x_ND, w_DV, targets_N), jnp.sum(targets_N >= 0, dtype=jnp.float32)
 
 
-def parts(positions: int, vocabulary: int) -> int:
-    """The least number of equal parts that have few enough logits each."""
+def part_count(positions: int, vocabulary: int) -> int:
+    """The smallest number of equal parts such that the logits of one part are not too many."""
     least = -(-4 * positions * vocabulary // (CPU_BYTES if on_cpu() else BYTES))
     return next(n for n in range(min(least, positions), positions + 1) if positions % n == 0)
 
 
-def read(
+def logsumexp_and_target(
     logits_nV: jax.Array, targets_n: jax.Array, hit_nV: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """logsumexp(z) and z[t] of every row.
 
-    XLA reads the logits three times for them on GPUs, where memory takes the time: there it is one pass
-    for logsumexp, and z[t] is picked out.
+    On GPUs, reading memory takes most of the time, and XLA would read the logits three times. There logsumexp takes one
+    pass, and z[t] is gathered.
     """
     if platform() != "gpu":
         chosen_nV = jnp.where(hit_nV, logits_nV, 0)
@@ -77,7 +77,7 @@ def read(
 
 @jax.custom_jvp
 def _logsumexp(logits_nV: jax.Array) -> jax.Array:
-    """m + ln s, with the maximum m and s = Σ exp(z − m) from one pass."""
+    """m + ln s, with the maximum m and s = Σ exp(z − m) computed in one pass."""
 
     def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> Any:
         m = jnp.maximum(a[0], b[0])
@@ -96,7 +96,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 
 def _zeros(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """Where a sum begins; inside `jax.shard_map` it is each device's own where `x` is."""
+    """The start of a sum, float32. Inside `jax.shard_map` it varies over the same mesh axes as `x`."""
     return jnp.zeros_like(x, jnp.float32, shape=shape)
 
 
@@ -123,7 +123,7 @@ def _forward(
         x_nD, targets_n = part
         logits_nV = product(x_nD, rounded_DV, jnp.float32)
         hit_nV = jnp.arange(w_DV.shape[1]) == targets_n[:, None]
-        top_n, target_n = read(logits_nV, targets_n, hit_nV)
+        top_n, target_n = logsumexp_and_target(logits_nV, targets_n, hit_nV)
         real_n = targets_n >= 0
         dz_nV = jnp.where(real_n[:, None], jnp.exp(logits_nV - top_n[:, None]) - hit_nV, 0)
         dx_nD, more_DV = gradients(x_nD, rounded_DV, dz_nV)

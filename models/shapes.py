@@ -1,9 +1,9 @@
-"""Checks that the configs of all models share, and the three numbers that follow a base width.
+"""Checks that the configs of all models share, and the three numbers that depend on the base width.
 
-With a `base_width` D₀ a model is parametrised for the transfer of hyper-parameters from that width
-(μP, arXiv 2203.03466): hidden matrices start with the variance init_std² D₀/D, what the head reads
-is multiplied by D₀/D, and attention scores by sqrt(E₀)/E instead of 1/sqrt(E). At the base width
-itself it is the model that it is without.
+With a `base_width` D₀ a model of width D is parametrised so that hyperparameters found at width D₀ transfer to it (μP,
+arXiv 2203.03466). Hidden matrices start with the variance init_std² D₀/D. The input of the head is multiplied by D₀/D.
+Attention scores are multiplied by sqrt(E₀)/E instead of 1/sqrt(E), where E is the width of a head and E₀ that of the
+base model. At D = D₀ the model equals the one without a base width.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 def check(
     config: Any, *, sizes: tuple[str, ...], positive: tuple[str, ...], choices: tuple[str, ...]
 ) -> None:
-    """What holds for every model.
+    """Checks the fields that every model has.
 
     Args:
       config: a model's Config with `heads`, `width`, `base_width`, `base_head_width`, `attention`.
@@ -22,7 +22,7 @@ def check(
       choices: fields that are one of their `Literal`.
 
     Raises:
-      ValueError: with the field, its value and what is allowed.
+      ValueError: a bad value; the message names the field, the value and what is allowed.
     """
     for name in sizes:
         if getattr(config, name) < 1:
@@ -45,7 +45,7 @@ def check(
 
 
 def check_heads(config: Any) -> None:
-    """Raises ValueError if the heads do not divide the width."""
+    """Raises ValueError unless the number of heads divides the width."""
     if config.width % config.heads:
         raise ValueError(
             f"heads={config.heads} must divide width={config.width}; "
@@ -59,16 +59,16 @@ def nearest_divisor(number: int, wanted: int) -> int:
 
 
 def readout(config: Any) -> float:
-    """What the head's input is multiplied by: D₀/D."""
+    """The factor of the head's input, D₀/D."""
     return 1.0 if config.base_width is None else config.base_width / config.width
 
 
 def hidden_std(config: Any) -> float:
-    """Standard deviation of hidden matrices at the start."""
+    """The standard deviation of hidden matrices at initialisation."""
     return config.init_std * math.sqrt(readout(config))
 
 
 def attention_scale(config: Any) -> float:
-    """What products of queries and keys are multiplied by."""
+    """The factor of the products of queries and keys."""
     base = config.base_head_width or config.head_width
     return math.sqrt(base / config.head_width) / math.sqrt(config.head_width)

@@ -9,14 +9,14 @@ Letters, the same in array names and `AXES`:
     x ← x + drop(down(gelu(up(norm(x)))))                                        in turn
     logits = head(norm(x) at the class token)
 
-`drop` is stochastic depth (arXiv 1603.09382): in training it sets what a sublayer adds to 0 for some
-of the images and divides the rest by the share that is kept; the chance grows evenly from 0 in the
-first layer to `drop_path` in the last. gelu is the exact one. Matrices, class token and positions
-are drawn from N(0, 0.02²), biases are 0.
+`drop` is stochastic depth (arXiv 1603.09382). In training it sets the output of a sublayer to 0 for some of the images
+and divides the others by the probability of being kept. The probability of 0 grows linearly from 0 in the first layer
+to `drop_path` in the last. gelu is exact. Matrices, class token and positions are drawn from N(0, 0.02²); biases start
+at 0.
 
-**Differs from DeiT**: queries, keys and values are three matrices, not one (see gpt.py); the patch
-embedding is the matrix of its convolution and drawn like the others, where theirs is drawn evenly
-from ±1/sqrt(P); no distillation token.
+**Differs from DeiT.** Queries, keys and values are three matrices instead of one (see gpt.py). The patch embedding is
+the matrix of DeiT's convolution, and it is drawn like the other matrices; DeiT draws it uniformly from ±1/sqrt(P).
+There is no distillation token.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, in_turn
+from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
 
 AXES = (
     (r"embed/kernel", "P -> D"),
@@ -63,15 +63,15 @@ class Config:
     mlp_width: int = 768  # F, features
     layers: int = 12  # L
     heads: int = 3  # H, must divide the width
-    drop_path: float = 0.1  # chance that the last layer's sublayers are skipped in training
+    drop_path: float = 0.1  # probability of skipping a sublayer of the last layer in training
     norm_eps: float = 1e-6  # added to the variance of the features
     init_std: float = 0.02  # standard deviation of matrices at the start
-    base_width: int | None = None  # D₀, where the hyper-parameters were found; None: here
-    base_head_width: int | None = None  # E₀, width of a head there; None: as here
+    base_width: int | None = None  # D₀, the width at which hyperparameters were found; None: this
+    base_head_width: int | None = None  # E₀, width of a head at the base width; None: as here
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     attention: Literal["xla", "cudnn"] = "xla"  # cudnn: NVIDIA GPUs, bfloat16 only
-    remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes in a layer:
-    # nothing; all but matrix products and the attention output; everything
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes per layer:
+    # nothing; everything but matrix products and the attention output; everything
 
     def __post_init__(self):
         sizes = ("image_size", "patch_size", "channels", "classes")
@@ -96,11 +96,11 @@ class Config:
 
     @property
     def patches(self) -> int:
-        """N."""
+        """N, the number of patches per image."""
         return (self.image_size // self.patch_size) ** 2
 
 
-# The toy is ours, the others DeiT's.
+# vit-toy is ours, the others are DeiT's.
 PRESETS = {
     "vit-toy": Config(
         image_size=12, patch_size=4, classes=7, width=24, mlp_width=40, layers=3, heads=4
@@ -186,21 +186,21 @@ class ViT(nnx.Module):
             block, kept_2B = part
             return place(block(x_BTD, kept_2B)), None
 
-        x_BTD = in_turn(layer, x_BTD, (self.blocks, kept_L2B), config)
+        x_BTD = apply_layers(layer, x_BTD, (self.blocks, kept_L2B), config)
         return self.head(self.final_norm(x_BTD[:, 0]) * shapes.readout(config), jnp.float32)
 
 
 def patches(images_BHWC: jax.Array, size: int) -> jax.Array:
-    """Squares of `size` pixels a side, row by row: [B, N, size * size * channels]."""
+    """The square patches of `size` x `size` pixels, row by row: [B, N, size * size * channels]."""
     B, H, W, C = images_BHWC.shape
     squares = images_BHWC.reshape(B, H // size, size, W // size, size, C).swapaxes(2, 3)
     return squares.reshape(B, (H // size) * (W // size), size * size * C)
 
 
 def kept_paths(config: Config, images: int, key: jax.Array | None) -> jax.Array:
-    """What each sublayer's result is multiplied by: float32 [L, 2, B]; without a key all ones.
+    """The factors of the outputs of the sublayers, float32 [L, 2, B]; all ones without a key.
 
-    The factor is 0 with the layer's chance p, else 1/(1 - p).
+    A factor is 0 with the layer's probability p, else 1/(1 - p).
     """
     shape = (config.layers, 2, images)
     if key is None or config.drop_path == 0:
@@ -215,7 +215,7 @@ def _graph(config: Config) -> nnx.GraphDef:
 
 
 def init(config: Config, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 weights as a nested dict; under `jax.eval_shape`, only their shapes."""
+    """Initial float32 weights as a nested dictionary; under `jax.eval_shape`, only their shapes."""
     return nnx.to_pure_dict(nnx.state(ViT(config, nnx.Rngs(key)), nnx.Param))
 
 
@@ -227,14 +227,14 @@ def forward(
     key: jax.Array | None = None,
     place: Placement | None = None,
 ) -> jax.Array:
-    """Logits of the classes.
+    """The logits of the classes.
 
     Args:
       config: the shape of the model.
       params: weights as `init` makes them.
-      images_BHWC: numbers of mean about 0 and deviation about 1, [B, image_size, image_size, channels].
-      key: says which paths to drop in training; None, for evaluation: none.
-      place: says where the activations [B, T, D] are before and after every layer.
+      images_BHWC: [B, image_size, image_size, channels], with a mean of about 0 and a standard deviation of about 1.
+      key: the random key for stochastic depth in training; None, for evaluation, drops nothing.
+      place: constrains the sharding of the activations [B, T, D] before and after every layer.
 
     Returns:
       float32 [B, C].
@@ -251,12 +251,12 @@ def forward(
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:
-    """The rules of `AXES` that apply: all."""
+    """All rules of `AXES`; they apply to every config."""
     del config
     return AXES
 
 
 def count(config: Config) -> int:
-    """Number of weights, without allocating any."""
+    """The number of weights. Allocates none of them."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: init(config, jax.random.key(0))))
     return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -13,10 +13,11 @@
 # %% [markdown]
 # # Tune at a small width, train at four times the width
 #
-# Learning rate η and weight decay λ are searched for on a model of width 32. A model of width 128 then takes them as
-# they are: `mup_adamw` gives its matrices η/m and λ√m (m = 4), and the model, told its `base_width`, the matching
-# initial weights and read-out. Nothing is tuned at width 128. At the end a report looks at the largest singular values
-# of both: the claim behind the transfer of λ is that they agree.
+# We search for the learning rate η and the weight decay λ on a model of width 32, and use them for a model of width
+# 128 without any change. Two things make this work. `mup_adamw` gives the matrices of the wide model the learning rate
+# η/m and the decay λ√m, where m = 4 is the ratio of the widths. The model itself takes a `base_width`, from which its
+# initial weights and its output scale follow. Nothing is tuned at width 128. The claim behind the transfer of λ is
+# that the largest singular values of both models agree; a report at the end compares them.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -42,8 +43,8 @@ widths = (32, 128)
 rates, decays = (0.005, 0.01, 0.02), (0.25, 0.5, 1.0)
 
 # %%
-import dataclasses
 import functools
+import sysconfig
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +54,30 @@ import optax
 
 import optax_decay
 from models import llama
-from train.data import batches as text
-from train.step import update as step
 
 base, wide = widths
-data = text.load("stdlib", "bytes", length=64, batch_size=8, seed=0, cache=root / ".cache/data")
+
+# %% [markdown]
+# The text is the source of Python's standard library, one byte per token. Its last tenth is held out.
+
+# %%
+library = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+text = np.concatenate([np.fromfile(path, np.uint8) for path in library])
+training_text, held_out_text = np.split(text, [len(text) * 9 // 10])
+
+
+def batches(source, number, seed):
+    """Random pieces of a text: int32 [number, 8, 65]."""
+    starts = np.random.default_rng(seed).integers(len(source) - 65, size=(number, 8))
+    return jnp.asarray(source[starts[..., None] + np.arange(65)], jnp.int32)
+
+
+held_out = batches(held_out_text, 16, seed=0)
 
 
 def config(width, mup):
     return llama.Config(
-        vocab_size=data.vocab_size,
+        vocab_size=256,
         width=width,
         mlp_width=3 * width,
         layers=2,
@@ -72,16 +87,22 @@ def config(width, mup):
     )
 
 
+def loss(model, params, tokens):
+    """Mean cross-entropy of every next byte, in nats."""
+    logits = llama.forward(model, params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
 AXES = llama.axes(config(base, True))
 
 # %% [markdown]
-# One call makes the optimizer, for any tree of parameters whose axes are described. At the base width it is AdamW.
-# This is what it means at the large width, parameter by parameter; σ is the predicted largest singular value over the
-# proxy's:
+# One call makes the optimizer for any tree of parameters whose axes are described. At the base width it is AdamW. This
+# table shows its learning rate and decay at the large width for every parameter. σ is the predicted largest singular
+# value relative to that of the small model:
 
 # %%
 shapes = jax.eval_shape(lambda: llama.init(config(wide, True), jax.random.key(0)))
-print(optax_decay.width_table(shapes, 0.01, 0.5, base_width=base, axes=AXES))
+print(optax_decay.width.width_table(shapes, 0.01, 0.5, base_width=base, axes=AXES))
 
 # %%
 
@@ -90,12 +111,10 @@ print(optax_decay.width_table(shapes, 0.01, 0.5, base_width=base, axes=AXES))
 def trainer(width, mup):
     """A compiled function (η, λ, seed) -> (held-out loss, weights), over `steps` steps."""
     model = config(width, mup)
-    loss = functools.partial(step.loss, functools.partial(llama.forward, model))
-    held_out = jnp.asarray(np.stack(data.held_out(16)))
 
     @jax.jit
-    def train(eta, lam, key, batches):
-        def rate(count):  # a climb, then a line to zero
+    def train(eta, lam, key, tokens):
+        def rate(count):  # linear warm-up, then linear decay to zero
             return eta * jnp.minimum((count + 1) / (0.1 * steps), (steps - count) / (0.9 * steps))
 
         if mup:
@@ -107,24 +126,25 @@ def trainer(width, mup):
             )
         tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
-        def update(carry, tokens):
+        model_loss = functools.partial(loss, model)
+
+        def step(carry, batch):
             params, state = carry
-            change, state = tx.update(jax.grad(loss)(params, tokens), state, params)
-            return (optax.apply_updates(params, change), state), None
+            updates, state = tx.update(jax.grad(model_loss)(params, batch), state, params)
+            return (optax.apply_updates(params, updates), state), None
 
         params = llama.init(model, key)
-        (params, _), _ = jax.lax.scan(update, (params, tx.init(params)), batches)
-        return jnp.mean(jax.lax.map(lambda tokens: loss(params, tokens), held_out)), params
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), tokens)
+        return jnp.mean(jax.lax.map(lambda batch: model_loss(params, batch), held_out)), params
 
     return train
 
 
 @functools.cache
 def run(width, mup, eta, lam, seed):
-    source = dataclasses.replace(data, seed=seed)
-    batches = jnp.asarray(np.stack([source.batch(i) for i in range(steps)]))
-    loss, params = trainer(width, mup)(eta, lam, jax.random.key(seed), batches)
-    return float(loss), params
+    tokens = batches(training_text, steps, seed)
+    final, params = trainer(width, mup)(eta, lam, jax.random.key(seed), tokens)
+    return float(final), params
 
 
 def every_loss(width, mup, eta, lam):
@@ -149,8 +169,8 @@ print(f"\nbest at width {base}: η = {eta:g}, λ = {lam:g}")
 
 # %% [markdown]
 # ## The same numbers at the large width
-# Beside the transferred point stand, for the picture only, runs at other η: under μP with the default rule, and with
-# plain AdamW, which has one η and one λ for everything and the model as it is.
+# The picture also shows runs at other η, under μP with the default rule and with plain AdamW, which uses one η and one
+# λ for all parameters and the model without a `base_width`. These runs are for the picture only.
 
 # %%
 around = [eta / 4, eta / 2, eta, 2 * eta]
@@ -170,20 +190,24 @@ for width, style in ((base, "o:"), (wide, "s-")):
         panel.vlines(around, each.min(axis=1), each.max(axis=1), color=color)
         print(f"{name:12s} width {width:4d}  " + "  ".join(f"{x:.3f}" for x in losses))
 panel.axvline(eta, color="#a0a0a0", linewidth=1)
-panel.set(xlabel="η of the proxy (grey: taken over)", ylabel="held-out loss [nats per byte]")
-panel.set_title("lines up and down: from seed to seed", fontsize=9)
+panel.set(
+    xlabel="η of the small model (grey: used at both widths)",
+    ylabel="held-out loss [nats per byte]",
+)
+panel.set_title("vertical lines: lowest to highest of the seeds", fontsize=9)
 panel.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## Was it justified?
-# Largest singular values, matrix by matrix and layer by layer, after the same number of steps. `a` is the exponent of
-# σ ∝ sqrt(η/λ)·width^a that the two runs show and `s = 2a - 1` the exponent of λ that would have held σ; the default
-# rule is s = ½. A failed row says that for this matrix it was another one.
+# ## Does the assumption hold?
+# The report compares the largest singular values σ of the two models, for each matrix and layer, after the same number
+# of steps. `a` is the exponent in σ ∝ sqrt(η/λ)·width^a that the two runs show, and `s = 2a - 1` is the exponent of λ
+# that would have kept σ constant. The default rule assumes s = ½; a row marked as failed is a matrix with another
+# exponent.
 
 # %%
 target, proxy = (run(width, True, eta, lam, 0)[1] for width in (wide, base))
-report = optax_decay.spectral_gain_report(
+report = optax_decay.width.spectral_gain_report(
     target, proxy, axes=AXES, sublayers={"mlp": ("mlp/up/kernel", "mlp/down/kernel")}
 )
 print(report)

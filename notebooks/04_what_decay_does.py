@@ -12,9 +12,10 @@
 # %% [markdown]
 # # What decay does to the weights
 #
-# Four decays, side by side, on the same small LLaMA, text, learning rate and λ: none, l2 (AdamW), Huber (AdamHD) and
-# AlphaDecay. Through training we follow the tail exponent alpha of every matrix; at the end we look at the sizes of the
-# weights and at the spectra. The text is the source of Python's standard library, so nothing is downloaded.
+# This notebook trains the same small LLaMA with four decays: none, l2 (AdamW), Huber (AdamHD) and AlphaDecay. Text,
+# learning rate and λ are the same. During training it records the tail exponent alpha of every matrix, and at the end
+# it compares the sizes of the weights and their spectra. The text is the source of Python's standard library, so
+# nothing has to be downloaded.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -41,6 +42,7 @@ length, batch_size = 64, 16
 
 # %%
 import functools
+import sysconfig
 
 import jax
 import jax.numpy as jnp
@@ -50,27 +52,37 @@ import optax
 
 import optax_decay
 from models import llama
-from optax_decay.parameters.axes import as_matrix, signatures
-from optax_decay.spectral import spectra
-from train.data import batches as data_lib
-from train.step.update import loss
+from optax_decay import spectra
 
-data = data_lib.load(
-    "stdlib", "bytes", length=length, batch_size=batch_size, seed=0, cache=root / ".cache/data"
-)
-model = llama.Config(
-    vocab_size=data.vocab_size, width=width, mlp_width=2 * width, layers=layers, heads=4
-)
+library = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+text = np.concatenate([np.fromfile(path, np.uint8) for path in library])  # one byte per token
+training_text, held_out_text = np.split(text, [len(text) * 9 // 10])
+
+
+def batches(source, number):
+    """Random pieces of a text: int32 [number, batch_size, length + 1]."""
+    size = (number, batch_size)
+    starts = np.random.default_rng(0).integers(len(source) - length - 1, size=size)
+    return jnp.asarray(source[starts[..., None] + np.arange(length + 1)], jnp.int32)
+
+
+model = llama.Config(vocab_size=256, width=width, mlp_width=2 * width, layers=layers, heads=4)
 axes = llama.axes(model)
-forward = functools.partial(llama.forward, model)
 params = llama.init(model, jax.random.key(0))
-described = signatures(axes, params)
+described = optax_decay.axes.signatures(axes, params)
 hidden = [path for path, signature in described.items() if signature.role == "hidden"]
+
+
+def loss(params, tokens):
+    """Mean cross-entropy of every next byte, in nats."""
+    logits = llama.forward(model, params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
 
 # %% [markdown]
 # ## Four links, one λ
-# Each stands in the same chain. AlphaDecay measures every matrix each `steps/looks` steps and maps the exponents to
-# multipliers between 2/3 and 3: matrices with a heavy tail (small alpha) decay less.
+# Each decay takes the same place in the same chain. AlphaDecay measures all matrices every `steps/looks` steps and maps
+# their exponents linearly to multipliers between 2/3 and 3: matrices with a heavy tail (a small alpha) decay less.
 
 # %%
 eta = optax.warmup_cosine_decay_schedule(0.0, 4e-3, steps // 10, steps, 4e-4)
@@ -79,24 +91,35 @@ every = steps // looks
 links = {
     "none": optax.identity(),
     "l2 (AdamW)": optax_decay.decay(weight_decay, **shared),
-    "Huber (AdamHD)": optax_decay.huber_decay(weight_decay, "mean", **shared),
+    "Huber (AdamHD)": optax_decay.huber_decay(weight_decay, **shared),
     "AlphaDecay": optax_decay.spectral_alpha_decay(
-        weight_decay, refresh_every=every, min_eigenvalues=8, schedule="all", **shared
+        weight_decay,
+        refresh=spectra.all_at_once(every),
+        select=spectra.hidden_matrices(min_eigenvalues=8),
+        **shared,
     ),
 }
 
 
-def leaf_at(tree, path):
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree
+def matrices(params, path):
+    """One parameter as float64 matrices [layers, inputs, outputs]."""
+    leaf = functools.reduce(lambda tree, key: tree[key], path.split("/"), params)
+    return np.asarray(optax_decay.axes.as_matrix(leaf, described[path]), np.float64)
 
 
-@jax.jit
+def eigenvalues(params, path):
+    """Eigenvalues of W Wᵀ, the largest first, [layers, N]."""
+    return np.linalg.svd(matrices(params, path), compute_uv=False) ** 2
+
+
 def exponents(params):
-    """Tail exponent of every hidden matrix, [layers] each."""
-    found = {path: as_matrix(leaf_at(params, path), described[path]) for path in hidden}
-    return {path: spectra.measure(w).value for path, w in found.items()}
+    """Hill exponent of the upper half of the spectrum of every hidden matrix, [layers] each."""
+    found = {}
+    for path in hidden:
+        values = eigenvalues(params, path)
+        tail = values[:, : -(-values.shape[1] // 2)]
+        found[path] = 1 + 1 / np.mean(np.log(tail / tail[:, -1:]), axis=1)
+    return found
 
 
 def train(link):
@@ -109,38 +132,40 @@ def train(link):
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, tokens):
-        value, gradient = jax.value_and_grad(functools.partial(loss, forward))(params, tokens)
+        value, gradient = jax.value_and_grad(loss)(params, tokens)
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
     weights = jax.tree.map(jnp.copy, params)
     state, losses, alphas = tx.init(weights), [], []
+    tokens = batches(training_text, steps)
     for index in range(steps):
-        weights, state, value = step(weights, state, data.batch(index))
+        weights, state, value = step(weights, state, tokens[index])
         losses.append(value)
         if (index + 1) % every == 0:
-            alphas.append(jax.device_get(exponents(weights)))
+            alphas.append(exponents(weights))
     return weights, np.asarray(losses), alphas
 
 
 results = {name: train(link) for name, link in links.items()}
-held = [jnp.asarray(tokens) for tokens in data.held_out(8)]
-measure = jax.jit(functools.partial(loss, forward))
+held_out = batches(held_out_text, 8)
+measure = jax.jit(loss)
 for name, (weights, _, _) in results.items():
-    print(f"{name:16s} held-out loss {np.mean([measure(weights, t) for t in held]):.4f} nats/byte")
-print("One seed: differences below about 0.03 say nothing.")
+    held = np.mean([measure(weights, tokens) for tokens in held_out])
+    print(f"{name:16s} held-out loss {held:.4f} nats/byte")
+print("One seed: differences below about 0.03 are noise.")
 
 # %% [markdown]
 # ## Weights
-# The share of weights of each size, all hidden matrices together. Decay pulls in the shoulders; the Huber pull, bounded
-# at 1.5 times the mean size, leaves more of the largest weights than l2 does.
+# Left: the share of weights of each size, over all hidden matrices. Decay makes large weights rarer. The Huber pull is
+# bounded at 1.5 times the mean size, so it leaves more of the largest weights than l2 does. Right: the training loss.
 
 # %%
 styles = {name: style for name, style in zip(links, ["-", "--", "-.", ":"])}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 edges = np.linspace(0, 0.3, 61)
 for name, (weights, losses, _) in results.items():
-    sizes = np.concatenate([np.abs(np.ravel(leaf_at(weights, path))) for path in hidden])
+    sizes = np.concatenate([np.abs(matrices(weights, path)).ravel() for path in hidden])
     share, _ = np.histogram(sizes, edges)
     left.step(edges[:-1], share / sizes.size, styles[name], where="post", label=name)
     smooth = np.convolve(losses, np.ones(max(1, steps // 20)) / max(1, steps // 20), "valid")
@@ -152,15 +177,14 @@ plt.show()
 
 # %% [markdown]
 # ## Spectra
-# Eigenvalues of `W Wᵀ`, divided by their median, of one matrix. The upper half is what alpha is fitted to.
+# The eigenvalues of `W Wᵀ` of two matrices, divided by their median. Alpha is fitted to the upper half.
 
 # %%
 figure, axs = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 for axis, part in zip(axs, ("query", "down")):
     path = next(p for p in hidden if part in p)
     for name, (weights, _, _) in results.items():
-        w = np.asarray(as_matrix(leaf_at(weights, path), described[path]))[-1]
-        values = np.sort(np.linalg.svd(w, compute_uv=False) ** 2)[::-1]
+        values = eigenvalues(weights, path)[-1]
         axis.plot(
             np.arange(1, values.size + 1), values / np.median(values), styles[name], label=name
         )
@@ -169,8 +193,9 @@ axs[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## Alpha through training
-# Per kind of matrix, the mean over layers. AlphaDecay presses the large exponents down harder than the small ones.
+# ## Alpha during training
+# Each line is one kind of matrix, averaged over the layers. AlphaDecay decays matrices with a large exponent more,
+# which pushes large exponents down more than small ones.
 
 # %%
 figure, axs = plt.subplots(1, len(links), figsize=(12, 3.4), layout="constrained", sharey=True)

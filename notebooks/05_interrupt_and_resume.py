@@ -10,11 +10,10 @@
 #     name: python3
 # ---
 # %% [markdown]
-# # Pre-train a named experiment, interrupt it, go on
+# # Interrupt a training run and resume it
 #
-# The command line from a notebook: a named experiment of `train/config/experiments.py` is started, stopped on the way
-# as a preempted machine would stop it, and continued. Its losses are those of a run that was never interrupted, bit for
-# bit.
+# This notebook uses the training program from its command line. It starts a named experiment, stops it as a scheduler
+# stops a job on a preempted machine, and resumes it. The losses equal those of an uninterrupted run bit for bit.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -58,8 +57,8 @@ def start(*arguments):
 
 
 def finish(process):
-    told, _ = process.communicate()
-    print("\n".join(told.splitlines()[-8:]), "\n")
+    output, _ = process.communicate()
+    print("\n".join(output.splitlines()[-8:]), "\n")
     return process.returncode
 
 
@@ -76,14 +75,15 @@ def options(name):
 
 
 # %% [markdown]
-# ## Without interruption
+# ## An uninterrupted run
 
 # %%
 assert finish(start(*options("whole"))) == 0
 
 # %% [markdown]
-# ## Stopped on the way
-# The machine asks the program to end (SIGTERM). It finishes its step, saves, and says how to go on.
+# ## Interrupted
+# The scheduler asks the program to end by sending SIGTERM. The program finishes its step, saves a checkpoint, and
+# prints the command that resumes the run.
 
 # %%
 process = start(*options("interrupted"))
@@ -95,19 +95,21 @@ reached = max(losses("interrupted"))
 print(f"saved after step {reached} of {steps}")
 
 # %% [markdown]
-# ## Continued
+# ## Resumed
 
 # %%
 assert finish(start("--resume", str(folders["interrupted"]))) == 0
-whole, continued = losses("whole"), losses("interrupted")
-print(f"{len(whole)} steps; losses that differ: {sum(whole[s] != continued[s] for s in whole)}")
-assert whole == continued
+whole, resumed = losses("whole"), losses("interrupted")
+print(f"{len(whole)} steps; losses that differ: {sum(whole[s] != resumed[s] for s in whole)}")
+assert whole == resumed
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-axis.plot(list(whole), list(whole.values()), "-", color="0.7", linewidth=4, label="whole")
-axis.plot(list(continued), list(continued.values()), "k--", linewidth=1, label="interrupted")
-axis.axvline(reached, color="k", linestyle=":", label="stopped and continued here")
+axis.plot(
+    list(whole), list(whole.values()), "-", color="0.7", linewidth=4, label="uninterrupted run"
+)
+axis.plot(list(resumed), list(resumed.values()), "k--", linewidth=1, label="interrupted run")
+axis.axvline(reached, color="k", linestyle=":", label="interrupted and resumed here")
 axis.set(xlabel="step", ylabel="training loss [nats per token]")
 axis.legend(frameon=False)
 plt.show()

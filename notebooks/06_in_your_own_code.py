@@ -12,9 +12,10 @@
 # %% [markdown]
 # # In your own code: plain JAX, Flax NNX, Flax Linen, Equinox
 #
-# The library is one link of an `optax.chain` and knows no framework. What it asks of you is one thing: a tree of
-# arrays, and, if roles or spectra matter, one line per kind of parameter that says what its axes mean. Paths are the
-# keys of the tree joined by `/`; a trailing `/value` is ignored, so that NNX states work as they are.
+# A decay of this library is one link of an `optax.chain` and depends on no neural-network framework. It needs a tree
+# of arrays. If a decay uses roles or spectra, it also needs one line per kind of parameter that describes the axes.
+# The path of a parameter consists of its keys in the tree, joined by `/`. A trailing `/value` is ignored, so NNX
+# states work too.
 
 # %% tags=["setup"]
 # Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
@@ -44,6 +45,7 @@ import numpy as np
 import optax
 
 import optax_decay
+from optax_decay import spectra
 
 rng = np.random.default_rng(0)
 x = jnp.asarray(rng.standard_normal((256, 8)), jnp.float32)
@@ -52,13 +54,15 @@ eta = 3e-3
 
 
 def chain(axes):
-    """Adam with Huber decay on matrices between hidden layers, twice as strong where the spectrum asks for it."""
+    """Adam with Huber decay of matrices, stronger where the spectrum has a light tail."""
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(b2=0.95),
         optax_decay.huber_decay(
             0.1,
-            multiplier=optax_decay.spectral_alpha(refresh_every=50, min_eigenvalues=8),
+            multiplier=optax_decay.multipliers.spectral_alpha(
+                refresh=spectra.every(50), select=spectra.hidden_matrices(min_eigenvalues=8)
+            ),
             mask=("hidden", "head"),
             axes=axes,
         ),
@@ -70,39 +74,8 @@ def squares(prediction):
     return jnp.mean((prediction - y) ** 2)
 
 
-def show(name, before, after, params, axes):
-    print(f"{name}: {before:.3f} -> {after:.3f}")
-    print(
-        optax_decay.decay_table(params, 0.1, mask=("hidden", "head"), axes=axes, learning_rate=eta),
-        "\n",
-    )
-
-
-# %% [markdown]
-# ## Plain JAX
-# `P` and `C` are the data's sizes, which do not grow with the model; `D` and `F` are widths. A matrix between two
-# widths is hidden, one from a width to a fixed size is a head, the rest is vector-like.
-
-# %%
-AXES = (("in/w", "P -> D"), ("mid/w", "D -> F"), ("out/w", "F -> C"), (".*/b", "D"))
-
-
-def plain_init(key):
-    k = jax.random.split(key, 3)
-    return {
-        "in": {"w": jax.random.normal(k[0], (8, width)) / 8**0.5, "b": jnp.zeros(width)},
-        "mid": {"w": jax.random.normal(k[1], (width, 2 * width)) / width**0.5},
-        "out": {"w": jax.random.normal(k[2], (2 * width, 2)) / (2 * width) ** 0.5},
-    }
-
-
-def plain_predict(p):
-    h = jnp.tanh(x @ p["in"]["w"] + p["in"]["b"])
-    return jnp.tanh(h @ p["mid"]["w"]) @ p["out"]["w"]
-
-
 def train(predict, params, axes):
-    """Any tree of arrays: returns the trained tree and the first and last loss."""
+    """Trains any tree of arrays; returns it with the optimizer state and the first and last loss."""
     tx = chain(axes)
 
     def step(carry, _):
@@ -111,18 +84,60 @@ def train(predict, params, axes):
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    (params, _), values = jax.jit(
+    (params, state), values = jax.jit(
         lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps), donate_argnums=0
     )(jax.tree.map(jnp.copy, params))
-    return params, values[0], values[-1]
+    return params, state, values[0], values[-1]
 
 
-params, before, after = train(plain_predict, plain_init(jax.random.key(0)), AXES)
-show("plain JAX", before, after, params, AXES)
+def show(name, predict, params, axes):
+    """Trains, then prints the losses, what decays, and the multipliers that the spectra gave."""
+    params, state, before, after = train(predict, params, axes)
+    print(f"{name}: loss {before:.3f} -> {after:.3f}")
+    mask = ("hidden", "head")
+    print(optax_decay.decay_table(params, 0.1, mask=mask, axes=axes, learning_rate=eta))
+    for key, value in optax_decay.metrics(state).items():
+        if key.startswith("multiplier/"):
+            print(f"{key}: {value:.3f}")
+
+
+# %% [markdown]
+# ## Plain JAX
+# `P` and `C` are sizes of the data, which do not grow with the model; all other letters are widths. A matrix from
+# width to width has the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed
+# size it is a *head*. The multipliers compare hidden matrices with each other, so this network has two of them.
+
+# %%
+AXES = (
+    ("in/w", "P -> D"),
+    ("mid/w", "D -> F"),
+    ("deep/w", "F -> G"),
+    ("out/w", "G -> C"),
+    (".*/b", "D"),
+)
+
+
+def plain_init(key):
+    k = jax.random.split(key, 4)
+    return {
+        "in": {"w": jax.random.normal(k[0], (8, width)) / 8**0.5, "b": jnp.zeros(width)},
+        "mid": {"w": jax.random.normal(k[1], (width, 2 * width)) / width**0.5},
+        "deep": {"w": jax.random.normal(k[2], (2 * width, 2 * width)) / (2 * width) ** 0.5},
+        "out": {"w": jax.random.normal(k[3], (2 * width, 2)) / (2 * width) ** 0.5},
+    }
+
+
+def plain_predict(p):
+    h = jnp.tanh(x @ p["in"]["w"] + p["in"]["b"])
+    h = jnp.tanh(h @ p["mid"]["w"])
+    return jnp.tanh(h @ p["deep"]["w"]) @ p["out"]["w"]
+
+
+show("plain JAX", plain_predict, plain_init(jax.random.key(0)), AXES)
 
 # %% [markdown]
 # ## Flax NNX
-# Split the module once; the state's pure dictionary is the tree, and `nnx.merge` takes it back in the loss.
+# Split the module once. The pure dictionary of its state is the tree, and `nnx.merge` makes a module of it in the loss.
 
 # %%
 from flax import nnx
@@ -132,25 +147,27 @@ class Net(nnx.Module):
     def __init__(self, rngs):
         self.inward = nnx.Linear(8, width, rngs=rngs)
         self.middle = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.deep = nnx.Linear(2 * width, 2 * width, rngs=rngs)
         self.outward = nnx.Linear(2 * width, 2, rngs=rngs)
 
     def __call__(self, x):
-        return self.outward(jnp.tanh(self.middle(jnp.tanh(self.inward(x)))))
+        x = jnp.tanh(self.middle(jnp.tanh(self.inward(x))))
+        return self.outward(jnp.tanh(self.deep(x)))
 
 
 NNX_AXES = (
     ("inward/kernel", "P -> D"),
     ("middle/kernel", "D -> F"),
-    ("outward/kernel", "F -> C"),
+    ("deep/kernel", "F -> G"),
+    ("outward/kernel", "G -> C"),
     (".*/bias", "D"),
 )
 graph, state = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
-params, before, after = train(lambda p: nnx.merge(graph, p)(x), nnx.to_pure_dict(state), NNX_AXES)
-show("Flax NNX", before, after, params, NNX_AXES)
+show("Flax NNX", lambda p: nnx.merge(graph, p)(x), nnx.to_pure_dict(state), NNX_AXES)
 
 # %% [markdown]
 # ## Flax Linen
-# The variables' `params` are the tree as they come.
+# The `params` of the variables are the tree.
 
 # %%
 import flax.linen as linen
@@ -161,20 +178,20 @@ class LinenNet(linen.Module):
     def __call__(self, x):
         x = jnp.tanh(linen.Dense(width, name="inward")(x))
         x = jnp.tanh(linen.Dense(2 * width, name="middle")(x))
+        x = jnp.tanh(linen.Dense(2 * width, name="deep")(x))
         return linen.Dense(2, name="outward")(x)
 
 
 net = LinenNet()
 variables = net.init(jax.random.key(0), x)
-params, before, after = train(lambda p: net.apply({"params": p}, x), variables["params"], NNX_AXES)
-show("Flax Linen", before, after, params, NNX_AXES)
+show("Flax Linen", lambda p: net.apply({"params": p}, x), variables["params"], NNX_AXES)
 
 # %% [markdown]
 # ## Equinox
-# Modules are trees. `eqx.partition` keeps the arrays; where something is not trained there is `None`, which every
-# transformation passes by. Its paths are numbers of layers and its kernels have outputs first, so here a tree of
-# optax's `MuonDimensionNumbers` describes them (inputs, outputs). Such numbers know no widths: every matrix counts
-# as hidden.
+# Modules are trees. `eqx.partition` keeps the arrays and puts `None` where something is not trained; every
+# transformation ignores `None`. Paths contain the numbers of the layers, and kernels have their outputs first, so here
+# a tree of optax's `MuonDimensionNumbers` (input axes, output axes) is the simplest description. It does not say which
+# sizes are widths, so every matrix counts as hidden.
 
 # %%
 try:
@@ -182,19 +199,20 @@ try:
 except ImportError:
     print("Equinox is not installed: pip install equinox")
 else:
-    key = jax.random.split(jax.random.key(0), 3)
+    key = jax.random.split(jax.random.key(0), 4)
     module = eqx.nn.Sequential(
         [
             eqx.nn.Linear(8, width, key=key[0]),
             eqx.nn.Lambda(jnp.tanh),
             eqx.nn.Linear(width, 2 * width, key=key[1]),
             eqx.nn.Lambda(jnp.tanh),
-            eqx.nn.Linear(2 * width, 2, key=key[2]),
+            eqx.nn.Linear(2 * width, 2 * width, key=key[2]),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Linear(2 * width, 2, key=key[3]),
         ]
     )
     arrays, static = eqx.partition(module, eqx.is_inexact_array)
     numbers = jax.tree.map(
         lambda a: optax.contrib.MuonDimensionNumbers((1,), (0,)) if a.ndim == 2 else None, arrays
     )
-    arrays, before, after = train(lambda p: jax.vmap(eqx.combine(p, static))(x), arrays, numbers)
-    show("Equinox", before, after, arrays, numbers)
+    show("Equinox", lambda p: jax.vmap(eqx.combine(p, static))(x), arrays, numbers)

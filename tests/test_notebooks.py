@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom at toy size, in a kernel of its own, which knows nothing of the checkout."""
 
+import ast
 import pathlib
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import sys
 import jupytext
 import nbclient
 import pytest
+
+import optax_decay
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 SOURCES = sorted(NOTEBOOKS.glob("*.py"))
@@ -66,6 +69,26 @@ def test_what_readers_open_is_what_is_reviewed():
         assert cells(path) == cells(path.with_suffix(".ipynb")), path.stem
         for cell in jupytext.read(path.with_suffix(".ipynb")).cells:
             assert not cell.get("outputs")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_imports_public_names_only(path):
+    """`import optax_decay`, names of it, and models; the training program through its command line."""
+    public = {name for name in dir(optax_decay) if not name.startswith("_")}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            assert all(
+                alias.name == "optax_decay" or ours(alias.name) is None for alias in node.names
+            )
+        if isinstance(node, ast.ImportFrom) and ours(node.module) is not None:
+            names = {alias.name for alias in node.names}
+            assert node.module == "models" or (node.module == "optax_decay" and names <= public)
+
+
+def ours(module):
+    """The package of this repository that a module belongs to, or None."""
+    package = module.split(".")[0]
+    return package if package in ("optax_decay", "models", "train", "tests") else None
 
 
 def test_the_set_up_finds_the_checkout_and_asks_for_it(tmp_path):

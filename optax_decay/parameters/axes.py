@@ -1,4 +1,4 @@
-"""What a parameter is: its axes, written once by the model and read by everything else.
+"""The axes of a parameter and their meaning, written once by the model and read by everything else.
 
 A signature is a line such as ``"L | D -> H E"``: batch axes ``|`` input axes ``->`` output axes, one name per array
 dimension in array order. ``L`` stacks layers, ``D`` is contracted with the activations, ``H E`` is what comes out.
@@ -214,8 +214,10 @@ def _without_axes(items: list[tuple[str, tuple[int, ...]]]) -> dict[str, Signatu
     return found
 
 
-def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
-    def numbers(axes: Any) -> tuple[int, ...]:
+def _from_muon(
+    spec: optax.contrib.MuonDimensionNumbers, path: str, shape: tuple[int, ...]
+) -> Signature:
+    def numbers(axes: int | Sequence[int]) -> tuple[int, ...]:
         axes = (axes,) if isinstance(axes, int) else tuple(axes)
         for axis in axes:
             if not -len(shape) <= axis < len(shape):
@@ -231,7 +233,7 @@ def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
     return Signature(path, shape, (), batch, inputs, outputs, "hidden", "muon")
 
 
-def _is_rules(axes: Any) -> bool:
+def _is_rules(axes: object) -> bool:
     return (
         isinstance(axes, tuple | list)
         and len(axes) > 0
@@ -242,7 +244,7 @@ def _is_rules(axes: Any) -> bool:
     )
 
 
-def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
+def _describe(spec: object, path: str, shape: tuple[int, ...]) -> Signature:
     if isinstance(spec, Signature):
         if (spec.path, spec.shape) != (path, shape):
             raise ValueError(
@@ -261,7 +263,7 @@ def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
     )
 
 
-def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
+def signatures(axes: Axes, params: optax.Params) -> dict[str, Signature]:
     """The `Signature` of every leaf of `params`, by path, in flattening order.
 
     Args:
@@ -305,12 +307,14 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
     }
 
 
-def resolve(axes: Axes, params: Any) -> Any:
+def resolve(axes: Axes, params: optax.Params) -> Any:
     """Like `signatures`, as a tree of the structure of `params`."""
     return jax.tree.unflatten(jax.tree.structure(params), signatures(axes, params).values())
 
 
-def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> Any:
+def partition_specs(
+    axes: Axes, params: optax.Params, mesh_axes: Mapping[str, str | tuple[str, ...] | None]
+) -> Any:
     """Shardings from names: a tree of ``jax.P`` that puts every named axis on its mesh axis.
 
     Args:

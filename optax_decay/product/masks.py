@@ -17,7 +17,7 @@ from optax_decay.parameters.arguments import one_of
 
 Mask = Any  # what `strengths` accepts
 
-# What a ready-made optimizer decays: embeddings, norms and biases are left alone.
+# The default of ready-made optimizers: embeddings, norms and biases do not decay.
 MATRICES = ("hidden", "head")
 
 
@@ -51,13 +51,13 @@ def check_mask(mask: Mask) -> None:
         one_of("mask", role, axes_lib.ROLES)
 
 
-def _number(value: Any, path: str) -> float:
+def _number(value: jax.typing.ArrayLike, path: str) -> float:
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
             f"the mask at {path!r} is traced; masks are decided when a step is compiled."
         )
     numeric = np.ndim(value) == 0 and not isinstance(value, str) and value is not None
-    number = float(value) if numeric else -1.0
+    number = float(np.asarray(value)) if numeric else -1.0
     if not 0.0 <= number < float("inf"):
         raise ValueError(
             f"the mask at {path!r} is {value!r}; allowed: True, False or a number >= 0."
@@ -66,7 +66,7 @@ def _number(value: Any, path: str) -> float:
 
 
 def strengths(
-    mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]
+    mask: Mask, params: optax.Params, signatures: dict[str, axes_lib.Signature]
 ) -> dict[str, float]:
     """The number of every parameter, by path.
 

@@ -29,7 +29,7 @@ def test_product_and_gradients_against_float64(batch, narrow):
     a, b, dy = draws((*batch, 5, 7), (*batch, 7, 11), (*batch, 5, 11))
     a16 = jnp.asarray(a, jnp.bfloat16)
     b16 = jnp.asarray(b, jnp.bfloat16 if narrow == "both" else jnp.float32)
-    assert products.special(a16) and not products.special(jnp.asarray(a))
+    assert products.uses_cpu_kernel(a16) and not products.uses_cpu_kernel(jnp.asarray(a))
     y, back = jax.vjp(functools.partial(products.product, dtype=jnp.float32), a16, b16)
     da, db = back(jnp.asarray(dy))
     assert (y.dtype, da.dtype, db.dtype) == (jnp.float32, jnp.bfloat16, b16.dtype)
@@ -75,7 +75,7 @@ def test_loss_in_parts_is_the_loss(monkeypatch, dtype):
     found = []
     for limit in (4 * 29 * 12, 4 * 29 * 3):
         monkeypatch.setattr(loss, "CPU_BYTES", limit)
-        assert loss.parts(12, 29) == 4 * 29 * 12 // limit
+        assert loss.part_count(12, 29) == 4 * 29 * 12 // limit
         found.append(jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(x, w))
         assert float(jax.jit(mean)(x, w)) == pytest.approx(float(found[-1][0]), rel=1e-6)
     # What is rounded to bfloat16 in both is rounded before it is scaled by 1/count in one of them.
@@ -101,7 +101,7 @@ def test_rows_of_logits_are_read(monkeypatch, platform):
     targets = np.array([0, 36, 7, 20, 3])
     as_on(platform, monkeypatch)
     hit = np.arange(37) == targets[:, None]
-    top, target = jax.jit(loss.read)(z, targets, hit)
+    top, target = jax.jit(loss.logsumexp_and_target)(z, targets, hit)
     wide = z.astype(np.float64)
     largest = wide.max(axis=1, keepdims=True)
     right = np.log(np.exp(wide - largest).sum(axis=1)) + largest[:, 0]
@@ -116,7 +116,7 @@ def test_loss_in_parts_on_gpus(monkeypatch):
     whole = lambda x, w: loss.cross_entropy(loss.logits(x, w), targets)[0]
     as_on("gpu", monkeypatch)
     monkeypatch.setattr(loss, "BYTES", 4 * 29 * 3)
-    assert loss.parts(12, 29) == 4
+    assert loss.part_count(12, 29) == 4
     parted = jax.make_jaxpr(lambda x, w: loss.nats(x, w, targets)[0])
     assert "scan" in str(parted(x, w)) and "scan" not in str(jax.make_jaxpr(whole)(x, w))
     graded = [jax.jit(jax.value_and_grad(f, argnums=(0, 1))) for f in (parts_of(targets), whole)]
@@ -158,7 +158,7 @@ def test_loss_in_parts_of_workers(monkeypatch, platform):
     as_on(platform, monkeypatch)
     for name in ("BYTES", "CPU_BYTES"):
         monkeypatch.setattr(loss, name, 4 * 29 * 6)
-    assert loss.parts(24, 29) == 4
+    assert loss.part_count(24, 29) == 4
     for devices in (1, 2):
 
         def worker(x, w, targets):
@@ -208,9 +208,9 @@ def test_layers_written_out_are_the_loop(monkeypatch, as_for_users, remat):
 
 
 def test_parts_are_equal_and_within_the_limit():
-    assert loss.parts(2048, 8192) == 8
-    assert loss.parts(7, loss.CPU_BYTES) == 7
-    assert loss.parts(8 * 100, loss.CPU_BYTES // 4 // 90) == 10
+    assert loss.part_count(2048, 8192) == 8
+    assert loss.part_count(7, loss.CPU_BYTES) == 7
+    assert loss.part_count(8 * 100, loss.CPU_BYTES // 4 // 90) == 10
 
 
 TIED = llama.Config(vocab_size=61, width=24, mlp_width=40, layers=2, heads=2, tied=True)
