@@ -103,15 +103,15 @@ def sizes_by_width(
     for width in widths:
         small = program(task, ENDLESS, parametrisation, width, vocab_size)
         runs = compiled(small)
-        look = jax.jit(functools.partial(activations, small.model))
+        measure = jax.jit(functools.partial(activations, small.model))
         for seed in seeds:
             own = numbers(learning_rate, 0.0, ENDLESS, seed)
             state = runs.init(own)
-            first = look(state["params"], batches[0][:, :-1])
+            first = measure(state["params"], batches[0][:, :-1])
             for i in range(len(batches) + 1):
                 if i:
                     state, _ = runs.advance(state, own, batches[i - 1][None])
-                now = look(state["params"], batches[0][:, :-1])
+                now = measure(state["params"], batches[0][:, :-1])
                 at = {"width": width, "seed": seed, "step": i}
                 for name in NAMES:
                     records.append({**at, "name": name, "rms": _rms(now[name])})

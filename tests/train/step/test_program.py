@@ -100,7 +100,7 @@ def test_a_curvature_that_is_not_declared_is_missed():
 
 
 def test_the_step_knows_no_optimizer_by_name():
-    """But in the one place each that says which optimizers declare what."""
+    """Except in the two functions that read what the optimizer of a config declares."""
     for path in STEP.glob("*.py"):
         if path.name == "optimizer.py":
             continue
