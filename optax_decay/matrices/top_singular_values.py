@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decay.matrices.orthogonal import top_singular_value, top_singular_vector
 from optax_decay.parameters import axes as axes_lib
@@ -22,7 +23,7 @@ Vectors = dict[str, jax.Array]
 
 
 def top_singular_values(
-    params: Any,
+    params: optax.Params,
     vectors: Vectors | None = None,
     *,
     iterations: int = 4,
@@ -71,7 +72,7 @@ def top_singular_values(
 
 
 def top_singular_vectors(
-    params: Any, *, roles: Sequence[str] = ("hidden", "head"), axes: axes_lib.Axes = None
+    params: optax.Params, *, roles: Sequence[str] = ("hidden", "head"), axes: axes_lib.Axes = None
 ) -> Vectors:
     """The vectors from which `top_singular_values` starts. Passing them to the first call saves a compilation."""
     weights = by_path(params)

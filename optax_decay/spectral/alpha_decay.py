@@ -320,7 +320,9 @@ def _measure_range(
 
 
 def _gradient_norms(
-    parameters: Sequence[MeasuredParameter], gradients: Mapping[str, Any], dtype: Any
+    parameters: Sequence[MeasuredParameter],
+    gradients: Mapping[str, Any],
+    dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
     """``[T]``: the Frobenius norm of the gradient of every chosen matrix; NaN where a gradient is missing."""
     norms = []

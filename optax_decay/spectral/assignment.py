@@ -42,7 +42,11 @@ class Assignment(NamedTuple):
 
 
 def linear(
-    low: Any = 2 / 3, high: Any = 3.0, *, quantile_clip: Any = 0.0, preserve_mean: bool = False
+    low: float | jax.Array = 2 / 3,
+    high: float | jax.Array = 3.0,
+    *,
+    quantile_clip: float | jax.Array = 0.0,
+    preserve_mean: bool = False,
 ) -> Assignment:
     """Maps the smallest score to `low` and the largest to `high`, and the others linearly between.
 
@@ -92,7 +96,7 @@ def log2(*, preserve_mean: bool = False) -> Assignment:
     return Assignment("log2", factors, preserve_mean)
 
 
-def sigmoid(sharpness: Any = 4.0, *, preserve_mean: bool = False) -> Assignment:
+def sigmoid(sharpness: float | jax.Array = 4.0, *, preserve_mean: bool = False) -> Assignment:
     """Compares the matrices of one block with each other, by a sigmoid of the standardised score.
 
     Args:
@@ -110,7 +114,7 @@ def sigmoid(sharpness: Any = 4.0, *, preserve_mean: bool = False) -> Assignment:
     return Assignment("sigmoid", factors, preserve_mean)
 
 
-def check_assignment(assignment: Any) -> None:
+def check_assignment(assignment: object) -> None:
     """Raises ValueError unless `assignment` is an `Assignment`; names the nearest one."""
     if not isinstance(assignment, Assignment):
         name = getattr(assignment, "__name__", assignment)
@@ -121,7 +125,7 @@ def check_assignment(assignment: Any) -> None:
         )
 
 
-def _clipped(scores: jax.Array, valid: jax.Array, quantile: Any) -> jax.Array:
+def _clipped(scores: jax.Array, valid: jax.Array, quantile: float | jax.Array) -> jax.Array:
     """Scores moved into the quantiles [q, 1-q] of the valid scores; quantiles are interpolated linearly."""
     count = jnp.sum(valid)
     ordered = jnp.sort(jnp.where(valid, scores, jnp.inf))
@@ -137,7 +141,13 @@ def _clipped(scores: jax.Array, valid: jax.Array, quantile: Any) -> jax.Array:
     return jnp.clip(scores, at(quantile), at(1 - quantile))
 
 
-def _linear(scores: jax.Array, valid: jax.Array, low: Any, high: Any, quantile: Any) -> jax.Array:
+def _linear(
+    scores: jax.Array,
+    valid: jax.Array,
+    low: float | jax.Array,
+    high: float | jax.Array,
+    quantile: float | jax.Array,
+) -> jax.Array:
     if not (isinstance(quantile, int | float) and quantile == 0):
         scores = _clipped(scores, valid, quantile)
     smallest = jnp.min(jnp.where(valid, scores, jnp.inf))
@@ -152,7 +162,9 @@ def _proportional(values: jax.Array, valid: jax.Array) -> jax.Array:
     return values / total * jnp.sum(valid).astype(values.dtype)
 
 
-def _sigmoid(scores: jax.Array, valid: jax.Array, blocks: np.ndarray, sharpness: Any) -> jax.Array:
+def _sigmoid(
+    scores: jax.Array, valid: jax.Array, blocks: np.ndarray, sharpness: float | jax.Array
+) -> jax.Array:
     count = int(blocks.max()) + 1
 
     def mean(values: jax.Array) -> jax.Array:

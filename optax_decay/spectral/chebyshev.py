@@ -103,7 +103,11 @@ def cayley(gram: jax.Array, centre: jax.Array) -> jax.Array:
 
 
 def moments(
-    y: jax.Array, baby: int, giant: jax.Array | int, most_giants: int, product_dtype: Any
+    y: jax.Array,
+    baby: int,
+    giant: jax.Array | int,
+    most_giants: int,
+    product_dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
     """``tr T_k(Y)`` for k = 0 .. (giant+1)·baby, zeros after that.
 
@@ -200,7 +204,7 @@ def tail_exponent(
     tail: int,
     baby: int = 8,
     giant: int = 8,
-    product_dtype: Any = jnp.bfloat16,
+    product_dtype: jax.typing.DTypeLike = jnp.bfloat16,
 ) -> Estimate:
     """The Hill exponent of the `tail` largest eigenvalues of the Gram matrices, pooled.
 

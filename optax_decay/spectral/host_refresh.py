@@ -26,6 +26,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import passes_options_to
@@ -48,11 +49,11 @@ class SpectralRefresh:
         self._axes = axes
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "spectral-refresh")
 
-    def __call__(self, opt_state: Any, params: Any) -> Any:
+    def __call__(self, opt_state: optax.OptState, params: optax.Params) -> Any:
         """The optimizer state with every score measured from `params`."""
         return self.finish(opt_state, self.start(opt_state, params))
 
-    def start(self, opt_state: Any, params: Any) -> Pending:
+    def start(self, opt_state: optax.OptState, params: optax.Params) -> Pending:
         """Copies the measured matrices to the host and begins to measure them; `params` may be donated afterwards.
 
         Raises:
@@ -84,7 +85,7 @@ class SpectralRefresh:
             copies[path] = np.array(array)
         return self._pool.submit(self._measure, parameters, copies)
 
-    def finish(self, opt_state: Any, pending: Pending) -> Any:
+    def finish(self, opt_state: optax.OptState, pending: Pending) -> Any:
         """Waits for the scores, and returns `opt_state` with them and the multipliers that follow from them."""
         parameters, found = pending.result()
         old = _find(opt_state)
@@ -127,7 +128,7 @@ def _one(x: np.ndarray, parameter: MeasuredParameter, score: Score) -> Measureme
     return jax.device_get(_measure_jit(jnp.asarray(x), score=score))
 
 
-def _find(opt_state: Any) -> SpectralAlphaState:
+def _find(opt_state: optax.OptState) -> SpectralAlphaState:
     """The one `SpectralAlphaState` of an optimizer state."""
     is_ours = lambda s: isinstance(s, SpectralAlphaState)
     found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]

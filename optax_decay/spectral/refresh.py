@@ -33,7 +33,7 @@ class Refresh(NamedTuple):
     start_step: Any
 
     def due(
-        self, total: int, count: jax.Array, requested: Any, gradients: bool
+        self, total: int, count: jax.Array, requested: bool | jax.Array | None, gradients: bool
     ) -> tuple[jax.Array, jax.Array]:
         """The range [low, high) of matrices that this update measures, int32 scalars.
 
@@ -63,7 +63,9 @@ class Refresh(NamedTuple):
         return jnp.where(first, 0, low), jnp.where(first, total, high)
 
 
-def every(steps: Any = 500, *, at_once: int = 1, start_step: Any = 0) -> Refresh:
+def every(
+    steps: int | jax.Array = 500, *, at_once: int = 1, start_step: int | jax.Array = 0
+) -> Refresh:
     """Measures every matrix once per `steps` updates, staggered, so that no update takes much longer than the others.
 
     Scores of gradients are the exception: they are compared within one update, so all matrices are measured in it.
@@ -83,7 +85,7 @@ def every(steps: Any = 500, *, at_once: int = 1, start_step: Any = 0) -> Refresh
     return Refresh(steps, at_once, start_step)
 
 
-def all_at_once(steps: Any = 500, *, start_step: Any = 0) -> Refresh:
+def all_at_once(steps: int | jax.Array = 500, *, start_step: int | jax.Array = 0) -> Refresh:
     """Measures all matrices in the same update, once per `steps` updates, as the released program does.
 
     Arguments and errors as in `every`.
@@ -93,7 +95,7 @@ def all_at_once(steps: Any = 500, *, start_step: Any = 0) -> Refresh:
     return Refresh(steps, None, start_step)
 
 
-def once(*, start_step: Any = 0) -> Refresh:
+def once(*, start_step: int | jax.Array = 0) -> Refresh:
     """Measures all matrices in the first update only.
 
     For use with the extra argument ``refresh`` of ``update``, or with `spectral_refresh` on the host. Scores of
@@ -109,7 +111,7 @@ def once(*, start_step: Any = 0) -> Refresh:
     return Refresh(None, None, start_step)
 
 
-def check_refresh(refresh: Any, gradients: bool) -> None:
+def check_refresh(refresh: object, gradients: bool) -> None:
     """Raises ValueError unless `refresh` is a `Refresh` that suits the score; names the nearest valid one."""
     if not isinstance(refresh, Refresh):
         name = getattr(refresh, "__name__", refresh)

@@ -23,6 +23,7 @@ authors (arXiv 2506.14562).
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optax_decay.parameters.arguments import nearest, one_of
@@ -60,11 +61,13 @@ class MatrixProducts(NamedTuple):
         everywhere: use it on every platform and for every size.
     """
 
-    dtype: Any
+    dtype: jax.typing.DTypeLike
     everywhere: bool
 
 
-def matrix_products(dtype: Any = jnp.bfloat16, *, everywhere: bool = True) -> MatrixProducts:
+def matrix_products(
+    dtype: jax.typing.DTypeLike = jnp.bfloat16, *, everywhere: bool = True
+) -> MatrixProducts:
     """Computes the Hill exponent from matrix products (`chebyshev`), which accelerators do at full speed.
 
     Args:
@@ -206,7 +209,7 @@ def gradient_over_weight_norm(method: Factorisation = "auto") -> Score:
     return Score("gradient_over_weight_norm", method=method)
 
 
-def check_score(score: Any) -> None:
+def check_score(score: object) -> None:
     """Raises ValueError unless `score` is a `Score`; names the nearest one."""
     if not isinstance(score, Score):
         name = getattr(score, "__name__", str(score))

@@ -98,7 +98,7 @@ def matrices(
     return _selection("matrices", wanted, exclude, min_eigenvalues)
 
 
-def check_selection(select: Any) -> None:
+def check_selection(select: object) -> None:
     """Raises ValueError unless `select` is a `Selection`; names the nearest one."""
     if not isinstance(select, Selection):
         name = getattr(select, "__name__", select)

@@ -55,7 +55,7 @@ def initial_state(
         dtypes: of the weights, by path.
     """
 
-    def table(value: Any, dtype: Any = None) -> dict[str, jax.Array]:
+    def table(value: Any, dtype: jax.typing.DTypeLike | None = None) -> dict[str, jax.Array]:
         return {
             p.path: jnp.full(
                 p.signature.batch_shape, value, dtype or accumulator_dtype(dtypes[p.path])
@@ -137,7 +137,9 @@ def _all_chosen(parameter: MeasuredParameter) -> bool:
 
 
 def gather(
-    parameters: Sequence[MeasuredParameter], table: Mapping[str, jax.Array], dtype: Any
+    parameters: Sequence[MeasuredParameter],
+    table: Mapping[str, jax.Array],
+    dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
     """``[T]``: the numbers of the chosen matrices, in order."""
     parts = []

@@ -23,7 +23,7 @@ flag, which is False for spectra without an exponent; those crash the released p
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,7 +220,7 @@ def random_matrix_alpha(rows: int, columns: int, xmin_pos: float = 2.0) -> float
     return 1 + share / integral(low, start)
 
 
-def check_fit(fit: Any) -> None:
+def check_fit(fit: object) -> None:
     """Raises ValueError unless `fit` is a `Fit`; names the nearest one."""
     if not isinstance(fit, Fit):
         name = getattr(fit, "__name__", fit)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, nearest
@@ -208,7 +209,7 @@ def width_plan(base_width: BaseWidth, law: WidthLaw, axes: axes_lib.Axes = None)
 
 
 def decay_multipliers(
-    params: Any,
+    params: optax.Params,
     base_width: BaseWidth,
     *,
     law: WidthLaw = laws.law(),
@@ -237,7 +238,7 @@ def decay_multipliers(
 
 
 def learning_rate_multipliers(
-    params: Any,
+    params: optax.Params,
     base_width: BaseWidth,
     *,
     law: WidthLaw = laws.law(),
@@ -259,5 +260,5 @@ def learning_rate_multipliers(
     return _like(params, plan.rates(axes_lib.signatures(axes, params)))
 
 
-def _like(params: Any, values: Mapping[str, Any]) -> Any:
+def _like(params: optax.Params, values: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda key, _: values[path_string(key)], params)

@@ -160,7 +160,7 @@ def _exponents(rule: str, growth: Growth, exponent: float | None) -> Exponents:
     return Exponents(r, s if exponent is None else exponent, a)
 
 
-def check_law(law: Any) -> None:
+def check_law(law: object) -> None:
     """Raises ValueError unless `law` is a `WidthLaw`; says how to build one."""
     if isinstance(law, WidthLaw):
         return

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decay.matrices.top_singular_values import sublayer_gains, top_singular_values
 from optax_decay.parameters import axes as axes_lib
@@ -131,8 +132,8 @@ class GainReport:
 
 
 def spectral_gain_report(
-    params: Any,
-    reference: Any,
+    params: optax.Params,
+    reference: optax.Params,
     *,
     law: WidthLaw = laws.law(),
     sublayers: Mapping[str, Sequence[str]] | None = None,

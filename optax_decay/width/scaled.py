@@ -177,11 +177,16 @@ def width_scaled_learning_rate(
     plan = width_plan(base_width, law, axes)
     rates_of = once_per_structure(lambda params: plan.rates(axes_lib.signatures(axes, params)))
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: optax.Params) -> optax.EmptyState:
         rates_of(params)  # raises for unknown sizes before the first step
         return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         del extra
         rates = rates_of(updates if params is None else params)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any
+
+import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
@@ -77,7 +78,7 @@ class WidthTable:
 
 
 def width_table(
-    params: Any,
+    params: optax.Params,
     learning_rate: float,
     weight_decay: float,
     base_width: BaseWidth,

@@ -508,7 +508,7 @@ def test_masked_parts_of_a_tree():
         ({"base_width": 4, "law": "fan2024"}, "did you mean 'fan2025'"),
         ({"base_width": 4, "law": 0.5}, "law=0.5 is not a WidthLaw"),
         ({"base_width": 4, "weight_decay": -0.1}, "weight_decay=-0.1"),
-        ({"base_width": 4, "coupling": "corrected"}, r"corrected\(learning_rate, peak\)"),
+        ({"base_width": 4, "coupling": "corrected"}, r"did you mean .*couplings.corrected\(\)"),
     ],
 )
 def test_bad_arguments_raise_at_construction(arguments, words):
