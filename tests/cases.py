@@ -270,7 +270,7 @@ MUON = {
     "coefficients": (newton.polar_express(3), newton.triple((2.0, -1.5, 0.5))),
     "shape_scale": (shape_scales.one(), shape_scales.sqrt_larger_side(0.3)),
     "momentum_form": ("plain", "nesterov", "bias_corrected_nesterov"),
-    "iteration_dtype": ("bfloat16",),
+    "iteration_dtype": ("bfloat16", None),
 }
 NORMS = {
     "per": ("leaf", "output", "matrix"),
@@ -515,7 +515,9 @@ CASES = (
         mask=False,
         reduction=True,
         others={
-            "transforms": ({("hidden", "head", "embedding", "vector"): optax.sgd(0.1)},),
+            "transforms": tuple(
+                {r: optax.sgd(x / (1 + len(r))) for r in optax_decay.axes.ROLES} for x in (0.1, 0.2)
+            ),
             "rules": (((r"bias", "head"),), ((r"head", "hidden"),)),
         },
     ),

@@ -56,9 +56,9 @@ class HyperballState(NamedTuple):
 def hyperball(
     *,
     learning_rate: optax.ScalarOrSchedule,
-    radius: Any = None,
+    radius: float | jax.Array | None = None,
     per: str = "matrix",
-    min_direction: float = 0.0,
+    min_direction: float | jax.Array = 0.0,
     mask: masks.Mask = "hidden",
     axes: axes_lib.Axes = None,
     param_specs: Any = None,

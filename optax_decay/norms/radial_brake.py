@@ -41,8 +41,8 @@ NORM_FLOOR = 1e-8  # the record's, for first_order
 
 
 def radial_brake(
-    outward: Any = 0.5,
-    inward: Any = 1.0,
+    outward: float | jax.Array = 0.5,
+    inward: float | jax.Array = 1.0,
     *,
     rule: str = "norm",
     per: str = "matrix",

@@ -87,7 +87,7 @@ def relative_update(
 
 
 def relative_update_floor(
-    floor: Any = 0.35,
+    floor: float | jax.Array = 0.35,
     *,
     per: str = "matrix",
     mask: masks.Mask = "hidden",

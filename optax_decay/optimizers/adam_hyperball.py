@@ -27,15 +27,23 @@ import optax
 
 from optax_decay.norms.hyperball import hyperball
 from optax_decay.optimizers import shape_scales
-from optax_decay.optimizers.muon import MuonOptions, scale_by_muon
+from optax_decay.optimizers.muon import MuonDirectionOptions, scale_by_muon
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
-from optax_decay.product.decay import DecayOptions, decay, in_order
+from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order
+from optax_decay.product.pulls import Pull
 
 
-class MuonHyperballOptions(DecayOptions, MuonOptions, total=False):
-    """Keyword arguments of `muon_hyperball`, which `decay` and `scale_by_muon` describe."""
+class DecayBesideOptions(ProductOptions, total=False):
+    """Keyword arguments that `adam_hyperball` passes on to `decay`, which describes them."""
+
+    pull: Pull
+    cautious: bool
+
+
+class MuonHyperballOptions(DecayBesideOptions, MuonDirectionOptions, total=False):
+    """Keyword arguments that `muon_hyperball` passes on to `decay` and `scale_by_muon`, which describe them."""
 
 
 @passes_options_to(decay)
@@ -52,7 +60,7 @@ def adam_hyperball(
     per: str = "matrix",
     min_direction: float | jax.Array = 0.0,
     axes: axes_lib.Axes = None,
-    **options: Unpack[DecayOptions],
+    **options: Unpack[DecayBesideOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamH: Adam on the sphere of every hidden matrix, and Adam elsewhere, with a decay of the head if asked for.
 
@@ -125,7 +133,7 @@ def muon_hyperball(
     >>> import optax, optax_decay
     >>> tx = optax_decay.muon_hyperball(optax.linear_schedule(0.02, 0.0, 1000))
     """
-    names = set(DecayOptions.__annotations__)
+    names = set(DecayBesideOptions.__annotations__)
     of_decay: Any = {name: value for name, value in options.items() if name in names}
     of_muon: Any = {name: value for name, value in options.items() if name not in names}
     on_sphere = hyperball(

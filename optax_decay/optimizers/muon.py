@@ -81,12 +81,11 @@ class ScaleByMuonState(NamedTuple):
     outputs: dict[str, jax.Array]
 
 
-class MuonOptions(TypedDict, total=False):
-    """Keyword arguments that `muon` passes on to `scale_by_muon`, which describes them."""
+class MuonDirectionOptions(TypedDict, total=False):
+    """Keyword arguments of `scale_by_muon` that say in which direction it goes."""
 
     momentum: float | jax.Array
     coefficients: Coefficients
-    shape_scale: ShapeScale
     momentum_form: str
     eps: float | jax.Array
     b1: float | jax.Array
@@ -95,6 +94,12 @@ class MuonOptions(TypedDict, total=False):
     iteration_dtype: jax.typing.DTypeLike | None
     stack_axes: str | Sequence[str] | None
     param_specs: Any
+
+
+class MuonOptions(MuonDirectionOptions, total=False):
+    """Keyword arguments that `muon` passes on to `scale_by_muon`, which describes them."""
+
+    shape_scale: ShapeScale
 
 
 class NormuonOptions(MuonOptions, total=False):

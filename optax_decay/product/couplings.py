@@ -39,7 +39,7 @@ class FollowsRate(NamedTuple):
     coefficient: Any
     learning_rate: Any
 
-    def __call__(self, count: jax.Array) -> Any:
+    def __call__(self, count: Any) -> Any:
         return self.coefficient * now(self.learning_rate, count)
 
 

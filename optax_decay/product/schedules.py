@@ -57,7 +57,7 @@ def to_zero(weight_decay: float | jax.Array, steps: int, shape: str = "cosine") 
     check("steps", steps, 1)
     one_of("shape", shape, SHAPES)
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
         x = jnp.minimum(jnp.asarray(count, float) / steps, 1.0)
         return weight_decay * ((1 + jnp.cos(jnp.pi * x)) / 2 if shape == "cosine" else 1 - x)
 
