@@ -64,6 +64,7 @@ from optax_decay.one_bit.warmup import VarianceCheck, VarianceCriterion, warmup_
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, one_of, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
@@ -264,8 +265,12 @@ def scale_by_one_bit_adam(
     masks.check_mask(compress)
     adam = _Adam(b1, b2, eps, bias_correction)
 
+    @once_per_structure
+    def described(shapes: Any) -> list[checks.Parameter]:
+        return checks.describe(shapes, compress, axes, param_specs, axis_name)
+
     def describe(tree: Any) -> tuple[list[checks.Parameter], tuple[buffers.Buffer, ...]]:
-        found = checks.describe(tree, compress, axes, param_specs, axis_name)
+        found = described(tree)
         pieces = [
             buffers.Piece(p.path, tuple(x.shape), accumulator_dtype(x.dtype), p.spec, p.batch)
             for p, x in zip(found, jax.tree.leaves(tree))

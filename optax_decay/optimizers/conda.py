@@ -51,6 +51,7 @@ from optax_decay.optimizers import adam_branch, conda_basis
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, one_of, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import as_decay
@@ -208,19 +209,22 @@ def scale_by_conda(
     one_of("side", side, conda_basis.SIDES)
     one_of("basis", basis, conda_basis.METHODS)
 
-    def rotated_sides(signatures: dict[str, axes_lib.Signature]) -> dict[str, str]:
+    @once_per_structure
+    def described(shapes: Any) -> tuple[dict[str, axes_lib.Signature], dict[str, str]]:
+        """Signatures of all leaves, and the rotated sides of hidden matrices, by path."""
+        signatures = axes_lib.signatures(axes, shapes)
         hidden = {path: s for path, s in signatures.items() if s.role == "hidden"}
-        return {path: conda_basis.rotated_side(s, side) for path, s in hidden.items()}
+        return signatures, {p: conda_basis.rotated_side(s, side) for p, s in hidden.items()}
 
     def init(params: Any) -> ScaleByCondaState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
         nu = jax.tree.map(lambda x: adam_branch.accumulator_like(x, real=True), params)
         if has_no_leaves(params):
             return placeholder_state(ScaleByCondaState, mu=mu, nu=nu)
-        signatures, leaves = axes_lib.signatures(axes, params), by_path(mu)
+        (signatures, sides), leaves = described(params), by_path(mu)
         bases = {
             path: conda_basis.identity(leaves[path], signatures[path], chosen)
-            for path, chosen in rotated_sides(signatures).items()
+            for path, chosen in sides.items()
         }
         return ScaleByCondaState(jnp.zeros([], jnp.int32), mu, nu, bases)
 
@@ -235,8 +239,8 @@ def scale_by_conda(
             return updates, state._replace(count=count)
         grads = dict(zip(mu, treedef.flatten_up_to(updates)))
         present = {p: g.astype(mu[p].dtype) for p, g in grads.items() if g is not None}
-        signatures = axes_lib.signatures(axes, state.mu)
-        sides = {p: s for p, s in rotated_sides(signatures).items() if p in present}
+        signatures, sides = described(state.mu)
+        sides = {path: chosen for path, chosen in sides.items() if path in present}
         correction = adam_branch.bias_correction(b1, b2, count)
         new, bases = dict(grads), state.basis
         for path in present.keys() - sides.keys():

@@ -41,6 +41,7 @@ from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import decay
@@ -170,8 +171,9 @@ def rotational_update(
     check("eps", eps, 0.0)
     masks.check_mask(mask)
 
-    def rows(params: Any) -> dict[str, tuple[int, ...]]:
-        return _rows(params, per_neuron, mask, axes)
+    @once_per_structure
+    def rows(shapes: Any) -> dict[str, tuple[int, ...]]:
+        return _rows(shapes, per_neuron, mask, axes)
 
     def init(params: Any) -> RotationalState:
         if has_no_leaves(params):
