@@ -213,8 +213,8 @@ def scale_by_root(
         if has_no_leaves(params):
             return placeholder_state(ScaleByRootState, mu=mu)
         signatures = signatures_of(params)
-        for sides in {_sides(s) for s in signatures.values() if s.role == "hidden"}:
-            coefficients.for_shape(sides)  # missing ones are fitted now, not in the first step
+        for shape in {sides(s) for s in signatures.values() if s.role == "hidden"}:
+            coefficients.for_shape(shape)  # missing ones are fitted now, not in the first step
         others = {p: x for p, x in by_path(params).items() if signatures[p].role != "hidden"}
         nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in others.items()}
         return ScaleByRootState(jnp.zeros([], jnp.int32), mu, nu)

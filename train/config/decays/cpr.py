@@ -39,6 +39,8 @@ class WarmStart:
         return dataclasses.replace(self, steps=max(1, 2 * warmup_steps))
 
     def build(self) -> Any:
+        if self.steps == "twice":
+            raise TypeError("steps stands for a number of steps: call train.config.derived first")
         return optax_decay.bounds.warm_start(self.steps)
 
 
