@@ -266,7 +266,7 @@ def scale_by_one_bit_adam(
     adam = _Adam(b1, b2, eps, bias_correction)
 
     @once_per_structure
-    def described(shapes: Any) -> list[checks.Parameter]:
+    def described(shapes: optax.Params) -> list[checks.Parameter]:
         return checks.describe(shapes, compress, axes, param_specs, axis_name)
 
     def describe(tree: Any) -> tuple[list[checks.Parameter], tuple[buffers.Buffer, ...]]:
@@ -278,7 +278,7 @@ def scale_by_one_bit_adam(
         ]
         return found, buffers.plan(pieces, layout, axis_name, mesh)
 
-    def init(params: Any) -> OneBitAdamState:
+    def init(params: optax.Params) -> OneBitAdamState:
         def zeros() -> Any:
             return jax.tree.map(lambda x: jnp.zeros_like(x, accumulator_dtype(x.dtype)), params)
 
@@ -293,7 +293,12 @@ def scale_by_one_bit_adam(
         return OneBitAdamState(count, warmup_end, zeros(), zeros(), worker, server, last_check)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, phase: str | None = None, **extra: Any
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        phase: str | None = None,
+        **extra: Any,
     ) -> tuple[Any, OneBitAdamState]:
         del params, extra
         if phase is not None:

@@ -100,7 +100,7 @@ class _Rotated(NamedTuple):
     bases: conda_basis.Bases
 
     def renewed(
-        self, grads: Any, mus: Any, bases: Any, count: jax.Array, refresh: Any
+        self, grads: Any, mus: Any, bases: Any, count: jax.Array, refresh: jax.Array | bool | None
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
         """First moments, bases and masks of directions after the refresh of this step, if there is one."""
 
@@ -116,7 +116,13 @@ class _Rotated(NamedTuple):
         return jax.lax.cond(on_schedule if refresh is None else refresh, renew, keep)
 
     def step(
-        self, grads: Any, mus: Any, nus: Any, bases: Any, count: jax.Array, refresh: Any
+        self,
+        grads: Any,
+        mus: Any,
+        nus: Any,
+        bases: Any,
+        count: jax.Array,
+        refresh: jax.Array | bool | None,
     ) -> Any:
         """One step: updates before bias correction, first moments, second moments and bases, by path."""
         mus, bases, alive = self.renewed(grads, mus, bases, count, refresh)
@@ -136,11 +142,11 @@ class _Rotated(NamedTuple):
         leaves: tuple[dict[str, jax.Array], ...],
         signatures: dict[str, axes_lib.Signature],
         count: jax.Array,
-        refresh: Any,
+        refresh: jax.Array | bool | None,
     ) -> Any:
         """`step` on (gradients, first moments, second moments, bases) in the shapes of the parameters."""
 
-        def step(leaves: Any, count: Any, refresh: Any) -> Any:
+        def step(leaves: Any, count: jax.Array, refresh: jax.Array | bool | None) -> Any:
             grads, mus, nus = (
                 {path: axes_lib.as_matrix(x, signatures[path]) for path, x in part.items()}
                 for part in leaves[:3]
@@ -210,13 +216,13 @@ def scale_by_conda(
     one_of("basis", basis, conda_basis.METHODS)
 
     @once_per_structure
-    def described(shapes: Any) -> tuple[dict[str, axes_lib.Signature], dict[str, str]]:
+    def described(shapes: optax.Params) -> tuple[dict[str, axes_lib.Signature], dict[str, str]]:
         """Signatures of all leaves, and the rotated sides of hidden matrices, by path."""
         signatures = axes_lib.signatures(axes, shapes)
         hidden = {path: s for path, s in signatures.items() if s.role == "hidden"}
         return signatures, {p: conda_basis.rotated_side(s, side) for p, s in hidden.items()}
 
-    def init(params: Any) -> ScaleByCondaState:
+    def init(params: optax.Params) -> ScaleByCondaState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
         nu = jax.tree.map(lambda x: adam_branch.accumulator_like(x, real=True), params)
         if has_no_leaves(params):
@@ -229,7 +235,12 @@ def scale_by_conda(
         return ScaleByCondaState(jnp.zeros([], jnp.int32), mu, nu, bases)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, refresh: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        refresh: jax.Array | bool | None = None,
+        **extra: Any,
     ) -> Any:
         del params, extra
         count = increment(state.count)
@@ -282,7 +293,12 @@ def _decay_stepped_weights(
         term = tau * (w + u)
         return u - term, term
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         rate = now(weight_decay, state.count) * now(learning_rate, state.count)
         return product.update(updates, state, params, extra, rate, step)
 

@@ -208,7 +208,7 @@ def scale_by_root(
     direction = _Direction(threshold, coefficients, iteration_dtype)
     signatures_of = once_per_structure(lambda shapes: axes_lib.signatures(axes, shapes))
 
-    def init(params: Any) -> ScaleByRootState:
+    def init(params: optax.Params) -> ScaleByRootState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
         if has_no_leaves(params):
             return placeholder_state(ScaleByRootState, mu=mu)
@@ -219,7 +219,12 @@ def scale_by_root(
         nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in others.items()}
         return ScaleByRootState(jnp.zeros([], jnp.int32), mu, nu)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         del params, extra
         count = increment(state.count)
         treedef = jax.tree.structure(state.mu)
