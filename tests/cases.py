@@ -272,7 +272,7 @@ NORMS = {
 ROOT = {
     "threshold": (newton.quantile(0.6), None),
     "coefficients": (newton.released(4), newton.triple((2.0, -1.5, 0.5))),
-    "iteration_dtype": ("bfloat16",),
+    "iteration_dtype": ("bfloat16", "float16"),
 }
 ONE_BIT = {
     "layout": ("flat", "per_leaf"),

@@ -49,7 +49,7 @@ from optax_decay.product.per_matrix import (
 from optax_decay.product.product import by_path, resolver
 
 
-def _sigmoid(z: jax.Array, sharpness: Any) -> jax.Array:
+def _sigmoid(z: jax.Array, sharpness: Value) -> jax.Array:
     factor = 2 * jax.nn.sigmoid(sharpness * z)
     return jnp.where(jnp.isfinite(factor), factor, 1)
 
@@ -92,14 +92,16 @@ def adadecay(
         z = jnp.where(spread_out, from_mean / jnp.where(spread_out, std, 1), 0)
         return _sigmoid(z, sharpness) * w
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         if params is None:
             return inner.update(updates, state, params, **extra)
         signatures = signatures_of(params).signatures
         given = extra.get("gradients")
         gradients = by_path(updates if given is None else given)
 
-        def scale(key: Any, w: jax.Array) -> jax.Array:
+        def scale(key: jax.tree_util.KeyPath, w: jax.Array) -> jax.Array:
             path = path_string(key)
             return scaled(w, gradients[path], signatures[path]) if path in gradients else w
 

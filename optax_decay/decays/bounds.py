@@ -11,7 +11,7 @@ Until κ is known it is infinite, and nothing decays.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from optax_decay.parameters.arguments import check, nearest
 
 
 class Memory(NamedTuple):
-    """What a bound remembers of each matrix; arrays of shape ``signature.batch_shape``.
+    """Memory of a bound for each matrix; arrays of shape ``signature.batch_shape``.
 
     Attributes:
         bound: κ; infinite until it is known.
@@ -105,7 +105,7 @@ def inflection(steps: int = 200, sample_every: int | None = None) -> Bound:
 NAMES = ("uniform", "dependent", "warm_start", "inflection")
 
 
-def check_bound(bound: Any) -> None:
+def check_bound(bound: object) -> None:
     """Raises ValueError unless `bound` is a `Bound`; names the nearest one."""
     if not isinstance(bound, Bound):
         name = getattr(bound, "__name__", bound)

@@ -35,7 +35,7 @@ def cautious_decay(
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or schedule.
-        pull: what is gated, one of `pulls`; the paper's is w itself.
+        pull: ψ, the pull that is gated, one of `pulls`; the paper's is w itself.
         options: multiplier, mask, axes, coupling, metrics, as in `decay`.
 
     >>> import optax, optax_decay

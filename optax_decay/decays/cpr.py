@@ -162,7 +162,7 @@ def cpr_decay(
             )
         return signatures
 
-    def init(params: Any) -> CprState:
+    def init(params: optax.Params) -> CprState:
         if has_no_leaves(params):
             return placeholder_state(CprState)
         leaves = by_path(params)
@@ -177,14 +177,16 @@ def cpr_decay(
             jnp.zeros([], jnp.int32), full(0.0), full(float("inf")), full(0.0), full(0.0)
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         del extra
         if params is None:
             raise ValueError("cpr_decay needs the weights: call tx.update(updates, state, params).")
         signatures, weights = chosen(params), by_path(params)
         new = CprState(increment(state.count), *(dict(part) for part in state[1:]))
 
-        def leaf(key: Any, u: Any) -> Any:
+        def leaf(key: jax.tree_util.KeyPath, u: Any) -> Any:
             path = path_string(key)
             if u is None or path not in signatures:
                 return u

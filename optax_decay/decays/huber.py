@@ -34,8 +34,9 @@ leaves 42.5 %, 23.1 %, 11.1 %, 1.7 % of them beyond the threshold at c = 1, 1.5,
 once more for its mean (44 instead of 40 bytes per weight on CPU, 32 instead of 28 on accelerators).
 """
 
-from typing import Any, Unpack
+from typing import Unpack
 
+import jax
 import optax
 
 from optax_decay.parameters import axes as axes_lib
@@ -120,7 +121,7 @@ def adam_huber_decay(
     b2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    mu_dtype: Any = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.1,
     threshold: Threshold = mean_size(1.5),
     *,

@@ -116,7 +116,9 @@ def adam_stable_decay(
     rate = optax.scale_by_learning_rate(learning_rate)
     chain = in_order(options, optax.scale_by_adam(b1, b2, eps), link, rate)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         return chain.update(updates, state, params, **{"gradients": updates, **extra})
 
     return optax.GradientTransformationExtraArgs(chain.init, update)

@@ -64,6 +64,7 @@ from optax_decay.one_bit.warmup import VarianceCheck, VarianceCriterion, warmup_
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, one_of, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.per_matrix import accumulator_dtype
@@ -264,8 +265,12 @@ def scale_by_one_bit_adam(
     masks.check_mask(compress)
     adam = _Adam(b1, b2, eps, bias_correction)
 
+    @once_per_structure
+    def described(shapes: optax.Params) -> list[checks.Parameter]:
+        return checks.describe(shapes, compress, axes, param_specs, axis_name)
+
     def describe(tree: Any) -> tuple[list[checks.Parameter], tuple[buffers.Buffer, ...]]:
-        found = checks.describe(tree, compress, axes, param_specs, axis_name)
+        found = described(tree)
         pieces = [
             buffers.Piece(p.path, tuple(x.shape), accumulator_dtype(x.dtype), p.spec, p.batch)
             for p, x in zip(found, jax.tree.leaves(tree))
@@ -273,7 +278,7 @@ def scale_by_one_bit_adam(
         ]
         return found, buffers.plan(pieces, layout, axis_name, mesh)
 
-    def init(params: Any) -> OneBitAdamState:
+    def init(params: optax.Params) -> OneBitAdamState:
         def zeros() -> Any:
             return jax.tree.map(lambda x: jnp.zeros_like(x, accumulator_dtype(x.dtype)), params)
 
@@ -288,7 +293,12 @@ def scale_by_one_bit_adam(
         return OneBitAdamState(count, warmup_end, zeros(), zeros(), worker, server, last_check)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, phase: str | None = None, **extra: Any
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        phase: str | None = None,
+        **extra: Any,
     ) -> tuple[Any, OneBitAdamState]:
         del params, extra
         if phase is not None:

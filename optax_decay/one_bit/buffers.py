@@ -35,6 +35,7 @@ from optax_decay.one_bit import compression
 Layout = Literal["joined", "per_leaf", "flat"]
 LAYOUTS = ("joined", "per_leaf", "flat")
 
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 Errors = dict[str, jax.Array]
 
 
@@ -116,12 +117,12 @@ def entry_axes(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def spec_axes(spec: Any) -> tuple[str, ...]:
+def spec_axes(spec: jax.sharding.PartitionSpec) -> tuple[str, ...]:
     """Mesh axes of a PartitionSpec, in alphabetical order."""
     return tuple(sorted(axis for entry in spec for axis in entry_axes(entry)))
 
 
-def axis_size(axis: str, mesh: Any) -> int:
+def axis_size(axis: str, mesh: Mesh | None) -> int:
     """Size of a mesh axis: of the surrounding `shard_map`, else of the mesh in context, else of `mesh`.
 
     Raises:
@@ -139,7 +140,7 @@ def axis_size(axis: str, mesh: Any) -> int:
     )
 
 
-def _local_shape(piece: Piece, mesh: Any) -> list[int]:
+def _local_shape(piece: Piece, mesh: Mesh | None) -> list[int]:
     """Lengths per device. Along axes of the surrounding `shard_map` the shape is local already."""
     lengths = []
     for i, length in enumerate(piece.shape):
@@ -155,7 +156,10 @@ def _local_shape(piece: Piece, mesh: Any) -> list[int]:
 
 
 def plan(
-    pieces: Sequence[Piece], layout: Layout, axis_name: compression.AxisName, mesh: Any
+    pieces: Sequence[Piece],
+    layout: Layout,
+    axis_name: compression.AxisName,
+    mesh: Mesh | None,
 ) -> tuple[Buffer, ...]:
     """The buffers of the given arrays, in a fixed order."""
     axes = compression.axis_tuple(axis_name)
@@ -213,7 +217,7 @@ def exchange_groups(buffers: Sequence[Buffer], layout: Layout) -> list[list[Buff
 
 def compressed_means(
     arrays: Sequence[jax.Array],
-    specs: Sequence[Any],
+    specs: Sequence[jax.sharding.PartitionSpec],
     worker: Errors,
     server: Errors,
     groups: Sequence[Sequence[Buffer]],

@@ -1,6 +1,6 @@
 """The parameters as 1-bit Adam sees them, and checks that workers may compress their momenta."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +79,7 @@ def check_compressed(found: Sequence[Parameter], compress: masks.Mask) -> None:
         )
 
 
-def check_not_split(path: str, axes: Any, axis_name: compression.AxisName) -> None:
+def check_not_split(path: str, axes: Iterable[str], axis_name: compression.AxisName) -> None:
     """Raises ValueError when a parameter is sharded over a compressed axis."""
     both = sorted(set(axes) & set(compression.axis_tuple(axis_name)))
     if both:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decay.one_bit import buffers, compression
 from optax_decay.one_bit.adam import OneBitAdamState
@@ -19,14 +20,14 @@ def _is_one_bit(x: Any) -> bool:
     return isinstance(x, OneBitAdamState)
 
 
-def _states(opt_state: Any) -> list[OneBitAdamState]:
+def _states(opt_state: optax.OptState) -> list[OneBitAdamState]:
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_one_bit) if _is_one_bit(x)]
     if not found:
         raise ValueError("the optimizer state holds no OneBitAdamState.")
     return found
 
 
-def one_bit_phase(opt_state: Any) -> str:
+def one_bit_phase(opt_state: optax.OptState) -> str:
     """The phase of the next step, ``"warmup"`` or ``"compressed"``. Reads one number from the device.
 
     Args:
@@ -42,7 +43,7 @@ def one_bit_phase(opt_state: Any) -> str:
 
 
 def state_partition_specs(
-    opt_state: Any,
+    opt_state: optax.OptState,
     axis_name: compression.AxisName,
     param_specs: Any = None,
     *,
@@ -71,7 +72,7 @@ def state_partition_specs(
     specs = {path_string(key): spec or jax.P() for key, spec in leaves}
     axes = compression.axis_tuple(axis_name)
 
-    def reduced(spec: Any) -> jax.sharding.PartitionSpec:
+    def reduced(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
         if manual_axes is None:
             return spec
         kept = [tuple(a for a in buffers.entry_axes(e) if a in manual_axes) for e in spec]
@@ -166,7 +167,7 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
-def _rest(opt_state: Any) -> Any:
+def _rest(opt_state: optax.OptState) -> Any:
     """The state without the errors of its 1-bit Adams."""
     return jax.tree.map(
         lambda x: x._replace(worker_error=(), server_error=()) if _is_one_bit(x) else x,
@@ -176,8 +177,8 @@ def _rest(opt_state: Any) -> Any:
 
 
 def change_workers(
-    opt_state: Any,
-    fresh: Any,
+    opt_state: optax.OptState,
+    fresh: optax.OptState,
     errors: Literal["reset", "redistribute"] = "reset",
     report: Callable[[str], Any] | None = None,
 ) -> tuple[Any, str]:

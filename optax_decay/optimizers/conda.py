@@ -51,6 +51,7 @@ from optax_decay.optimizers import adam_branch, conda_basis
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, one_of, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import as_decay
@@ -99,7 +100,7 @@ class _Rotated(NamedTuple):
     bases: conda_basis.Bases
 
     def renewed(
-        self, grads: Any, mus: Any, bases: Any, count: jax.Array, refresh: Any
+        self, grads: Any, mus: Any, bases: Any, count: jax.Array, refresh: jax.Array | bool | None
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
         """First moments, bases and masks of directions after the refresh of this step, if there is one."""
 
@@ -115,7 +116,13 @@ class _Rotated(NamedTuple):
         return jax.lax.cond(on_schedule if refresh is None else refresh, renew, keep)
 
     def step(
-        self, grads: Any, mus: Any, nus: Any, bases: Any, count: jax.Array, refresh: Any
+        self,
+        grads: Any,
+        mus: Any,
+        nus: Any,
+        bases: Any,
+        count: jax.Array,
+        refresh: jax.Array | bool | None,
     ) -> Any:
         """One step: updates before bias correction, first moments, second moments and bases, by path."""
         mus, bases, alive = self.renewed(grads, mus, bases, count, refresh)
@@ -135,11 +142,11 @@ class _Rotated(NamedTuple):
         leaves: tuple[dict[str, jax.Array], ...],
         signatures: dict[str, axes_lib.Signature],
         count: jax.Array,
-        refresh: Any,
+        refresh: jax.Array | bool | None,
     ) -> Any:
         """`step` on (gradients, first moments, second moments, bases) in the shapes of the parameters."""
 
-        def step(leaves: Any, count: Any, refresh: Any) -> Any:
+        def step(leaves: Any, count: jax.Array, refresh: jax.Array | bool | None) -> Any:
             grads, mus, nus = (
                 {path: axes_lib.as_matrix(x, signatures[path]) for path, x in part.items()}
                 for part in leaves[:3]
@@ -208,24 +215,32 @@ def scale_by_conda(
     one_of("side", side, conda_basis.SIDES)
     one_of("basis", basis, conda_basis.METHODS)
 
-    def rotated_sides(signatures: dict[str, axes_lib.Signature]) -> dict[str, str]:
+    @once_per_structure
+    def described(shapes: optax.Params) -> tuple[dict[str, axes_lib.Signature], dict[str, str]]:
+        """Signatures of all leaves, and the rotated sides of hidden matrices, by path."""
+        signatures = axes_lib.signatures(axes, shapes)
         hidden = {path: s for path, s in signatures.items() if s.role == "hidden"}
-        return {path: conda_basis.rotated_side(s, side) for path, s in hidden.items()}
+        return signatures, {p: conda_basis.rotated_side(s, side) for p, s in hidden.items()}
 
-    def init(params: Any) -> ScaleByCondaState:
+    def init(params: optax.Params) -> ScaleByCondaState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
         nu = jax.tree.map(lambda x: adam_branch.accumulator_like(x, real=True), params)
         if has_no_leaves(params):
             return placeholder_state(ScaleByCondaState, mu=mu, nu=nu)
-        signatures, leaves = axes_lib.signatures(axes, params), by_path(mu)
+        (signatures, sides), leaves = described(params), by_path(mu)
         bases = {
             path: conda_basis.identity(leaves[path], signatures[path], chosen)
-            for path, chosen in rotated_sides(signatures).items()
+            for path, chosen in sides.items()
         }
         return ScaleByCondaState(jnp.zeros([], jnp.int32), mu, nu, bases)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, refresh: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        refresh: jax.Array | bool | None = None,
+        **extra: Any,
     ) -> Any:
         del params, extra
         count = increment(state.count)
@@ -235,8 +250,8 @@ def scale_by_conda(
             return updates, state._replace(count=count)
         grads = dict(zip(mu, treedef.flatten_up_to(updates)))
         present = {p: g.astype(mu[p].dtype) for p, g in grads.items() if g is not None}
-        signatures = axes_lib.signatures(axes, state.mu)
-        sides = {p: s for p, s in rotated_sides(signatures).items() if p in present}
+        signatures, sides = described(state.mu)
+        sides = {path: chosen for path, chosen in sides.items() if path in present}
         correction = adam_branch.bias_correction(b1, b2, count)
         new, bases = dict(grads), state.basis
         for path in present.keys() - sides.keys():
@@ -278,7 +293,12 @@ def _decay_stepped_weights(
         term = tau * (w + u)
         return u - term, term
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         rate = now(weight_decay, state.count) * now(learning_rate, state.count)
         return product.update(updates, state, params, extra, rate, step)
 

@@ -86,7 +86,7 @@ def _names(axis_name: AxisName) -> tuple[str, ...]:
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
-def _local(params: Any, names: tuple[str, ...]) -> Any:
+def _local(params: optax.Params, names: tuple[str, ...]) -> Any:
     """Replicated params as copies of each device; the gradients of replicated ones would be sums over devices."""
 
     def local(p: jax.Array) -> jax.Array:
@@ -185,7 +185,7 @@ def gnb_hessian(
     if max_norm is not None:
         check("max_norm", max_norm, 0.0, open_low=True)
 
-    def hessian(params: Any, key: jax.Array) -> Any:
+    def hessian(params: optax.Params, key: jax.Array) -> Any:
         local = _local(params, names)
 
         def term(item: Any, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -250,7 +250,7 @@ def hutchinson(
     one_of("distribution", distribution, DISTRIBUTIONS)
     draw = jax.random.normal if distribution == "normal" else jax.random.rademacher
 
-    def hessian(params: Any, key: jax.Array) -> Any:
+    def hessian(params: optax.Params, key: jax.Array) -> Any:
         split = sorted({n for p in jax.tree.leaves(params) for n in varying_axes(p)} - set(names))
         if split:
             raise ValueError(

@@ -105,7 +105,7 @@ def scale_by_exadam(
     check("b2", b2, 0.0, 1.0, open_high=True)
     check("eps", eps, 0.0, open_low=True)
 
-    def init(params: Any) -> ScaleByExadamState:
+    def init(params: optax.Params) -> ScaleByExadamState:
         def first(p: Any) -> jax.Array:
             return jnp.zeros_like(p, mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
 
@@ -116,7 +116,12 @@ def scale_by_exadam(
             jnp.zeros([], jnp.int32), jax.tree.map(first, params), jax.tree.map(second, params)
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         del params, extra
         count = increment(state.count)
 

@@ -57,6 +57,7 @@ from optax_decay.optimizers.newton_coefficients import Coefficients, check_coeff
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
 from optax_decay.product.product import by_path, increment
@@ -205,19 +206,25 @@ def scale_by_root(
         check("update_rms", update_rms, 0.0, open_low=True)
     check_coefficients(coefficients)
     direction = _Direction(threshold, coefficients, iteration_dtype)
+    signatures_of = once_per_structure(lambda shapes: axes_lib.signatures(axes, shapes))
 
-    def init(params: Any) -> ScaleByRootState:
+    def init(params: optax.Params) -> ScaleByRootState:
         mu = jax.tree.map(adam_branch.accumulator_like, params)
         if has_no_leaves(params):
             return placeholder_state(ScaleByRootState, mu=mu)
-        signatures = axes_lib.signatures(axes, params)
+        signatures = signatures_of(params)
         for shape in {sides(s) for s in signatures.values() if s.role == "hidden"}:
             coefficients.for_shape(shape)  # missing ones are fitted now, not in the first step
         others = {p: x for p, x in by_path(params).items() if signatures[p].role != "hidden"}
         nu = {path: adam_branch.accumulator_like(x, real=True) for path, x in others.items()}
         return ScaleByRootState(jnp.zeros([], jnp.int32), mu, nu)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         del params, extra
         count = increment(state.count)
         treedef = jax.tree.structure(state.mu)
@@ -225,7 +232,7 @@ def scale_by_root(
         if not mu:
             return updates, state._replace(count=count)
         grads = dict(zip(mu, treedef.flatten_up_to(updates)))
-        signatures = axes_lib.signatures(axes, state.mu)
+        signatures = signatures_of(state.mu)
         new, nu, matrices = dict(grads), dict(state.nu), {}
         correction = adam_branch.bias_correction(b1, b2, count)
         for path, g in grads.items():

@@ -41,6 +41,7 @@ from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
+from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import decay
@@ -113,7 +114,7 @@ def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _rows(
-    params: Any, per_neuron: bool, mask: masks.Mask, axes: axes_lib.Axes
+    params: optax.Params, per_neuron: bool, mask: masks.Mask, axes: axes_lib.Axes
 ) -> dict[str, tuple[int, ...]]:
     """The axes of one row, for every leaf that rotates."""
     signatures = axes_lib.signatures(axes, params)
@@ -170,10 +171,11 @@ def rotational_update(
     check("eps", eps, 0.0)
     masks.check_mask(mask)
 
-    def rows(params: Any) -> dict[str, tuple[int, ...]]:
-        return _rows(params, per_neuron, mask, axes)
+    @once_per_structure
+    def rows(shapes: optax.Params) -> dict[str, tuple[int, ...]]:
+        return _rows(shapes, per_neuron, mask, axes)
 
-    def init(params: Any) -> RotationalState:
+    def init(params: optax.Params) -> RotationalState:
         if has_no_leaves(params):
             return placeholder_state(RotationalState)
         leaves = by_path(params)
@@ -191,7 +193,12 @@ def rotational_update(
 
         return RotationalState(jnp.zeros([], jnp.int32), zeros(), zeros())
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         del extra
         if params is None:
             raise ValueError(
@@ -236,7 +243,11 @@ def rotational_update(
 
 
 def center_rows(
-    params: Any, *, per_neuron: bool = True, mask: masks.Mask = "hidden", axes: axes_lib.Axes = None
+    params: optax.Params,
+    *,
+    per_neuron: bool = True,
+    mask: masks.Mask = "hidden",
+    axes: axes_lib.Axes = None,
 ) -> Any:
     """Initial weights without the means of their rows, and with the norms they had.
 
@@ -302,7 +313,7 @@ def rotational_adamw(
         rotational_update(learning_rate, weight_decay, b1, mask=mask, axes=axes, **options),
     )
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         signatures = axes_lib.signatures(axes, params)
         decayed, rotated = (masks.strengths(m, params, signatures) for m in (decay_mask, mask))
         both = [path for path in signatures if decayed[path] and rotated[path]]

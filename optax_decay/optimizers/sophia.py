@@ -249,7 +249,7 @@ def scale_by_sophia(
     check_refresh_every(refresh_every)
     every = jnp.asarray(refresh_every, jnp.int32)
 
-    def init(params: Any) -> ScaleBySophiaState:
+    def init(params: optax.Params) -> ScaleBySophiaState:
         def first(p: Any) -> jax.Array:
             return jnp.zeros_like(p, mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
 
@@ -278,7 +278,12 @@ def scale_by_sophia(
             return jax.lax.cond(due, lambda: take(hessian_fn(params, key_now)), lambda: old)
         return old if extra["hessian"] is None else take(extra["hessian"])
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> Any:
         _check_curvature(extra, params)
         count = increment(state.count)
         nu, hessian_count = refreshed(state, params, extra)

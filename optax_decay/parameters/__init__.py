@@ -1,1 +1,1 @@
-"""What a parameter is: its path, the meaning of its axes, where it lives, and checks of arguments."""
+"""Descriptions of parameters: paths, the meaning of axes, placement on devices; and checks of arguments."""

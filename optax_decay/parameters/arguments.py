@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def check(
     name: str,
-    value: Any,
+    value: object,
     low: float = float("-inf"),
     high: float = float("inf"),
     *,
@@ -29,7 +29,7 @@ def check(
     try:
         if isinstance(value, str):
             raise TypeError
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r} is not a number.") from None
     low_ok = number > low if open_low else number >= low
@@ -50,12 +50,12 @@ def check(
     )
 
 
-def nearest(value: Any, allowed: Iterable[str]) -> str:
+def nearest(value: object, allowed: Iterable[str]) -> str:
     """The allowed name that is most like `value`."""
     return difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.0)[0]
 
 
-def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raises ValueError unless `value` is one of the allowed names; the message gives all of them and the nearest."""
     allowed = tuple(allowed)
     if value not in allowed:

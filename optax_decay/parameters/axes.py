@@ -1,4 +1,4 @@
-"""What a parameter is: its axes, written once by the model and read by everything else.
+"""The axes of a parameter and their meaning, written once by the model and read by everything else.
 
 A signature is a line such as ``"L | D -> H E"``: batch axes ``|`` input axes ``->`` output axes, one name per array
 dimension in array order. ``L`` stacks layers, ``D`` is contracted with the activations, ``H E`` is what comes out.
@@ -192,8 +192,10 @@ def _fallback(path: str, shape: tuple[int, ...]) -> Signature:
     return Signature(path, shape, (), (), (), tuple(range(len(shape))), "vector", "fallback")
 
 
-def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
-    def numbers(axes: Any) -> tuple[int, ...]:
+def _from_muon(
+    spec: optax.contrib.MuonDimensionNumbers, path: str, shape: tuple[int, ...]
+) -> Signature:
+    def numbers(axes: int | Sequence[int]) -> tuple[int, ...]:
         axes = (axes,) if isinstance(axes, int) else tuple(axes)
         for axis in axes:
             if not -len(shape) <= axis < len(shape):
@@ -209,7 +211,7 @@ def _from_muon(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
     return Signature(path, shape, (), batch, inputs, outputs, "hidden", "muon")
 
 
-def _is_rules(axes: Any) -> bool:
+def _is_rules(axes: object) -> bool:
     return (
         isinstance(axes, tuple | list)
         and len(axes) > 0
@@ -220,7 +222,7 @@ def _is_rules(axes: Any) -> bool:
     )
 
 
-def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
+def _describe(spec: object, path: str, shape: tuple[int, ...]) -> Signature:
     if isinstance(spec, Signature):
         return spec
     if isinstance(spec, str):
@@ -234,7 +236,7 @@ def _describe(spec: Any, path: str, shape: tuple[int, ...]) -> Signature:
     )
 
 
-def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
+def signatures(axes: Axes, params: optax.Params) -> dict[str, Signature]:
     """The `Signature` of every leaf of `params`, by path, in flattening order.
 
     Args:
@@ -276,13 +278,15 @@ def signatures(axes: Axes, params: Any) -> dict[str, Signature]:
     }
 
 
-def resolve(axes: Axes, params: Any) -> Any:
+def resolve(axes: Axes, params: optax.Params) -> Any:
     """Like `signatures`, as a tree of the structure of `params`."""
     found = signatures(axes, params)
     return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)], params)
 
 
-def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> Any:
+def partition_specs(
+    axes: Axes, params: optax.Params, mesh_axes: Mapping[str, str | tuple[str, ...] | None]
+) -> Any:
     """Shardings from names: a tree of ``jax.P`` that puts every named axis on its mesh axis.
 
     Args:
@@ -301,7 +305,7 @@ def partition_specs(axes: Axes, params: Any, mesh_axes: Mapping[str, Any]) -> An
                 f"mesh_axes names {name!r}, which no parameter has; names are {known}."
             )
 
-    def spec(key: tuple[Any, ...], _: Any) -> jax.sharding.PartitionSpec:
+    def spec(key: jax.tree_util.KeyPath, _: object) -> jax.sharding.PartitionSpec:
         signature = found[path_string(key)]
         entries = [mesh_axes.get(name) for name in signature.names] or [None] * len(signature.shape)
         used: dict[str, str] = {}

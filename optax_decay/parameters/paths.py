@@ -10,16 +10,16 @@ import optax
 from optax_decay.parameters.arguments import nearest
 
 
-def _is_hole(x: Any) -> bool:
+def _is_hole(x: object) -> bool:
     return x is None or isinstance(x, optax.MaskedNode)
 
 
-def path_string(path: tuple[Any, ...]) -> str:
+def path_string(path: jax.tree_util.KeyPath) -> str:
     """The ``/``-joined path of a leaf; the ``value`` that Flax appends to variables is dropped."""
     return re.sub(r"/\.?value$", "", jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
-def leaf_paths(tree: Any) -> list[str]:
+def leaf_paths(tree: optax.Params) -> list[str]:
     """Paths of the leaves of `tree`, in flattening order."""
     return [path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
@@ -32,7 +32,9 @@ def matches(pattern: str, path: str) -> bool:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
-def match_rules(rules: Sequence[tuple[str, Any]], params: Any, what: str) -> dict[str, Any]:
+def match_rules(
+    rules: Sequence[tuple[str, Any]], params: optax.Params, what: str
+) -> dict[str, Any]:
     """First matching rule's value per leaf path; raises for leaves and rules left over.
 
     Leaves hidden by `optax.masked` or `optax.partition` count as matched, so that one list of rules serves every
@@ -67,6 +69,6 @@ def match_rules(rules: Sequence[tuple[str, Any]], params: Any, what: str) -> dic
     return values
 
 
-def shapes(params: Any) -> Any:
+def shapes(params: optax.Params) -> Any:
     """`params` with every leaf replaced by its ``jax.ShapeDtypeStruct``: all that a rule may look at."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 State = TypeVar("State", bound=tuple[Any, ...])
 
 
-def has_no_leaves(params: Any) -> bool:
+def has_no_leaves(params: optax.Params) -> bool:
     """True for empty trees, the placeholder of ``optax.tree.map_params`` among them."""
     return not jax.tree.leaves(params)
 

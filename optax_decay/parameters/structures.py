@@ -30,10 +30,6 @@ def once_per_structure(
     def result(params: optax.Params) -> Result:
         leaves, treedef = jax.tree.flatten(params)
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        try:
-            hash(treedef)
-        except TypeError:  # a container whose static part is a dictionary, for example
-            return function(jax.tree.unflatten(treedef, shapes))
         return known(treedef, shapes)
 
     return result

@@ -1,4 +1,4 @@
-"""What a decay coefficient λ = 0.1 is multiplied with: its coupling to the learning rate.
+"""The coupling of a decay to the learning rate: the factor by which a step multiplies the coefficient λ.
 
 With η_t the learning rate at step t and η_max its peak, a weight shrinks per step by
 
@@ -16,12 +16,14 @@ into the coefficient for another.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
 from optax_decay.parameters.arguments import check, nearest, one_of
+from optax_decay.product.per_matrix import Value
+from optax_decay.product.per_matrix import now as now
 
 NAMES = ("learning_rate", "schedule", "corrected", "independent")
 
@@ -34,10 +36,10 @@ class FollowsRate(NamedTuple):
         learning_rate: η, a number or schedule.
     """
 
-    coefficient: Any
-    learning_rate: Any
+    coefficient: float | jax.Array
+    learning_rate: optax.ScalarOrSchedule
 
-    def __call__(self, count: Any) -> Any:
+    def __call__(self, count: jax.Array) -> Value:
         return self.coefficient * now(self.learning_rate, count)
 
 
@@ -51,10 +53,10 @@ class Coupling(NamedTuple):
     """
 
     name: str
-    scaled: Callable[[Any, jax.Array], Any] | None = None
+    scaled: Callable[[Value, jax.Array], Value] | None = None
     after_rate: bool = False
 
-    def rate(self, weight_decay: optax.ScalarOrSchedule, count: jax.Array) -> Any:
+    def rate(self, weight_decay: optax.ScalarOrSchedule, count: jax.Array) -> Value:
         """The number in front of ψ(w) at the decay's place in the chain, for λ a number or a schedule.
 
         Raises:
@@ -109,7 +111,7 @@ def independent() -> Coupling:
     return Coupling("independent", after_rate=True)
 
 
-def check_coupling(coupling: Any) -> None:
+def check_coupling(coupling: object) -> None:
     """Raises ValueError unless `coupling` is a `Coupling`; names the nearest one."""
     if not isinstance(coupling, Coupling):
         name = getattr(coupling, "__name__", coupling)
@@ -119,25 +121,21 @@ def check_coupling(coupling: Any) -> None:
         )
 
 
-def peak_of(learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None) -> Any:
+def peak_of(learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None) -> Value:
     """The peak of a learning rate: as given, or the number itself.
 
     Raises:
         ValueError: a schedule without its peak; a peak that is not positive.
     """
-    if peak_learning_rate is None:
-        if callable(learning_rate):
-            raise ValueError(
-                "the learning rate is a schedule, and this coupling divides by its peak: pass peak_learning_rate=..."
-            )
-        peak_learning_rate = learning_rate
-    check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
-    return peak_learning_rate
-
-
-def now(value: optax.ScalarOrSchedule, count: jax.Array) -> Any:
-    """A number, or the value of a schedule at this step."""
-    return value(count) if callable(value) else value
+    if peak_learning_rate is not None:
+        check("peak_learning_rate", peak_learning_rate, 0.0, open_low=True)
+        return peak_learning_rate
+    if callable(learning_rate):
+        raise ValueError(
+            "the learning rate is a schedule, and this coupling divides by its peak: pass peak_learning_rate=..."
+        )
+    check("learning_rate", learning_rate, 0.0, open_low=True)
+    return learning_rate
 
 
 def convert_weight_decay(

@@ -16,7 +16,7 @@ replaces the new weight θ by the proximal map of η_t λ m times the penalty.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import couplings, masks, pulls
 from optax_decay.product.couplings import Coupling, check_coupling, now
-from optax_decay.product.per_matrix import PerMatrix
+from optax_decay.product.per_matrix import PerMatrix, Value
 from optax_decay.product.product import DecayState, Product
 from optax_decay.product.pulls import Pull, check_pull
 
@@ -64,7 +64,7 @@ class LowPrecisionDecayWarning(UserWarning):
     """Decay of weights stored in 16 bits, where ``w(1-ηλ)`` mostly rounds back to w."""
 
 
-def _warn_if_lost(params: Any, product: Product, shrink: Any) -> None:
+def _warn_if_lost(params: optax.Params, product: Product, shrink: Any) -> None:
     """Warns of decayed weights in 16 bits, unless the shrink per step is known and large enough to act."""
     paths, signatures, _ = product.resolved(params)
     low = [
@@ -131,11 +131,13 @@ def decay(
     product = Product(pull, as_multipliers(multiplier), mask, axes, metrics)
     sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
-    def init(params: Any) -> DecayState:
+    def init(params: optax.Params) -> DecayState:
         _warn_if_lost(params, product, weight_decay if coupling.after_rate else None)
         return product.init(params)
 
-    def step(u: jax.Array, w: jax.Array, coefficient: Any, delta: Any) -> Any:
+    def step(
+        u: jax.Array, w: jax.Array, coefficient: Value, delta: Value | None
+    ) -> tuple[jax.Array, jax.Array]:
         if isinstance(coefficient, int | float) and coefficient == 0:
             return u, jnp.zeros_like(w)
         term = coefficient * apply(w, delta)
@@ -144,7 +146,9 @@ def decay(
             term = jnp.where(agree, term, jnp.zeros_like(term))
         return (u + term if sign > 0 else u - term), term
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         rate = coupling.rate(weight_decay, state.count)
         return product.update(updates, state, params, extra, rate, step)
 
@@ -196,17 +200,21 @@ def proximal_decay(
         )
     product = Product(pull, as_multipliers(multiplier), mask, axes, metrics)
 
-    def init(params: Any) -> DecayState:
+    def init(params: optax.Params) -> DecayState:
         numbers = [x for x in (learning_rate, weight_decay) if isinstance(x, int | float)]
         _warn_if_lost(params, product, numbers[0] * numbers[1] if len(numbers) == 2 else None)
         return product.init(params)
 
-    def step(u: jax.Array, w: jax.Array, tau: Any, delta: Any) -> tuple[jax.Array, jax.Array]:
+    def step(
+        u: jax.Array, w: jax.Array, tau: Value, delta: Value | None
+    ) -> tuple[jax.Array, jax.Array]:
         theta = w + u
         new = prox(theta, tau, delta, w)
         return new - w, theta - new
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> Any:
         rate = coupling.rate(weight_decay, state.count) * now(learning_rate, state.count)
         return product.update(updates, state, params, extra, rate, step)
 
@@ -231,9 +239,15 @@ def as_multipliers(multiplier: Multiplier) -> tuple[PerMatrix, ...]:
     return chosen
 
 
-def times(own: PerMatrix, options: DecayOptions) -> DecayOptions:
+Options = TypeVar("Options", FixedPullOptions, DecayOptions)
+
+
+def times(own: PerMatrix, options: Options) -> Options:
     """The options of `decay` with a decay's own multiplier in front of those that the user gave."""
-    return {**options, "multiplier": (own, *as_multipliers(options.get("multiplier")))}
+    given = options["multiplier"] if "multiplier" in options else None  # noqa: SIM401
+    passed = options.copy()
+    passed["multiplier"] = (own, *as_multipliers(given))
+    return passed
 
 
 def as_decay(

@@ -1,4 +1,4 @@
-"""What to look at: which parameters decay and how fast, and what a decay did in its last step."""
+"""Tables and numbers to look at: which parameters decay, how fast, and the effect of a decay in its last step."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ class DecayTable:
     Attributes:
         rows: one `DecayRow` per parameter.
         step: the step at which schedules were evaluated.
-        coupling: what λ is multiplied with.
+        coupling: of λ to the learning rate.
         source: where the roles come from; ``"fallback"`` means shapes only.
     """
 
@@ -109,7 +109,7 @@ def quantity_text(x: float) -> str:
 
 
 def decay_table(
-    params: Any,
+    params: optax.Params,
     weight_decay: optax.ScalarOrSchedule,
     *,
     mask: masks.Mask = None,
@@ -119,12 +119,13 @@ def decay_table(
     tokens_per_step: int | None = None,
     step: int = 0,
 ) -> DecayTable:
-    """What decays and how fast, for the arguments that a decay was built with.
+    """Lists which parameters decay and how fast, for the arguments that a decay was built with.
 
     Args:
         params: tree of arrays or ``jax.ShapeDtypeStruct``.
         weight_decay, mask, axes, coupling: as given to `decay`.
-        learning_rate: η, a number or schedule; for the shrink per step and its time scale.
+        learning_rate: η, a number or schedule; for the shrink per step and its time scale. The coupling
+            ``couplings.independent()`` does not need it.
         tokens_per_step: for the time scale in tokens.
         step: where schedules are evaluated. A warm-up starts at 0: take a step on the plateau.
 
@@ -172,7 +173,7 @@ def decay_table(
     return DecayTable(tuple(rows), step, coupling, source)
 
 
-def metrics(state: Any) -> dict[str, float]:
+def metrics(state: optax.OptState) -> dict[str, float]:
     """Every number that the decays in an optimizer state keep per parameter, as ``name/path[/slice] -> float``.
 
     Reads `Metrics` (built with ``metrics=True``) and whatever multipliers and thresholds remember, such as the tail
@@ -196,12 +197,12 @@ def metrics(state: Any) -> dict[str, float]:
     return found
 
 
-def _named(table: Any) -> list[tuple[str, Any]]:
+def _named(table: object) -> list[tuple[str, Any]]:
     return list(table.items()) if isinstance(table, dict) else []
 
 
-def _tables(memory: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The dictionaries by path in a quantity's memory, with the names of their fields."""
+def _tables(memory: object) -> list[tuple[str, dict[str, Any]]]:
+    """The dictionaries by path that a `PerMatrix` remembers, with the names of their fields."""
     if isinstance(memory, dict):
         return [("threshold", memory)]
     return [
@@ -211,7 +212,7 @@ def _tables(memory: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _add(found: dict[str, float], name: str, value: Any) -> None:
+def _add(found: dict[str, float], name: str, value: jax.typing.ArrayLike) -> None:
     array = np.asarray(value)
     if array.ndim == 0:
         found[name] = float(array)

@@ -16,7 +16,7 @@ from optax_decay.parameters.arguments import one_of
 
 Mask = Any  # what `strengths` accepts
 
-# What a ready-made optimizer decays: embeddings, norms and biases are left alone.
+# The default of ready-made optimizers: embeddings, norms and biases do not decay.
 MATRICES = ("hidden", "head")
 
 
@@ -46,12 +46,12 @@ def check_mask(mask: Mask) -> None:
         one_of("mask", role, axes_lib.ROLES)
 
 
-def _number(value: Any, path: str) -> float:
+def _number(value: jax.typing.ArrayLike, path: str) -> float:
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
             f"the mask at {path!r} is traced; masks are decided when a step is compiled."
         )
-    number = float(value) if np.ndim(value) == 0 else -1.0
+    number = float(np.asarray(value)) if np.ndim(value) == 0 else -1.0
     if not 0.0 <= number < float("inf"):
         raise ValueError(
             f"the mask at {path!r} is {value!r}; allowed: True, False or a number >= 0."
@@ -60,7 +60,7 @@ def _number(value: Any, path: str) -> float:
 
 
 def strengths(
-    mask: Mask, params: Any, signatures: dict[str, axes_lib.Signature]
+    mask: Mask, params: optax.Params, signatures: dict[str, axes_lib.Signature]
 ) -> dict[str, float]:
     """The number of every parameter, by path.
 

@@ -1,16 +1,16 @@
-"""What a decay did in its last step, kept in its state when asked for."""
+"""The effect of a decay in its last step, kept in its state with ``metrics=True``."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.product.per_matrix import accumulator_dtype
+from optax_decay.product.per_matrix import Value, accumulator_dtype
 
 
 class Metrics(NamedTuple):
-    """What a decay did in the last step to one parameter; float32 of shape ``signature.batch_shape``.
+    """The effect of a decay on one parameter in the last step; float32 of shape ``signature.batch_shape``.
 
     Attributes:
         rate: λ(t)·m, dimensionless, before the learning rate.
@@ -34,7 +34,12 @@ def no_metrics(signature: axes_lib.Signature, dtype: jax.typing.DTypeLike) -> Me
 
 
 def measure(
-    signature: axes_lib.Signature, coefficient: Any, term: Any, update: Any, w: Any, delta: Any
+    signature: axes_lib.Signature,
+    coefficient: Value,
+    term: jax.Array,
+    update: jax.Array,
+    w: jax.Array,
+    delta: Value | None,
 ) -> Metrics:
     """`Metrics` of one leaf; inside ``shard_map`` they describe the local shard.
 

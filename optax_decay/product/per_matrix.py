@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters import paths
 from optax_decay.parameters.meshes import varying_axes
 
 AxisName = str | tuple[str, ...] | None  # mesh axes of a surrounding shard_map
-Value = Any  # float or float32 array of shape () or `signature.batch_shape`
+Value = float | jax.Array  # a number, or a float32 array of shape () or `signature.batch_shape`
 
 
 class Context(NamedTuple):
-    """What a quantity may look at in one step.
+    """All that a `PerMatrix` can see in one step.
 
     Attributes:
         updates: incoming updates by path; a path is absent where the update is None.
@@ -71,17 +72,21 @@ class PerMatrix(NamedTuple):
     update: Callable[[Context, Any], tuple[dict[str, Value], Any]]
 
 
-def accumulator_dtype(dtype: Any) -> Any:
+def now(value: optax.ScalarOrSchedule, count: jax.Array) -> Value:
+    """A number, or the value of a schedule at this step."""
+    return value(count) if callable(value) else value  # type: ignore[return-value]
+
+
+def accumulator_dtype(dtype: jax.typing.DTypeLike) -> Any:
     """float32 for low precision and float32, float64 for float64; the real counterpart for complex."""
     return jnp.promote_types(jnp.finfo(dtype).dtype, jnp.float32)
 
 
-def constant(value: Value | Callable[[jax.Array], Value]) -> PerMatrix:
+def constant(value: optax.ScalarOrSchedule) -> PerMatrix:
     """The same number for every matrix; a number, or an optax schedule of the step."""
 
     def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:
-        now = value(context.count) if callable(value) else value
-        return dict.fromkeys(context.params, now), state
+        return dict.fromkeys(context.params, now(value, context.count)), state
 
     return PerMatrix(lambda params, signatures: (), update)
 

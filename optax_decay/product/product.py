@@ -17,7 +17,7 @@ from optax_decay.product.per_matrix import Context, PerMatrix, Value, accumulato
 from optax_decay.product.pulls import Pull
 
 # ``(u, w, coefficient, δ) -> (new update, decay term)`` of one leaf; δ is None for pulls without a threshold.
-Step = Callable[[jax.Array, jax.Array, Value, Any], tuple[jax.Array, jax.Array]]
+Step = Callable[[jax.Array, jax.Array, Value, Value | None], tuple[jax.Array, jax.Array]]
 
 
 class DecayState(NamedTuple):
@@ -27,7 +27,7 @@ class DecayState(NamedTuple):
         count: int32 scalar, completed updates.
         threshold: memory of the pull's threshold; empty unless it has any.
         multipliers: tuple, memory of each multiplier.
-        metrics: `Metrics` by path if asked for, else empty.
+        metrics: `Metrics` by path with ``metrics=True``, else empty.
     """
 
     count: jax.Array
@@ -37,7 +37,7 @@ class DecayState(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What `mask` and `axes` say about one tree of parameters.
+    """A mask and axes, read for one tree of parameters.
 
     Attributes:
         paths: of all leaves, in flattening order.
@@ -77,7 +77,7 @@ def _spread(value: Value, signature: axes_lib.Signature, dtype: jax.typing.DType
 
 
 class Product:
-    """What `decay` and `proximal_decay` share: the product of rate, multipliers and pull, leaf by leaf."""
+    """The product of rate, multipliers and pull, leaf by leaf, which `decay` and `proximal_decay` share."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Product:
         return jax.tree.unflatten(treedef, flat), new_state
 
 
-def is_array(update: Any) -> bool:
+def is_array(update: object) -> bool:
     """False for the holes that ``optax.masked`` and filtered trees leave in updates."""
     return update is not None and not isinstance(update, optax.MaskedNode)
 

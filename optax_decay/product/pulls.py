@@ -1,4 +1,4 @@
-"""What a weight feels: the pull ψ of a decay, and its proximal map.
+"""Pulls ψ of a decay on a single weight, and their proximal maps.
 
 With w a weight and δ the threshold of its matrix (units of the weights), each pull is the gradient of a penalty R:
 
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_decay.parameters.arguments import check, nearest, one_of
-from optax_decay.product.per_matrix import PerMatrix
+from optax_decay.product.per_matrix import PerMatrix, Value
 from optax_decay.product.thresholds import Threshold, as_threshold, mean_size
 
 
@@ -39,7 +39,7 @@ class Pull(NamedTuple):
         apply: ``(w, δ) -> ψ(w)``, elementwise, in the dtype of w. None if only the proximal step exists.
         prox: ``(θ, τ, δ, w) -> argmin_x (x-θ)²/2 + τR(x)``; w is the weight before the step, for penalties that are
             linearised there. None if there is no closed form.
-        threshold: the quantity δ, or None if the pull has none.
+        threshold: δ, or None if the pull has none.
     """
 
     name: str
@@ -52,12 +52,12 @@ def _sign(w: jax.Array) -> jax.Array:
     return jnp.sign(w)  # for complex numbers w/|w|, and 0 at 0
 
 
-def _shrink(w: jax.Array, amount: Any) -> jax.Array:
+def _shrink(w: jax.Array, amount: Value) -> jax.Array:
     """w moved towards 0 by `amount`, stopping at 0."""
     return _sign(w) * jnp.maximum(jnp.abs(w) - amount, 0)
 
 
-def _soft(x: Any, dtype: Any) -> Any:
+def _soft(x: Value, dtype: jax.typing.DTypeLike) -> Any:
     # Python numbers stay weakly typed, so that a constant does not change the arithmetic of the step.
     return x if isinstance(x, int | float) else jnp.asarray(x, jnp.finfo(dtype).dtype)
 
@@ -93,13 +93,13 @@ def huber(threshold: Threshold = mean_size(1.5)) -> Pull:
     ``θ - τδ·sign θ``.
     """
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         if jnp.iscomplexobj(w):
             size = jnp.abs(w)
             return w * jnp.where(size > delta, delta / jnp.where(size > 0, size, 1), 1)
         return jnp.clip(w, -delta, delta)
 
-    def prox(theta: jax.Array, tau: Any, delta: Any) -> jax.Array:
+    def prox(theta: jax.Array, tau: Value, delta: Value) -> jax.Array:
         inside = jnp.abs(theta) <= (1 + tau) * delta
         return jnp.where(inside, theta / (1 + tau), theta - tau * delta * _sign(theta))
 
@@ -109,7 +109,7 @@ def huber(threshold: Threshold = mean_size(1.5)) -> Pull:
 def pseudo_huber(threshold: Threshold = mean_size(1.5)) -> Pull:
     """ψ(w) = w/sqrt(1+(w/δ)²): a smooth Huber. δ is `threshold`, in units of the weights (`thresholds`)."""
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         return w / jnp.sqrt(1 + jnp.square(jnp.abs(w) / delta))
 
     return _with_threshold("pseudo_huber", apply, None, threshold)
@@ -118,7 +118,7 @@ def pseudo_huber(threshold: Threshold = mean_size(1.5)) -> Pull:
 def log_cosh(threshold: Threshold = mean_size(1.5)) -> Pull:
     """ψ(w) = δ·tanh(w/δ). δ is `threshold`, in units of the weights (`thresholds`)."""
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         return delta * jnp.tanh(jnp.abs(w) / delta) * _sign(w)
 
     return _with_threshold("log_cosh", apply, None, threshold)
@@ -130,10 +130,10 @@ def fair(threshold: Threshold = mean_size(1.5)) -> Pull:
     Proximal map: the positive root x of ``x² + x(δ(1+τ) - |θ|) - δ|θ| = 0``, with the sign of θ.
     """
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         return w / (1 + jnp.abs(w) / delta)
 
-    def prox(theta: jax.Array, tau: Any, delta: Any) -> jax.Array:
+    def prox(theta: jax.Array, tau: Value, delta: Value) -> jax.Array:
         size = jnp.abs(theta)
         b = delta * (1 + tau) - size
         root = jnp.sqrt(b * b + 4 * delta * size)
@@ -155,7 +155,7 @@ def lp(p: float = 1.0) -> Pull:
     """
     check("p", p, 1.0, 2.0)
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
 
     return Pull("lp", apply)
@@ -177,7 +177,7 @@ def padam(p: float = 0.8, linearize_at: str = "old") -> Pull:
     check("p", p, 0.0, 2.0, open_low=True)
     one_of("linearize_at", linearize_at, LINEARIZE_AT)
 
-    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
+    def prox(theta: jax.Array, tau: Value, delta: Value, w: jax.Array) -> jax.Array:
         x = jnp.power(jnp.abs(w if linearize_at == "old" else theta), 2 - p)
         total = x + p * tau
         return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
@@ -193,10 +193,10 @@ def elastic_net(l1_ratio: float = 0.5) -> Pull:
     """
     check("l1_ratio", l1_ratio, 0.0, 1.0)
 
-    def apply(w: jax.Array, delta: Any) -> jax.Array:
+    def apply(w: jax.Array, delta: Value) -> jax.Array:
         return l1_ratio * jnp.sign(w) + (1 - l1_ratio) * w
 
-    def prox(theta: jax.Array, tau: Any, delta: Any, w: jax.Array) -> jax.Array:
+    def prox(theta: jax.Array, tau: Value, delta: Value, w: jax.Array) -> jax.Array:
         size = jnp.maximum(jnp.abs(theta) - tau * l1_ratio, 0)
         return jnp.sign(theta) * size / (1 + tau * (1 - l1_ratio))
 
@@ -206,7 +206,7 @@ def elastic_net(l1_ratio: float = 0.5) -> Pull:
 NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "padam", "elastic_net")
 
 
-def check_pull(pull: Any) -> None:
+def check_pull(pull: object) -> None:
     """Raises ValueError unless `pull` is a `Pull`; names the nearest one."""
     if not isinstance(pull, Pull):
         name = getattr(pull, "__name__", pull)

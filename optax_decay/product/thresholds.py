@@ -118,7 +118,7 @@ def running_mean_size(
 NAMES = ("mean_size", "rms_size", "running_mean_size")
 
 
-def as_threshold(threshold: Any) -> PerMatrix:
+def as_threshold(threshold: Threshold | str) -> PerMatrix:
     """The `PerMatrix` of a threshold that may be a number or a schedule.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A step of decay multiplies a weight by 1 - ηλ. bfloat16 keeps 8 significant bits, so for ηλ < 2⁻⁹ the product rounds
 back to the weight, every time: at η = 1e-3 and λ = 0.1 nothing decays at all, however the sum is computed, because
-what is lost is lost in storing it. Two remedies, both in one fused pass:
+the loss happens when it is stored. Two remedies, both in one fused pass:
 
 * ``apply_updates(params, updates, key=key)`` rounds stochastically: with x the float32 sum and a <= x <= b its bfloat16
   neighbours, it stores b with probability (x-a)/(b-a). The expectation is exact; no memory.
@@ -41,7 +41,9 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
-def apply_updates(params: Any, updates: Any, *, key: jax.Array | None = None) -> Any:
+def apply_updates(
+    params: optax.Params, updates: optax.Updates, *, key: jax.Array | None = None
+) -> Any:
     """``optax.apply_updates`` that rounds bfloat16 weights stochastically.
 
     Args:
@@ -75,7 +77,7 @@ def apply_updates(params: Any, updates: Any, *, key: jax.Array | None = None) ->
     return jax.tree.unflatten(treedef, new)
 
 
-def kahan_init(params: Any) -> Any:
+def kahan_init(params: optax.Params) -> Any:
     """Zeros like the 16-bit leaves of `params`: nothing is lost yet. Other leaves become scalars that stay 0."""
     return jax.tree.map(
         lambda w: jnp.zeros_like(w) if jnp.finfo(w.dtype).bits == 16 else jnp.zeros([], w.dtype),
@@ -83,7 +85,9 @@ def kahan_init(params: Any) -> Any:
     )
 
 
-def kahan_apply_updates(params: Any, updates: Any, lost: Any) -> tuple[Any, Any]:
+def kahan_apply_updates(
+    params: optax.Params, updates: optax.Updates, lost: optax.Params
+) -> tuple[Any, Any]:
     """Adds updates to 16-bit weights and remembers what rounding lost.
 
     With w the weight, c what was lost so far and u the update, all in float32: ``x = w + c + u``, ``w ← round(x)``,
@@ -98,7 +102,7 @@ def kahan_apply_updates(params: Any, updates: Any, lost: Any) -> tuple[Any, Any]
         The new weights and the new `lost`, with unchanged dtypes.
     """
 
-    def one(w: Any, c: Any, u: Any) -> tuple[Any, Any]:
+    def one(w: jax.Array | None, c: jax.Array, u: jax.Array | None) -> tuple[Any, Any]:
         if w is None or u is None:
             return w, c
         if jnp.finfo(w.dtype).bits != 16:

@@ -55,8 +55,10 @@ class SkipOnSpikeState(NamedTuple):
     spikes: jax.Array
 
 
-def _spikes(x: jax.Array, ring: jax.Array, taken: jax.Array, sigma: Any) -> jax.Array:
-    """Whether x is far above the values in a ring of which the first `taken` places are filled."""
+def _spikes(
+    x: jax.Array, ring: jax.Array, taken: jax.Array, sigma: jax.typing.ArrayLike
+) -> jax.Array:
+    """True when x is far above the values in a ring whose first `taken` places are filled."""
     filled = jnp.minimum(taken, ring.size)
     here = jnp.arange(ring.size) < filled
     count = jnp.maximum(filled, 1)
@@ -103,7 +105,7 @@ def skip_on_spike(
     check("max_consecutive_spikes", max_consecutive_spikes, 1)
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> SkipOnSpikeState:
+    def init(params: optax.Params) -> SkipOnSpikeState:
         zero = jnp.zeros([], jnp.int32)
         ring = jnp.zeros([window], jnp.float32)
         # Two rings and four counters, none of which may share a buffer with another: steps donate them.
@@ -112,12 +114,12 @@ def skip_on_spike(
         )
 
     def update(
-        updates: Any,
+        updates: optax.Updates,
         state: Any,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
-        value: Any = None,
-        norm: Any = None,
+        value: jax.typing.ArrayLike | None = None,
+        norm: jax.typing.ArrayLike | None = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
         norm = jnp.asarray(optax.tree.norm(updates) if norm is None else norm, jnp.float32)
@@ -130,7 +132,7 @@ def skip_on_spike(
         level = spike & (state.spikes >= max_consecutive_spikes)
         skip = broken | (spike & ~level)
 
-        def keep(old: Any, new: Any) -> Any:
+        def keep(old: jax.Array, new: jax.typing.ArrayLike) -> Any:
             return jnp.where(skip, old, jnp.asarray(new).astype(old.dtype))
 
         safe = jax.tree.map(lambda g: jnp.where(skip, jnp.zeros_like(g), g), updates)
