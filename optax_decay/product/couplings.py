@@ -36,10 +36,10 @@ class FollowsRate(NamedTuple):
         learning_rate: η, a number or schedule.
     """
 
-    coefficient: Any
-    learning_rate: Any
+    coefficient: float | jax.Array
+    learning_rate: optax.ScalarOrSchedule
 
-    def __call__(self, count: Any) -> Any:
+    def __call__(self, count: jax.Array) -> Value:
         return self.coefficient * now(self.learning_rate, count)
 
 
