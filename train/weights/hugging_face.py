@@ -23,7 +23,7 @@ from train.config.fields import UserError
 from train.step import families
 from train.weights.hugging_face_arrays import CONSTANTS, Array, Piece, arrays
 from train.weights.hugging_face_config import FIELDS, config_json, read_config
-from train.weights.safetensors_file import Planned, Tensors, write
+from train.weights.safetensors_file import PlannedArray, Tensors, write_checkpoint
 
 LARGEST_FILE = 5_000_000_000  # bytes, as transformers cuts them
 
@@ -154,9 +154,9 @@ def save(
         return values.T if array.transposed else values
 
     folder.mkdir(parents=True, exist_ok=True)
-    planned = [Planned(a.name, a.shape, functools.partial(make, a)) for a in arrays(model)]
+    planned = [PlannedArray(a.name, a.shape, functools.partial(make, a)) for a in arrays(model)]
     kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    files = write(folder, planned, kind, largest)
+    files = write_checkpoint(folder, planned, kind, largest)
     described = config_json(model, length, separator) | {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     return ["config.json", *files]
