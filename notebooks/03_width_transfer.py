@@ -57,7 +57,9 @@ from train.data import batches as text
 from train.step import update as step
 
 base, wide = widths
-data = text.load("stdlib", "bytes", length=64, batch_size=8, seed=0, cache=root / ".cache/data")
+data = text.load_text(
+    "stdlib", "bytes", length=64, batch_size=8, seed=0, cache=root / ".cache/data"
+)
 
 
 def config(width, mup):

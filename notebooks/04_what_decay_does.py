@@ -55,7 +55,7 @@ from optax_decay.spectral import spectra
 from train.data import batches as data_lib
 from train.step.update import loss
 
-data = data_lib.load(
+data = data_lib.load_text(
     "stdlib", "bytes", length=length, batch_size=batch_size, seed=0, cache=root / ".cache/data"
 )
 model = llama.Config(

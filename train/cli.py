@@ -35,7 +35,7 @@ from train.config.ranges import Range
 from train.config.rules import BOUNDED, OPTIMIZERS, PROXIMAL, SPECTRAL
 from train.data.batches import STORE
 from train.step import families
-from train.weights.hugging_face_config import shaped
+from train.weights.hugging_face_config import shape_from_weights
 
 PROGRAM = "python -m train"
 
@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> Config:
         config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
     )
     if config.model.weights is not None and resume is None:
-        config = shaped(config)
+        config = shape_from_weights(config)
     if resume is None and path is None:
         config = _without_idle(config, start)
     check(config)

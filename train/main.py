@@ -17,7 +17,7 @@ from optax_decay.parameters.axes import signatures
 from train import processes
 from train.cli import parse
 from train.config.fields import Config, UserError, model_config, resolved
-from train.data.loading import load as load
+from train.data.loading import read_data as read_data
 from train.display import say
 from train.run import checkpoints as checkpoint
 from train.run import figures, log, watchdog
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 def train(asked: Config) -> int:
     """Trains as the config says, going on with what its run folder already holds."""
     config = resolved(asked)
-    data = load(config)
+    data = read_data(config)
     program = assemble(config, data)
     with (
         signals() as stop,
@@ -93,7 +93,9 @@ class Program:
             return self.init(jax.random.key(self.config.run.seed))
         folder = pathlib.Path(self.config.model.weights)
         say(f"reading the weights in {folder} ...")
-        return self.start(hugging_face.load(folder, self.model, self.shardings["params"]))
+        return self.start(
+            hugging_face.load_pretrained(folder, self.model, self.shardings["params"])
+        )
 
     def init(self, key: jax.Array) -> step.State:
         """In two programs: models of one shape share that of their weights, whatever trains them."""
@@ -294,7 +296,7 @@ def conclude(program: Program, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
     if not processes.first():
         return
-    records = log.read(folder / "metrics.jsonl")
+    records = log.read_records(folder / "metrics.jsonl")
     task, baseline = program.task, program.task.baseline(program.facts)
     name, metric = title(program.config), program.config.decay.spectral
     pictures = figures.draw(records, baseline, name, folder / "figures", metric, task.words)

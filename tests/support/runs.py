@@ -43,7 +43,7 @@ def flags(folder: pathlib.Path, *more: str) -> list[str]:
 def program(folder: pathlib.Path, *more: str) -> main.Program:
     """The assembled program of a toy run, before its first step."""
     config = resolved(parse(flags(folder, *more)))
-    return main.assemble(config, main.load(config))
+    return main.assemble(config, main.read_data(config))
 
 
 def records(run: pathlib.Path) -> list[dict]:

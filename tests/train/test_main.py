@@ -27,7 +27,7 @@ from train.config.fields import resolved
 from train.run import checkpoints as checkpoint
 from train.run import integrity
 from train.step import families
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,9 @@ def no_pictures(whole, monkeypatch):
 def final_state(folder: pathlib.Path):
     """The newest checkpoint of a toy run, as arrays."""
     ready = program(folder)
-    meta = integrity.verified(json.loads((folder / "run/checkpoints/6/meta/metadata").read_text()))
+    meta = integrity.verify_digest(
+        json.loads((folder / "run/checkpoints/6/meta/metadata").read_text())
+    )
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         state, step = checkpoints.restore(ready.placed_shapes(), meta, print)
     assert step == 6
@@ -155,7 +157,7 @@ def test_every_experiment_starts(name, tmp_path):
         small = pictures.flags(tmp_path, "--run.steps", "2")
     if name in SIBLINGS:
         config = resolved(parse([name, *small]))
-        ready = main.assemble(config, main.load(config))
+        ready = main.assemble(config, main.read_data(config))
         ready.update.lower(ready.placed_shapes(), ready.batch(0))
         return
     assert main.main([name, *small]) == 0
@@ -173,7 +175,7 @@ def test_a_gpt_trains_and_goes_on(tmp_path):
     assert list(seen) == [1, 2, 3, 4, 5, 6] and seen[6] < seen[1]
     table = (tmp_path / "run/decay.txt").read_text()
     assert all(name in table for name in ("position/embedding", "blocks/mlp/down/bias"))
-    trained = newest(tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
     assert (type(trained.model), trained.model.vocab_size, trained.step) == (gpt.Config, 257, 6)
     assert trained.params["position"]["embedding"].shape == (512, 16)
 

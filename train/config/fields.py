@@ -5,13 +5,11 @@ fields in. `arguments.py` reads configs from the command line and from JSON, and
 """
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from train.config.ranges import Count, Momentum, NotNegative, Positive, Range, Share, Whole, Window
 from train.config.rules import BOUNDED, OPTIMIZERS, SPECTRAL, Direction
-from train.errors import UserError
+from train.errors import UserError, nearest
 from train.step import families
 
 Spectral = Literal["alpha", "alphahat", "stable_rank", "entropy", "fnorm", "gradnorm"]
@@ -276,10 +274,6 @@ def replace(config: Config, changes: dict[str, Any]) -> Config:
         groups.setdefault(group, {})[field] = value
     parts = {g: dataclasses.replace(getattr(config, g), **fields) for g, fields in groups.items()}
     return dataclasses.replace(config, **parts)
-
-
-def nearest(value: Any, allowed: Sequence[str]) -> str:
-    return difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
 
 
 def preset_of(model: Model) -> Any:

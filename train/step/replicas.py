@@ -146,7 +146,7 @@ def as_saved(
 
 
 def is_error(name: str) -> bool:
-    """Whether an array of this name (`migrate.names`) belongs to one worker."""
+    """Whether an array of this name (`migrate.leaf_names`) belongs to one worker."""
     fields = ("worker_error", "server_error")
     return name.startswith(tuple(f"{OneBitAdamState.__name__}.{field}/" for field in fields))
 
@@ -180,6 +180,6 @@ def _with_saved_errors(path: str, state: Any, structure: dict[str, str]) -> Any:
 
 def _array(text: str, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """An array of a checkpoint, its rows over all devices if they can be."""
-    found = migrate.parse(text)
+    found = migrate.parse_shape(text)
     spec = jax.P() if found.shape[0] % mesh.size else jax.P(mesh.axis_names)
     return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=NamedSharding(mesh, spec))

@@ -29,7 +29,7 @@ class Task(Protocol):
 
     noun: ClassVar[str]  # of what is learned from
     unit: ClassVar[str]  # what a step is measured in
-    words: ClassVar[figures.Words]
+    words: ClassVar[figures.Labels]
 
     @property
     def data(self) -> Any:
@@ -89,21 +89,21 @@ class Language:
     """The next token of a text, from those before it."""
 
     config: Config
-    data: data_lib.Data
+    data: data_lib.TokenBatches
 
     noun: ClassVar[str] = "text"
     unit: ClassVar[str] = "tokens"
-    words: ClassVar[figures.Words] = figures.Words(
+    words: ClassVar[figures.Labels] = figures.Labels(
         "nats per token", "held-out text", "token frequencies alone"
     )
 
     @staticmethod
-    def read(config: Config) -> data_lib.Data:
+    def read(config: Config) -> data_lib.TokenBatches:
         wanted = config.data
         encoded = wanted.text.startswith(data_lib.STORE)
         say(f"reading {wanted.text}{'' if encoded else f' as {wanted.tokenizer} tokens'} ...")
         try:
-            return data_lib.load(
+            return data_lib.load_text(
                 wanted.text,
                 wanted.tokenizer,
                 length=wanted.length,
@@ -157,16 +157,16 @@ class Images:
     """The class of an image; what else the state holds and what is drawn at random is `image_task.Task`'s."""
 
     config: Config
-    data: images.Images
+    data: images.ImageBatches
 
     noun: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
-    words: ClassVar[figures.Words] = figures.Words(
+    words: ClassVar[figures.Labels] = figures.Labels(
         "nats per image", "held-out images", "all classes alike"
     )
 
     @staticmethod
-    def read(config: Config) -> images.Images:
+    def read(config: Config) -> images.ImageBatches:
         wanted = config.images
         say(f"reading {wanted.name} ...")
         recipe = images.Recipe(
@@ -175,7 +175,7 @@ class Images:
                 for field in dataclasses.fields(images.Recipe)
             }
         )
-        return images.load(
+        return images.load_images(
             wanted.name,
             size=config.model.image_size or 1,
             batch_size=config.data.batch_size,

@@ -155,7 +155,7 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
     plt = figures.pyplot()
     colors = dict(zip(NAMES, ("#a0a0a0", "#10305a", "#b4521e", "#3c8c84", "#7a3b8f")))
     marks = dict(zip(NAMES, "os^Dv"))
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
             2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 6.5)
         )
@@ -212,7 +212,7 @@ def main(arguments: list[str]) -> int:
                 f"width {width} is not a multiple of the width of a head, {task.head_width};"
                 f" nearest: {max(1, round(width / task.head_width)) * task.head_width}."
             )
-    data = data_lib.load(
+    data = data_lib.load_text(
         task.text,
         task.tokenizer,
         length=task.length,

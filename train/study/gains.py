@@ -17,7 +17,7 @@ from train.config.fields import UserError
 from train.display import say
 from train.run.folder import write
 from train.step import families, observe, optimizer
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +45,10 @@ def compare(
     Raises:
         UserError: not a run folder, no checkpoint, other models, or no base width.
     """
-    (config, model, params, done), (base, _, reference, base_done) = newest(run), newest(proxy)
+    (config, model, params, done), (base, _, reference, base_done) = (
+        load_trained(run),
+        load_trained(proxy),
+    )
     if config.model.base_width != base.model.width:
         raise UserError(
             f"model.base_width of {run} is {config.model.base_width}, but {proxy} has the width"

@@ -138,7 +138,7 @@ def test_fields_of_the_model(name):
         params = jax.eval_shape(functools.partial(family.init, model), jax.random.key(0))
         if family is vit:
             task = image_task.Task(functools.partial(vit.forward, model), model.classes, 0.1)
-            made = images.Images(
+            made = images.ImageBatches(
                 "", [], [], ("", ""), 7, model.image_size, 4, 0, images.Recipe(), ""
             )
             batch = {
@@ -202,28 +202,30 @@ def test_fields_of_the_data(tmp_path):
     other.write_text(text.read_text()[::-1])
     fixed = {"data.text": str(text), "data.tokenizer": "bytes", "data.length": 12}
     base = replace(Config(), {**fixed, "data.cache": str(tmp_path / "cache")})
-    before = main.load(base)
+    before = main.read_data(base)
     for name, value in DATA.items():
         value = str(other) if name == "data.text" else value
-        after = main.load(replace(base, {name: value}))
+        after = main.read_data(replace(base, {name: value}))
         assert not np.array_equal(after.batch(0), before.batch(0)), name
     assert any((tmp_path / "cache").iterdir())
 
 
 def test_fields_of_the_images(tmp_path):
     base = parse(pictures.flags(tmp_path))
-    before, shapes = (main.load(resolved(base)), [])
+    before, shapes = (main.read_data(resolved(base)), [])
     for name, value in IMAGES.items():
         changed = resolved(replace(base, {name: value}))
         if name in ("images.name", "images.folder"):
             with pytest.raises(UserError, match=f"(?s){value}.*--images.folder"):
-                main.load(changed)
+                main.read_data(changed)
         elif name == "images.held_out":
-            assert len(main.load(changed).held) == 5 != len(before.held)
+            assert len(main.read_data(changed).held) == 5 != len(before.held)
         elif name in ("images.smoothing", "images.average"):
             shapes.append(main.assemble(changed, before))
         else:
-            pairs = [[made.batch(i) for i in range(4)] for made in (before, main.load(changed))]
+            pairs = [
+                [made.batch(i) for i in range(4)] for made in (before, main.read_data(changed))
+            ]
             assert any((a[k] != b[k]).any() for a, b in zip(*pairs) for k in a), name
     smooth, average = shapes
     assert "average" in average.shapes and "average" not in smooth.shapes

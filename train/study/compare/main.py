@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> int:
     return 1 if void else 0
 
 
-def load(task: Task, text: str) -> data_lib.Data:
+def load(task: Task, text: str) -> data_lib.TokenBatches:
     try:
-        return data_lib.load(
+        return data_lib.load_text(
             text,
             task.tokenizer,
             length=task.length,
@@ -174,7 +174,7 @@ def names(comparison: Comparison) -> list[str]:
 
 def run_all(
     comparison: Comparison,
-    texts: dict[str, data_lib.Data],
+    texts: dict[str, data_lib.TokenBatches],
     stored: Sequence[Record],
     path: pathlib.Path,
     stop: Sequence[int] = (),

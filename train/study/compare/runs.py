@@ -68,7 +68,7 @@ def model(task: Task, vocab_size: int) -> llama.Config:
 
 def run(
     task: Task,
-    data: data_lib.Data,
+    data: data_lib.TokenBatches,
     arm: str,
     *,
     learning_rate: float,
@@ -109,7 +109,9 @@ def run(
     }
 
 
-def cost(task: Task, data: data_lib.Data, arm: str, point: tuple[float, float]) -> dict[str, Any]:
+def cost(
+    task: Task, data: data_lib.TokenBatches, arm: str, point: tuple[float, float]
+) -> dict[str, Any]:
     """Seconds of a step of an arm and of AdamW, in turns: of the CPU if that is the device.
 
     Returns:

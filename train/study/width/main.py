@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     with results_lib.locked_folder(sweep.folder, fields, "sweep") as folder:
         task = sweep.task
         try:
-            data = data_lib.load(
+            data = data_lib.load_text(
                 task.text,
                 task.tokenizer,
                 length=task.length,
@@ -183,7 +183,7 @@ def check(sweep: Sweep) -> None:
 
 def run(
     sweep: Sweep,
-    data: data_lib.Data,
+    data: data_lib.TokenBatches,
     results: list[dict[str, Any]],
     path: pathlib.Path,
     stop: Sequence[int] = (),

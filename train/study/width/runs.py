@@ -104,7 +104,7 @@ def transformation(
 
 def run_group(
     task: Task,
-    data: data_lib.Data,
+    data: data_lib.TokenBatches,
     parametrisation: str,
     width: int,
     learning_rate: float,
