@@ -73,15 +73,19 @@ def last(link: Callable) -> Callable:
     return make
 
 
-def decayed(scale: Callable) -> Callable:
+def decayed(scale: Callable, takes_axes: bool = True) -> Callable:
     """A rule for the direction, followed by AdamW's decay and the learning rate."""
 
     def make(
-        learning_rate: Any = RATE, weight_decay: Any = 0.1, mask: Any = None, **options: Any
+        axes: Any,
+        learning_rate: Any = RATE,
+        weight_decay: Any = 0.1,
+        mask: Any = None,
+        **options: Any,
     ) -> optax.GradientTransformation:
         return optax.chain(
-            scale(**options),
-            optax_decay.decay(weight_decay, mask=mask, axes=toy.AXES),
+            scale(**options, **({"axes": axes} if takes_axes else {})),
+            optax_decay.decay(weight_decay, mask=mask, axes=axes),
             optax.scale_by_learning_rate(learning_rate),
         )
 
@@ -136,9 +140,9 @@ def one_worker(make: Callable) -> Callable:
     return alone
 
 
-def guarded(learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
+def guarded(axes: Any, learning_rate: Any = RATE, **options: Any) -> optax.GradientTransformation:
     """A whole optimizer, steps of which are left out."""
-    adam = optax_decay.adam_huber_decay(learning_rate, axes=toy.AXES)
+    adam = optax_decay.adam_huber_decay(learning_rate, axes=axes)
     return optax_decay.skip_on_spike(adam, **options)
 
 
@@ -188,8 +192,9 @@ class Case:
     reduction: bool = False
     steps: int = 6
 
-    def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(self.make(**{**self.options, **changes}))
+    def build(self, axes: Any = toy.AXES, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        """The optimizer for parameters with these axes."""
+        return optax.with_extra_args_support(self.make(**{**self.options, "axes": axes, **changes}))
 
 
 CASES = (
@@ -270,7 +275,7 @@ CASES = (
     ),
     Case(
         "scale_by_exadam",
-        decayed(optax_decay.scale_by_exadam),
+        decayed(optax_decay.scale_by_exadam, takes_axes=False),
         {"log_growth": True},
         {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-2},
     ),
@@ -296,7 +301,7 @@ CASES = (
     ),
     Case(
         "scale_by_sophia",
-        decayed(optax_decay.scale_by_sophia),
+        decayed(optax_decay.scale_by_sophia, takes_axes=False),
         {
             "update_interval": 2,
             "refresh": "optax",

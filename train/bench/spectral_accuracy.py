@@ -1,8 +1,9 @@
-"""How exact the exponent from matrix products is: `optax_decay.chebyshev` against float64 singular values.
+"""Accuracy of the tail exponent from matrix products (Chebyshev moments), against float64 singular values.
 
-``made-up``: spectra with known difficulties, among them the weak case, a power law of exponent 6, whose density ends
-0.14 below its median. ``trained``: weights of a small LLaMA trained here on the source of Python's standard library,
-and the error of AlphaDecay's decay that follows, mapped to 2/3 .. 3 as it is there.
+The section ``accuracy`` measures synthetic spectra with known difficulties. The hardest is a power law of exponent 6,
+whose density ends 0.14 below its median. The section ``accuracy-trained`` measures the weights of a small LLaMA, which
+is trained here on the source of Python's standard library, and the resulting error of AlphaDecay's decay, with a linear
+map to 2/3 .. 3.
 """
 
 import functools
@@ -20,32 +21,33 @@ from train.bench.table import Options, Table, best_times
 from train.data import corpus
 from train.step.update import loss
 
-ROWS, COLUMNS, LAYERS = 512, 1376, 3  # of the matrices, and of the trained model
+ROWS, COLUMNS, LAYERS = 512, 1376, 3  # shape of the matrices; layers of the trained model
 
 
-def made_up(n: int, m: int) -> dict[str, np.ndarray]:
+def synthetic_matrices(n: int, m: int) -> dict[str, np.ndarray]:
+    """Matrices [n, m] with various spectra, float64, by name."""
     rng = np.random.default_rng(0)
     gauss = rng.standard_normal((n, m))
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
     r = np.linalg.qr(rng.standard_normal((m, n)))[0]
     ranks = 1 - (np.arange(n) + 0.5) / n
-    found = {"Gaussian": gauss, "rows scaled": gauss * np.exp(rng.standard_normal((n, 1)))}
-    found["Student t 3"] = rng.standard_t(3, (n, m))
-    found["spiked"] = gauss + 3 * np.sqrt(m) * (q[:, :8] * np.arange(1, 9) / 2) @ r[:, :8].T
-    found["log-normal"] = (q * np.exp(0.75 * rng.standard_normal(n))) @ r.T
+    made = {"Gaussian": gauss, "rows scaled": gauss * np.exp(rng.standard_normal((n, 1)))}
+    made["Student t 3"] = rng.standard_t(3, (n, m))
+    made["spiked"] = gauss + 3 * np.sqrt(m) * (q[:, :8] * np.arange(1, 9) / 2) @ r[:, :8].T
+    made["log-normal"] = (q * np.exp(0.75 * rng.standard_normal(n))) @ r.T
     for alpha in (1.5, 2.5, 3.5, 6.0):
-        found[f"power law {alpha}"] = (q * ranks ** (-0.5 / (alpha - 1))) @ r.T
-    return found
+        made[f"power law {alpha}"] = (q * ranks ** (-0.5 / (alpha - 1))) @ r.T
+    return made
 
 
-def made_up_table(options: Options) -> Table:
-    """Spectra with known difficulties, with 72 moments."""
+def synthetic_table(options: Options) -> Table:
+    """The exponents of synthetic spectra, from 72 moments."""
     tail = ROWS - ROWS // 2
     one = jax.jit(
         functools.partial(chebyshev.tail_exponent, tail=tail), static_argnames="product_dtype"
     )
     rows = []
-    for name, w in made_up(ROWS, COLUMNS).items():
+    for name, w in synthetic_matrices(ROWS, COLUMNS).items():
         alpha = hill(np.linalg.svd(w, compute_uv=False))
         gram = jnp.asarray((w @ w.T / COLUMNS)[None], jnp.float32)
         full, low = (one(gram, product_dtype=d) for d in (jnp.float32, jnp.bfloat16))
@@ -56,32 +58,33 @@ def made_up_table(options: Options) -> Table:
                 "alpha": alpha,
                 "error float32": float(full.alpha) - alpha,
                 "error bfloat16": float(low.alpha) - alpha,
-                "reported": float(low.error),
-                "looks": int(low.passes),
-                "looks again": int(again.passes),
+                "estimated error": float(low.error),
+                "passes": int(low.passes),
+                "passes again": int(again.passes),
             }
         )
     return Table(
-        f"Exponent by matrix products, {ROWS}x{COLUMNS}, against float64 singular values",
+        f"Tail exponent from matrix products, {ROWS}x{COLUMNS}, against float64 singular values",
         rows,
-        "looks: times that the series was built before its centre was good; again: from the centre of the last time.",
+        "estimated error: by the method itself, in bfloat16. passes: number of series until the centre has converged;"
+        " again: when it starts from the previous centre.",
     )
 
 
-def products_time_table(options: Options) -> Table:
-    """On a CPU, where the exact method is used for this reason."""
-    w = jnp.asarray(made_up(ROWS, COLUMNS)["Gaussian"], jnp.float32)
+def time_table(options: Options) -> Table:
+    """Time of the exact method and of matrix products. On CPUs the exact method is faster, and the default."""
+    w = jnp.asarray(synthetic_matrices(ROWS, COLUMNS)["Gaussian"], jnp.float32)
     runs = {
         method: functools.partial(jax.jit(functools.partial(spectra.measure, method=method)), w)
         for method in ("exact", "matmul")
     }
     cpu, _ = best_times(options.rounds, runs)
     row = {"matrix": f"{ROWS}x{COLUMNS}"} | {f"{name} ms": 1e3 * t for name, t in cpu.items()}
-    return Table("Exact and by products, CPU time", [row])
+    return Table("Tail exponent, exact and from matrix products, CPU time", [row])
 
 
 def trained_weights(options: Options) -> tuple[llama.Config, Any, float]:
-    """A byte-level LLaMA, its block weights after some steps on the standard library, and the last loss."""
+    """Trains a byte-level LLaMA on the standard library; returns its Config, its block weights and the last loss."""
     config = llama.Config(
         vocab_size=256,
         width=ROWS,
@@ -89,9 +92,10 @@ def trained_weights(options: Options) -> tuple[llama.Config, Any, float]:
         layers=LAYERS,
         heads=ROWS // 64,
     )
-    text = b"".join(t.encode() for t in list(corpus.read("stdlib").train.values())[:400])
+    text = b"".join(t.encode() for t in list(corpus.read_corpus("stdlib").train.values())[:400])
     data = np.frombuffer(text, np.uint8)
-    tx = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 2e-3, 50, options.training_steps))
+    steps = options.training_steps
+    tx = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(50, steps // 2), steps))
     forward = functools.partial(llama.forward, config)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -104,7 +108,7 @@ def trained_weights(options: Options) -> tuple[llama.Config, Any, float]:
     state: Any = tx.init(params)
     value: Any = None
     rng = np.random.default_rng(0)
-    for _ in range(options.training_steps):
+    for _ in range(steps):
         starts = rng.integers(0, len(data) - 129, 16)
         tokens = np.stack([data[i : i + 129] for i in starts]).astype(np.int32)
         params, state, value = step(params, state, jnp.asarray(tokens))
@@ -112,7 +116,7 @@ def trained_weights(options: Options) -> tuple[llama.Config, Any, float]:
 
 
 def trained_table(options: Options) -> Table:
-    """On trained weights, and what the errors do to the decay."""
+    """The exponents of trained weights, and the resulting errors of the decay."""
     model, tree, last = trained_weights(options)
     every = matrices(model, tree)
     exact = np.array([hill(np.linalg.svd(np.float64(w), compute_uv=False)) for w in every])
@@ -127,8 +131,8 @@ def trained_table(options: Options) -> Table:
         ("products, bfloat16", "matmul", jnp.bfloat16),
     ):
         one = jax.jit(functools.partial(spectra.measure, method=method, product_dtype=dtype))
-        found = [one(jnp.asarray(w)) for w in every]
-        alpha = np.array([float(f.value) for f in found])
+        measured = [one(jnp.asarray(w)) for w in every]
+        alpha = np.array([float(m.value) for m in measured])
         error = np.abs(alpha - exact)
         share = np.abs(decays(alpha) / decays(exact) - 1) * 100
         rows.append(
@@ -138,12 +142,12 @@ def trained_table(options: Options) -> Table:
                 "alpha error mean": float(error.mean()),
                 "decay error max %": float(share.max()),
                 "decay error mean %": float(share.mean()),
-                "not resolved": sum(not bool(f.resolved) for f in found),
+                "not resolved": sum(not bool(m.resolved) for m in measured),
             }
         )
     return Table(
         f"{len(every)} matrices of a LLaMA of width {ROWS} after {options.training_steps} steps (loss {last:.3f}),"
         f" alpha {exact.min():.2f} to {exact.max():.2f}",
         rows,
-        "not resolved: matrices that the method itself reports as doubtful.",
+        "not resolved: number of matrices whose result the method itself reports as uncertain.",
     )
