@@ -98,7 +98,7 @@ def contract_rows() -> dict[str, Row]:
         ) from None
     rows = {"optax.adamw": OPTIMIZERS["optax.adamw"]}
     for case in cases:
-        rows[case.name] = Row(lambda axes, params, case=case: case.build(axes), case.extra)
+        rows[case.name] = Row(lambda axes, params, case=case: case.build(axes=axes), case.extra)
     return rows
 
 
