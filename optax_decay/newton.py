@@ -1,5 +1,6 @@
 """The Newton iteration of Muon and ROOT: its coefficients, and how ROOT clips a matrix before it."""
 
+from optax_decay.matrices.quantile import exact_quantile as exact_quantile
 from optax_decay.optimizers.newton_coefficients import Coefficients as Coefficients
 from optax_decay.optimizers.newton_coefficients import by_shape as by_shape
 from optax_decay.optimizers.newton_coefficients import dion as dion

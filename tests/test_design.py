@@ -99,6 +99,46 @@ def test_shelves_of_the_library_import_downwards():
                 )
 
 
+# Files that still import modules from inside the library. The list may only become shorter.
+def public_names() -> set[str]:
+    """Names that `optax_decay/__init__.py` binds."""
+    tree = ast.parse((ROOT / "optax_decay/__init__.py").read_text("utf-8"))
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imported for alias in node.names}
+
+
+def internal_names(path: pathlib.Path, public: set[str]) -> set[str]:
+    """Names of the library that a file uses, and that are not reachable from `optax_decay/__init__.py`."""
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names if alias.name.startswith("optax_decay.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "optax_decay":
+            used |= {f"optax_decay.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax_decay."):
+            used.add(node.module or "")
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "optax_decay"
+        ):
+            used.add(f"optax_decay.{node.attr}")
+    return {name for name in used if name.count(".") > 1 or name.split(".")[1] not in public}
+
+
+def test_trainer_and_notebooks_import_public_names_only():
+    public = public_names()
+    files = [path for folder in ("train", "notebooks") for path in python_files(folder)]
+    found = {str(path.relative_to(ROOT)): internal_names(path, public) for path in files}
+    found = {path: names for path, names in found.items() if names}
+    assert not found, "import these from optax_decay or one of its namespaces"
+
+
+def test_trainer_does_not_import_the_tests():
+    for path in python_files("train"):
+        assert "tests" not in imports(path), path
+
+
 def test_every_folder_says_what_it_holds():
     for top in ("optax_decay", "train"):
         for folder in {path.parent for path in python_files(top)}:

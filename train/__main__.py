@@ -1,4 +1,4 @@
-"""`python -m train ...`: the first word chooses a command; without one, a run is trained."""
+"""`python -m train COMMAND ...`; without a command, it trains a run."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ import sys
 from train import disk
 from train.errors import UserError
 
-# Command to the module whose `main(arguments) -> exit code` it calls.
+# Command to module; its `main(arguments)` returns the exit code.
 COMMANDS = {
     "run": "train.main",
     "tokenise": "train.data.tokenise",
@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> int:
             raise
         print(
             f"\n{error.filename or 'A file'} cannot be written: {error.strerror}. Everything up to the"
-            " last checkpoint is safe; make room, and start again.",
+            " last checkpoint is safe; make room, and start the command again.",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; nothing was saved since the last checkpoint", file=sys.stderr)
+        print("\nstopped; nothing was saved after the last checkpoint", file=sys.stderr)
         return 130
 
 

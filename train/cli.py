@@ -40,10 +40,10 @@ def parse(arguments: list[str]) -> Config:
 def _checked(config: Config, start: Config, origin: str) -> Config:
     # Here, because these import all models and JAX's devices: --help does without.
     from train.config.checks import check, check_values
-    from train.weights.hugging_face_config import shaped
+    from train.weights.hugging_face_config import shape_from_weights
 
     if config.model.weights is not None and origin != "--resume":
-        config = shaped(config)
+        config = shape_from_weights(config)
     if origin == "experiment":
         config = _without_idle(config, start)
     check_values(config)

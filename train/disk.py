@@ -1,4 +1,4 @@
-"""A disk that is full, failing or not to be written: what it says, and what a failed save leaves behind."""
+"""Handles full, failing and read-only disks: short error messages, and cleaning up after a failed save."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-# Full, over its quota, too small for a file, or not to be written.
+# Full, over quota, file too large, read-only, or no permission.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -16,14 +16,14 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
 
 
-def reason(error: BaseException) -> str:
-    """What the system said, out of the pages around it."""
+def short_reason(error: BaseException) -> str:
+    """The operating system's message inside a long error, or else its first line."""
     known = [os.strerror(code) for code in (*REFUSED, errno.EIO) if os.strerror(code) in str(error)]
     return known[0] if known else first_line(error)
 
 
-def aside(path: pathlib.Path) -> pathlib.Path:
-    """Where what cannot be read is kept: `unreadable-NAME` beside it, or with a number what is not there yet."""
+def unreadable_path(path: pathlib.Path) -> pathlib.Path:
+    """A new path in the same folder for a file or folder that cannot be read: `unreadable-NAME`, or with a number."""
     place, number = path.with_name(f"unreadable-{path.name}"), 1
     while place.exists():
         number += 1
@@ -31,8 +31,8 @@ def aside(path: pathlib.Path) -> pathlib.Path:
     return place
 
 
-def remove(folder: pathlib.Path, pattern: str) -> None:
-    """Removes what matches; parts on their way make their folders anew, so look until none comes back."""
+def remove_matching(folder: pathlib.Path, pattern: str) -> None:
+    """Removes the matching folders. Unfinished writes may create them again, so it repeats until none comes back."""
     quiet, end = time.monotonic(), time.monotonic() + 5
     while time.monotonic() < min(quiet + 0.3, end):
         for part in folder.glob(pattern):
@@ -41,8 +41,8 @@ def remove(folder: pathlib.Path, pattern: str) -> None:
         time.sleep(0.05)
 
 
-class Quiet:
-    """Until `end`, nothing is printed about arrays that end up nowhere since another of their save failed."""
+class QuietAfterFailedSave:
+    """Suppresses Orbax's messages about abandoned writes after a failed save, until `end` is called."""
 
     def __init__(self) -> None:
         self._before, sys.unraisablehook = sys.unraisablehook, self._hook
@@ -50,7 +50,7 @@ class Quiet:
     def end(self) -> None:
         sys.unraisablehook = self._before
 
-    def _hook(self, found: Any) -> None:
-        error = found.exc_value
+    def _hook(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and "loop is closed" in str(error)):
-            self._before(found)
+            self._before(unraisable)

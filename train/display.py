@@ -1,4 +1,4 @@
-"""What a run shows: a live line on a terminal, plain lines in pipes, files and CI."""
+"""Output of the program: a live progress line on a terminal; plain lines in pipes, files and CI."""
 
 import os
 import time
@@ -16,22 +16,22 @@ def say(line: object = "") -> None:
 
 
 def watched() -> bool:
-    """Whether someone looks on: a terminal that can move its cursor, and no CI."""
+    """Whether the output is a terminal that can move its cursor, and not a CI log."""
     return _console.is_terminal and not _console.is_dumb_terminal and not os.environ.get("CI")
 
 
 def silence() -> None:
-    """From here on nothing is shown: another process speaks."""
+    """Suppresses all further output, because another process of the run prints it."""
     _console.quiet = True
 
 
 def make_display(start: int, steps: int, unit: str) -> "Lines | Live":
-    """`Live` where someone watches; `unit` is what the work of a step is measured in."""
+    """`Live` on a terminal, else `Lines`; `unit` is the unit of the work in a step."""
     return Live(start, steps, unit) if watched() else Lines(start, steps, unit)
 
 
 class Lines:
-    """About twenty lines over a run."""
+    """Prints about twenty lines over a run."""
 
     held_out: float | None = None
 
@@ -49,7 +49,7 @@ class Lines:
 
 
 class Live:
-    """One line at the bottom of the terminal, drawn again four times a second."""
+    """One line at the bottom of the terminal, which is redrawn four times a second."""
 
     held_out: float | None = None
 
@@ -79,7 +79,7 @@ class Live:
 
 
 class Counter:
-    """How much of a total is done: a bar where someone watches, else about twenty lines."""
+    """Progress towards a total: a bar on a terminal, else about twenty lines."""
 
     def __init__(self, title: str, unit: str, total: int):
         self._title, self._unit, self._total = title, unit, total
@@ -119,7 +119,7 @@ class Counter:
 
 
 def pace(steps_left: int, done: int, unit: str, seconds: float | None) -> str:
-    """Units of a step per second and the time left, as far as they are known."""
+    """Speed and remaining time; empty as long as they are not known."""
     if not seconds:
         return ""
     rate = done / seconds
@@ -128,16 +128,17 @@ def pace(steps_left: int, done: int, unit: str, seconds: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
+    """A duration as minutes:seconds or hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class Progress:
-    """A line per finished part of many runs, with the time that is left."""
+    """Prints a line for each finished part of a long job, with the remaining time."""
 
     def __init__(self, work: float, finished: float = 0.0):
-        """`work` is that of all parts, in any unit, `finished` what was done at an earlier start."""
+        """`work` is the amount of work of all parts, in any unit, and `finished` the amount from an earlier start."""
         self._work, self._finished, self._now = work, finished, 0.0
         self._began = time.monotonic()
 
@@ -158,11 +159,11 @@ class Speed:
         self._compiling = True
 
     def go(self) -> None:
-        """Time counts from here, after a pause."""
+        """Starts measuring, after a pause."""
         self._last = time.perf_counter()
 
     def tick(self) -> float:
-        """Seconds since the last tick; the first is for compiling and no measure of speed."""
+        """Seconds since the last tick. The first tick includes compilation, and does not count for the mean."""
         now = time.perf_counter()
         passed, self._last = now - self._last, now
         if not self._compiling:

@@ -3,10 +3,10 @@
     python3 train/environment.py -m train
     python3 train/environment.py -m pytest -n 2
 
-Needs Python >= 3.11 with pip and nothing else. The first call makes `.venv` in the repository and installs
-every package of requirements.lock, each checked against its hash; later calls only look at a marker. The
-marker is written last, so an interrupted set-up is redone, and it holds the digest of the lock and the
-version of Python, so a changed lock is installed again and another Python gets a new `.venv`.
+It only needs Python >= 3.11 with pip. The first call creates `.venv` in the repository, and installs every package of
+requirements.lock after checking its hash; later calls only read a marker file. The marker is written last, so an
+interrupted installation is repeated. It contains the digest of the lock and the version of Python, so a changed lock
+is installed again, and another Python gets a new `.venv`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import venv
 
-if sys.version_info < (3, 11):  # noqa: UP036  (this file must say so, not fail to import)
+if sys.version_info < (3, 11):  # noqa: UP036  (older versions must get this message, too)
     sys.exit(
         f"This program needs Python 3.11 or newer, and this is Python {platform.python_version()}"
         f" ({sys.executable}). Install a newer one, then call it by name, for example:"
@@ -44,7 +44,7 @@ def read_marker() -> str:
 
 
 def stanza(lock: str, name: str) -> str:
-    """The lines of one package in a lock: its version line and the hashes below it."""
+    """The lines of one package in a lock file: its version, and the hashes below it."""
     lines = lock.splitlines(keepends=True)
     start = next(i for i, line in enumerate(lines) if line.startswith(name + "=="))
     end = next((i for i in range(start + 1, len(lines)) if not lines[i][0].isspace()), len(lines))
@@ -52,7 +52,7 @@ def stanza(lock: str, name: str) -> str:
 
 
 def is_own_kind(folder: pathlib.Path) -> bool:
-    """Whether a `.venv` without a marker is whole and of this Python, so that it can be kept."""
+    """Whether a `.venv` without a marker is complete and has this version of Python, so that it can be kept."""
     config = folder / "pyvenv.cfg"
     if not (PYTHON.exists() and config.is_file()):
         return False
@@ -74,46 +74,46 @@ def call(*command: object) -> subprocess.CompletedProcess:
 
 
 def pip(*arguments: object) -> subprocess.CompletedProcess:
-    """The pip of the calling Python, working on `.venv`; its own copy is not needed there."""
+    """Runs the pip of the calling Python on `.venv`, which needs no pip of its own."""
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
     return call(sys.executable, "-m", "pip", "--python", PYTHON, *quiet, *arguments)
 
 
 def install() -> None:
-    """Brings `.venv` to exactly what the lock says; exits with the installer's words if it can't be."""
+    """Installs exactly the packages of the lock into `.venv`; exits with the installer's message on failure."""
     keep = not MARKER.exists() and is_own_kind(VENV)
     if not keep:
         venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=False).create(VENV)
     MARKER.write_text("being installed\n")
     first = VENV / "uv.txt"
     first.write_text(stanza(LOCK.read_text(), "uv"))
-    said = pip("install", "--require-hashes", "--no-deps", "-r", first).stdout
+    output = pip("install", "--require-hashes", "--no-deps", "-r", first).stdout
     first.unlink()
     done = None
     if UV.exists():
         sync = ("pip", "sync", "--quiet", "--require-hashes", "--python", PYTHON, LOCK)
-        # An OSError is a uv that was built for another kind of machine.
+        # A uv that was built for another kind of machine raises OSError.
         with contextlib.suppress(OSError):
             done = call(UV, *sync)
     if done is None or done.returncode:
-        said = done.stdout if done else said
+        output = done.stdout if done else output
         done = pip("install", "--require-hashes", "-r", LOCK)
     if done.returncode:
         MARKER.unlink()
         if not keep:
             shutil.rmtree(VENV, ignore_errors=True)
-        last = "\n".join((said + "\n" + done.stdout).strip().splitlines()[-12:])
+        last = "\n".join((output + "\n" + done.stdout).strip().splitlines()[-12:])
         sys.exit(
-            "Setting up .venv failed: the packages of requirements.lock could not be installed (is there a"
-            " network, about 1 GB of space, and pip for this Python?). The installers' last words:\n"
-            + last
+            "Setting up .venv failed: the packages of requirements.lock could not be installed. It needs a"
+            " network connection, about 1 GB of disk space, and pip for this Python. The installers' last"
+            " lines:\n" + last
         )
     MARKER.write_text(wanted_marker())
 
 
 @contextlib.contextmanager
 def one_at_a_time():
-    """Of two first calls at the same moment the second waits for the first."""
+    """Lets only one process install at a time; others wait."""
     with open(LOCK, "rb") as lock:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(__doc__)
     if read_marker() != wanted_marker():
         if pathlib.Path(sys.prefix).resolve() == VENV:
-            # `.venv` cannot be rebuilt by the Python inside it, so the one it was made from takes over.
+            # The Python inside `.venv` cannot rebuild it, so the Python that created it takes over.
             base = sys._base_executable  # pyrefly: ignore
             os.execv(base, [base, __file__, *arguments])
         say("setting up .venv from requirements.lock (about 20 s) ...")

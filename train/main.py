@@ -91,7 +91,7 @@ class Run:
             return program.init(jax.random.key(config.run.seed))
         folder = pathlib.Path(config.model.weights)
         say(f"reading the weights in {folder} ...")
-        weights = hugging_face.load(folder, program.model, program.shardings["params"])
+        weights = hugging_face.load_pretrained(folder, program.model, program.shardings["params"])
         return program.first_state(weights)
 
     def batch(self, index: int) -> Any:
@@ -241,7 +241,7 @@ def conclude(run: Run, folder: pathlib.Path, done: int) -> None:
     """Draws the pictures and says what was reached, where it is, and how to go on."""
     if not processes.first():
         return
-    records = log.read(folder / "metrics.jsonl")
+    records = log.read_records(folder / "metrics.jsonl")
     program, task = run.program, run.program.task
     baseline = task.baseline(run.facts)
     name, metric = title(program.config), flatten(program.config).get("decay.spectrum.score")

@@ -1,12 +1,13 @@
-"""A run of several processes: how they find each other, which of them speaks, and what all must agree on.
+"""Runs in several processes: how they connect, which of them prints, and how they agree.
 
     python -m train --coordinator HOST:PORT --processes N --process I ...      on each of N machines, I = 0 ... N-1
-    srun python -m train ...                                                   found by itself
+    srun python -m train ...                                                   detected automatically
 
-Found by itself are the steps of SLURM, Open MPI, TPU slices (on Cloud TPU, GKE and over several slices) and JAX's own
-variable JAX_COORDINATOR_ADDRESS; `--processes auto` asks JAX to look further (Kubernetes), `--processes 1` forbids it.
-These flags say where a run happens, not what it is, and are not part of its config. All processes are given the same
-config and see the same folder; the first alone logs, draws and prints, but for why a process ends; all of them save.
+Detected automatically are SLURM, Open MPI, TPU slices (on Cloud TPU, on GKE and across slices), and the variable
+JAX_COORDINATOR_ADDRESS. `--processes auto` makes JAX try its other detectors, such as Kubernetes; `--processes 1`
+disables detection. These flags are not part of the config of a run, since they do not change its result. All processes
+need the same config and a shared folder, and all of them save. Only the first process logs, draws and prints; the
+others print only the error that ends them.
 """
 
 import os
@@ -20,31 +21,38 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from train import display
-from train.config.fields import UserError
+from train.errors import UserError
 
 FLAGS = ("--coordinator", "--processes", "--process")
 
 
 def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> list[str]:
-    """Connects this process with the others of its run; returns the arguments without the flags that say how.
+    """Connects this process with the others of its run.
+
+    Args:
+        arguments: of the command line.
+        variables: of the environment.
+
+    Returns:
+        The arguments without the flags for the connection.
 
     Raises:
-        UserError: flags that are incomplete or out of range, or no connection.
+        UserError: a flag is missing or out of range, or the connection failed.
     """
     given, rest = _take(arguments)
     how = _explicit(given) if given.get("--processes") != "auto" else {}
     cluster = _cluster(variables)
     if how is None or not (given or cluster):
         return rest
-    # Its handler would swallow the signals that end a run before training begins; later `Agreement` hears them.
+    # JAX's preemption service would swallow signals before training begins; afterwards `Agreement` handles them.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**how)
     except (RuntimeError, ValueError) as error:
-        found = f"This looks like {cluster}, but" if cluster and not given else "With these flags"
+        where = f"This looks like {cluster}, but" if cluster and not given else "With these flags"
         raise UserError(
-            f"{found} the processes of the run do not find each other: {error}. To say it: --coordinator HOST:PORT"
-            " --processes N --process I; to run alone: --processes 1."
+            f"{where} the processes of the run cannot connect: {error}. Set the connection with --coordinator"
+            " HOST:PORT --processes N --process I, or train in this process alone with --processes 1."
         ) from None
     if not first():
         display.silence()
@@ -66,25 +74,25 @@ def _take(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _explicit(given: dict[str, str]) -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`; None: run alone."""
+    """The arguments of `jax.distributed.initialize`; None for a single process."""
     if not given or given == {"--processes": "1"}:
         return None if given else {}
     missing = [flag for flag in FLAGS if flag not in given]
     if missing:
         raise UserError(
-            f"{' and '.join(given)} without {' and '.join(missing)}: give all three, or none."
+            f"{' and '.join(given)} also needs {' and '.join(missing)}; give all three flags, or none."
         )
     numbers = [int(given[flag]) if given[flag].isdecimal() else -1 for flag in FLAGS[1:]]
     host, _, port = given["--coordinator"].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
-            f"--coordinator {given['--coordinator']} is not HOST:PORT, such as 10.0.0.1:8476; it is the same in every"
-            " process, and a free port of the first one's machine."
+            f"--coordinator {given['--coordinator']} must be HOST:PORT, such as 10.0.0.1:8476: the machine of process"
+            " 0 and a free port on it, the same in every process."
         )
     if numbers[0] < 1 or not 0 <= numbers[1] < numbers[0]:
         raise UserError(
-            f"--processes {given['--processes']} --process {given['--process']}: allowed are a number N of 1 or more,"
-            " and 0 to N - 1."
+            f"--processes {given['--processes']} --process {given['--process']}: allowed are --processes N with N of 1"
+            " or more, and --process from 0 to N - 1."
         )
     return dict(
         coordinator_address=given["--coordinator"], num_processes=numbers[0], process_id=numbers[1]
@@ -92,7 +100,7 @@ def _explicit(given: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _cluster(variables: Mapping[str, str]) -> str | None:
-    """What several processes of this environment would have been started by."""
+    """The launcher that started several processes in this environment; None if there is none."""
     hosts = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES", "")
     tpu = any(pathlib.Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
     signs = {
@@ -103,7 +111,7 @@ def _cluster(variables: Mapping[str, str]) -> str | None:
         or "MEGASCALE_COORDINATOR_ADDRESS" in variables,
         "a Cloud TPU": tpu and not hosts and "TPU_SKIP_MDS_QUERY" not in variables,
     }
-    return next((name for name, seen in signs.items() if seen), None)
+    return next((name for name, present in signs.items() if present), None)
 
 
 def _several(text: str | None) -> bool:
@@ -111,12 +119,12 @@ def _several(text: str | None) -> bool:
 
 
 def first() -> bool:
-    """Whether this process speaks for all."""
+    """Whether this is the first process, which prints and logs for all."""
     return jax.process_index() == 0
 
 
 def from_first(work: Callable[[], str]) -> str:
-    """What `work` returns in the first process, in every one. Where it fails, it fails in all."""
+    """Calls `work` in the first process, and returns its result in every process. An error is raised in all of them."""
     if jax.process_count() == 1:
         return work()
     text, error = "", None
@@ -136,8 +144,15 @@ def from_first(work: Callable[[], str]) -> str:
     return text
 
 
-def together(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """(result, None) if the work succeeded in every process, (None, error) in each if not; raises UserError."""
+def in_all_processes(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+    """Calls `work` in every process, which must all succeed.
+
+    Returns:
+        (result, None) if all calls succeeded; (None, error), in every process, if one failed.
+
+    Raises:
+        UserError: if `work` raises it.
+    """
     result, error = None, None
     try:
         result = work(*arguments)
@@ -148,22 +163,22 @@ def together(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception 
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(error is not None))
         if failed.any() and error is None:
-            error = RuntimeError("it failed in another process")
+            error = RuntimeError("another process failed")
     return (None, error) if error is not None else (result, None)
 
 
 def wait_for_all(what: str) -> None:
-    """Until every process is here; `what` names the place."""
+    """Waits until every process has called this; `what` names the point in the program."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 class Agreement:
-    """Whether any process wants something, known to all after the same step.
+    """Tells all processes, after the same step, whether any of them has a request.
 
-    With several processes the answer is that of one step before, so that nobody waits for it. A signal to any process,
-    as schedulers send before they take a machine away, thus makes all of them save the same step. This stands in for
-    JAX's preemption service (and Orbax's `reached_preemption` on top of it), which would take SIGTERM for itself.
+    With several processes the answer is the one from the previous step, so that no process waits for it. Schedulers
+    send a signal to one process before they take its machine away; through this class, all processes then save the
+    same step. It replaces JAX's preemption service (and Orbax's `reached_preemption`), which would take over SIGTERM.
     """
 
     def __init__(self) -> None:

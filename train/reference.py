@@ -1,65 +1,31 @@
-"""`python -m train reference`: the library's reference as a static site, from its docstrings.
+"""`python -m train reference`: builds the library's reference as a static site, from its docstrings.
 
     python -m train reference --out site      # then open site/index.html
 
-One page per topic, one section per file: the file's docstring, which is where equations, units and differences from
-papers stand, and below it the public names that live there. A public name that no topic lists is an error, and so is
-every warning of the builder: a broken table, a heading that is none.
+There is one page for each heading in `optax_decay/__init__.py`, and one for each namespace, such as
+`optax_decay.width`. A page has one section for each file: the docstring of the file, which holds equations, units and
+differences from papers, and its public names. A public name without a heading is an error, and so is every warning of
+Sphinx, such as for a malformed table.
 """
 
+import ast
 import contextlib
 import dataclasses
-import importlib
+import inspect
 import io
 import pathlib
 import shutil
 import sys
 import tempfile
+import types
 from typing import Any
 
 import tyro
 
 import optax_decay
-from train.config.fields import UserError
 from train.display import say
+from train.errors import UserError
 
-TOPICS: dict[str, tuple[str, ...]] = {
-    "Decays": (
-        "decay",
-        "huber_decay",
-        "spectral_alpha_decay",
-        "width_scaled_decay",
-        "cautious_decay",
-        "corrected_decay",
-        "awd_decay",
-        "adadecay",
-        "lp_decay",
-        "elastic_net_decay",
-        "target_norm_decay",
-        "stable_decay",
-        "cpr_decay",
-        "rotational",
-    ),
-    "Optimizers": ("conda", "root", "sophia", "curvature", "exadam", "one_bit_adam"),
-    "Parts of a product": ("pulls", "quantity", "couplings", "product", "metrics"),
-    "Parameters": ("axes", "masks"),
-    "Spectra": (
-        "spectra",
-        "tail_exponents",
-        "chebyshev",
-        "orthogonal",
-        "top_singular_values",
-        "spectral_gain_report",
-        "spectral_memory",
-        "spectral_refresh",
-        "newton_fit",
-        "newton_coefficients",
-        "quantile",
-    ),
-    "Width": ("width_laws", "width_factors", "width_table"),
-    "Diagnostics and applying updates": ("diagnostics", "apply_updates", "skip_on_spike"),
-    "1-bit Adam, inside": ("sign_compression", "one_bit_state", "variance_freeze"),
-}
 SETTINGS = {
     "extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"],
     "html_theme": "alabaster",
@@ -76,61 +42,109 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where to."""
+    """Where the reference is written."""
 
     out: str = "site"
-    """Folder for the pages; of an earlier reference, they are replaced."""
+    """Folder for the pages. An earlier reference in it is replaced."""
 
 
-def public() -> dict[str, list[str]]:
-    """Public names by the file that they come from; extras such as skipping have files of their own."""
-    found: dict[str, list[str]] = {}
-    for name in dir(optax_decay):
-        home = getattr(getattr(optax_decay, name), "__module__", None)
-        if name.startswith("_") or not home or not home.startswith("optax_decay."):
-            continue
-        found.setdefault(home.removeprefix("optax_decay."), []).append(name)
-    return found
+def imported_names(source: str) -> dict[str, str]:
+    """The names that a module imports, in order, each with the heading above it: a comment on its own line.
+
+    Raises:
+        LookupError: there is no heading above a name.
+    """
+    lines, names, body = source.splitlines(), {}, ast.parse(source).body
+    start = body[0].end_lineno or 0  # of the docstring
+    for node in body[1:]:
+        if isinstance(node, ast.ImportFrom):
+            above = [line[2:] for line in lines[start : node.lineno] if line.startswith("# ")]
+            for alias in node.names:
+                if not above:
+                    raise LookupError(f"optax_decay.{alias.name} has no heading above it.")
+                names[alias.asname or alias.name] = above[-1].rstrip(".")
+    return names
+
+
+def headings() -> dict[str, list[Any]]:
+    """Public classes and functions of the library by title: of the headings, then of the namespaces."""
+    found: dict[str, list[Any]] = {}
+    namespaces: dict[str, list[Any]] = {}
+    for name, heading in imported_names(inspect.getsource(optax_decay)).items():
+        value = getattr(optax_decay, name)
+        if isinstance(value, types.ModuleType):
+            namespaces[f"optax_decay.{name}"] = list(members(value))
+        elif _is_documented(value):
+            found.setdefault(heading, []).append(value)
+    return found | namespaces
+
+
+def members(namespace: types.ModuleType) -> list[Any]:
+    """Public classes and functions of a namespace: those that its file defines, or else those that it imports."""
+    values = [value for name, value in vars(namespace).items() if not name.startswith("_")]
+    values = [value for value in values if _is_documented(value)]
+    own = [value for value in values if value.__module__ == namespace.__name__]
+    return own or values
+
+
+def _is_documented(value: Any) -> bool:
+    home = getattr(value, "__module__", None) or ""
+    return home.startswith("optax_decay.") and (inspect.isclass(value) or inspect.isfunction(value))
 
 
 def pages() -> dict[str, str]:
-    """Name to reStructuredText of every page.
+    """File name to reStructuredText, for every page.
 
     Raises:
-        LookupError: a public name lives in a file that no topic lists.
+        LookupError: there is no heading above a public name.
     """
-    names = public()
-    listed = {file for files in TOPICS.values() for file in files}
-    if missing := sorted(set(names) - listed):
-        raise LookupError(f"TOPICS in train/reference.py does not list {', '.join(missing)}.")
     contents: dict[str, str] = {}
-    for topic, files in TOPICS.items():
-        parts = [topic, "=" * len(topic), ""]
-        for file in files:
-            parts += [file, "-" * len(file), "", f".. automodule:: optax_decay.{file}"]
-            if file in names:
-                members = ", ".join(sorted(names[file]))
-                parts += [f"   :members: {members}"]
-            else:
-                parts += ["   :members:"]
-            parts += [""]
-        contents[topic.lower().replace(" ", "-").replace(",", "")] = "\n".join(parts)
-    first = (importlib.import_module("optax_decay").__doc__ or "").strip()
+    shown: set[Any] = set()  # files and names that have a place on an earlier page
+    for title, values in headings().items():
+        parts = [title, "=" * len(title), ""]
+        if title.startswith("optax_decay."):
+            namespace = getattr(optax_decay, title.removeprefix("optax_decay."))
+            if namespace.__name__ not in {value.__module__ for value in values}:
+                parts += [inspect.getdoc(namespace) or "", ""]
+        by_file: dict[str, list[Any]] = {}
+        for value in values:
+            if value not in shown:
+                by_file.setdefault(value.__module__, []).append(value)
+        for file, own in by_file.items():
+            parts += _section(file, own, with_docstring=file not in shown)
+        shown |= {*values, *by_file}
+        contents[title.lower().replace(" ", "-").replace(",", "")] = "\n".join(parts)
+    first = inspect.getdoc(optax_decay) or ""
     toc = ["", "", ".. toctree::", "   :maxdepth: 2", "", *(f"   {name}" for name in contents)]
     title = "optax_decay"
     return {"index": "\n".join([title, "=" * len(title), "", first, *toc, ""]), **contents}
+
+
+def _section(file: str, values: list[Any], with_docstring: bool) -> list[str]:
+    title = file.removeprefix("optax_decay.")
+    lines = [title, "-" * len(title), ""]
+    names = [value.__name__ for value in values]
+    if with_docstring:
+        return [*lines, f".. automodule:: {file}", f"   :members: {', '.join(names)}", ""]
+    lines += [f".. currentmodule:: {file}", ""]
+    for value in values:
+        kind = "autoclass" if inspect.isclass(value) else "autofunction"
+        lines += [f".. {kind}:: {value.__name__}", ""]
+    return lines
 
 
 def build(out: pathlib.Path) -> None:
     """Writes the site.
 
     Raises:
-        UserError: the builder is not installed, the folder holds something else, or a docstring is malformed.
+        UserError: Sphinx is not installed, the folder holds other files, or a docstring is malformed.
     """
     try:
         from sphinx.application import Sphinx
     except ImportError:
-        raise UserError("The reference is built by Sphinx: pip install sphinx") from None
+        raise UserError(
+            "Sphinx builds the reference; install it with pip install sphinx."
+        ) from None
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
         raise UserError(f"--out {out} holds other files; name a new folder.")
     with tempfile.TemporaryDirectory() as folder:
@@ -139,22 +153,24 @@ def build(out: pathlib.Path) -> None:
             (source / f"{name}.rst").write_text(text)
         (source / "conf.py").write_text('project = "optax_decay"\n')
         shutil.rmtree(out, ignore_errors=True)
-        told = io.StringIO()
+        warnings = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()):
             site = Sphinx(
                 *(source, source, out, source / "doctrees", "html"),
                 confoverrides=SETTINGS,
                 status=None,
-                warning=told,
+                warning=warnings,
             )
-            site.connect("autodoc-skip-member", _says_nothing)
+            site.connect("autodoc-skip-member", _is_uninformative)
             site.build()
-    if told.getvalue():
-        raise UserError(f"Docstrings are not well-formed:\n{told.getvalue()}")
+    if warnings.getvalue():
+        raise UserError(f"Docstrings are not well-formed:\n{warnings.getvalue()}")
 
 
-def _says_nothing(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> Any:
-    """What Python adds to a NamedTuple, whose fields its docstring describes; None: as it would be."""
+def _is_uninformative(
+    app: Any, what: str, name: str, member: Any, skip: bool, options: Any
+) -> bool | None:
+    """True for members that Python adds to a NamedTuple, whose docstring describes the fields; None for others."""
     words = getattr(member, "__doc__", None) or ""
     return True if name == "__new__" or words.startswith("Alias for field number") else None
 

@@ -44,7 +44,7 @@ def _position(q: Any, n: int, dtype: Any) -> tuple[Any, Any]:
     return rank, place - rank
 
 
-def quantile(
+def exact_quantile(
     x: jax.Array,
     q: Any,
     *,

@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 from optax_decay.matrices.orthogonal import quintic_steps
-from optax_decay.matrices.quantile import quantile as exact_quantile
+from optax_decay.matrices.quantile import exact_quantile
 from optax_decay.matrices.stacks import map_by_shape, on_auto_axes, sides
 from optax_decay.optimizers import adam_branch, newton_coefficients
 from optax_decay.optimizers.newton_coefficients import Coefficients, check_coefficients

@@ -16,7 +16,7 @@ into the coefficient for another.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax

@@ -10,7 +10,7 @@ from tests.support import pictures
 from tests.support.runs import interrupt_after, losses, records
 from train import __main__ as command
 from train import main
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 # With paths that are dropped at random, two micro batches and the mean of the weights in the state.
 ASKED = [
@@ -46,7 +46,7 @@ def test_a_run_leaves_what_runs_on_text_leave(whole, capsys):
             assert record[name] * 11 == pytest.approx(round(record[name] * 11), abs=1e-9)
     assert command.main(["sample", str(run)]) == 2
     assert "sample is for language models" in capsys.readouterr().err
-    trained = newest(run)
+    trained = load_trained(run)
     assert trained.model.classes == pictures.CLASSES and trained.step == 5
 
 

@@ -18,9 +18,9 @@ from tests.support.runs import flags, interrupt_after, losses, records
 from train import __main__ as command
 from train import main
 from train.config.fields import Config, UserError
-from train.data import batches as data_lib
-from train.run import checkpoints as checkpoint
+from train.data import batches
 from train.run import integrity, log, watchdog
+from train.run.checkpoints import Checkpoints, describe
 from train.step import update as step
 
 
@@ -55,10 +55,10 @@ def with_signal(plain, at: int = 1):
 
 # Where a signal arrives: what is called there, at which call since the start, and the step that must be saved.
 PHASES = {
-    "restore": (checkpoint.Checkpoints, "restore", 1, 0),
-    "first evaluation": (data_lib.Data, "held_out", 1, 0),
+    "restore": (Checkpoints, "restore", 1, 0),
+    "first evaluation": (batches.TokenBatches, "held_out", 1, 0),
     "compile": (step, "advance", 1, 1),
-    "evaluation": (data_lib.Data, "held_out", 1, 2),
+    "evaluation": (batches.TokenBatches, "held_out", 1, 2),
     "save": (integrity, "digests", 2, 4),  # the first are those of what is restored
 }
 
@@ -101,7 +101,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(whole, tmp_p
         code = command.main(["--resume", str(tmp_path / "run")])
     said = capsys.readouterr()
     assert code == 2
-    assert "step 4 could not be written: File too large. Training goes on" in said.out
+    assert "step 4 could not be written: File too large. Training continues" in said.out
     assert (
         "step 6 could not be written: File too large; step 3 is the last that is safe" in said.err
     )
@@ -113,8 +113,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(whole, tmp_p
 
 def test_the_next_checkpoint_is_written_once_there_is_room(tmp_path):
     state = {"params": {"w": jnp.arange(600.0)}, "step": jnp.asarray(0)}
-    meta, said = checkpoint.describe(Config(), "text", state), []
-    with checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
+    meta, said = describe(Config(), "text", state), []
+    with Checkpoints(tmp_path, 3) as checkpoints:
         with files_of_at_most(200):
             checkpoints.save(state, meta, 1, said.append)
             with pytest.raises(OSError, match="step 1 could not be written: File too large"):
@@ -125,7 +125,7 @@ def test_the_next_checkpoint_is_written_once_there_is_room(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps == [3]
     (text,) = said
-    assert "step 2 could not be written" in text and "Training goes on" in text
+    assert "step 2 could not be written" in text and "Training continues" in text
 
 
 @pytest.mark.parametrize("for_good", [False, True])
@@ -156,9 +156,9 @@ def test_metrics_wait_for_room_and_then_stop_the_run_with_advice(tmp_path, monke
                 recorder.flush()
         else:
             recorder.flush()
-            assert [r["loss"] for r in log.read(path)] == [0.5]
+            assert [r["loss"] for r in log.read_records(path)] == [0.5]
             assert path.read_bytes().count(b"\n") == 1 and full.calls > 4
-    assert pauses == list(log.PATIENCE if for_good else log.PATIENCE[:2])
+    assert pauses == list(log.RETRY_AFTER if for_good else log.RETRY_AFTER[:2])
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
@@ -196,7 +196,7 @@ def test_broken_batches_are_left_out_and_counted_and_many_stop_the_run(
     poisoned(monkeypatch, tmp_path, [1, 3, 4, 5])
     assert command.main(flags(tmp_path, "--run.max_skipped", "3")) == 2
     said = capsys.readouterr().err
-    assert "the last 3 steps up to 6 were left out" in said
+    assert "the last 3 steps up to 6 were skipped" in said
     for number in (4, 5, 6):
         assert f"step {number}: loss nan, gradient norm nan" in said
     # Steps 2, 4 and 6 were due to be saved, but weights that may be to blame must not push out others: 3 was saved.

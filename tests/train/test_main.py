@@ -26,7 +26,7 @@ from train.config.experiments import EXPERIMENTS
 from train.run import checkpoints as checkpoint
 from train.run import integrity
 from train.step import families
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -48,7 +48,9 @@ def no_pictures(whole, monkeypatch):
 def final_state(folder: pathlib.Path):
     """The newest checkpoint of a toy run, as arrays."""
     ready = program(folder)
-    meta = integrity.verified(json.loads((folder / "run/checkpoints/6/meta/metadata").read_text()))
+    meta = integrity.verify_digest(
+        json.loads((folder / "run/checkpoints/6/meta/metadata").read_text())
+    )
     with checkpoint.Checkpoints(folder / "run/checkpoints", 9) as checkpoints:
         state, step = checkpoints.restore(ready.program.placed_shapes(), meta, print)
     assert step == 6
@@ -172,7 +174,7 @@ def test_a_gpt_trains_and_goes_on(tmp_path):
     assert list(seen) == [1, 2, 3, 4, 5, 6] and seen[6] < seen[1]
     table = (tmp_path / "run/decay.txt").read_text()
     assert all(name in table for name in ("position/embedding", "blocks/mlp/down/bias"))
-    trained = newest(tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
     assert (type(trained.model), trained.model.vocab_size, trained.step) == (gpt.Config, 257, 6)
     assert trained.params["position"]["embedding"].shape == (512, 16)
 

@@ -10,28 +10,28 @@ from tests.support import two_processes
 from tests.support.runs import flags, losses, program, records
 from train import processes
 from train.config.fields import UserError
-from train.run import checkpoints as checkpoint
+from train.run.checkpoints import Checkpoints, describe
 
 HERE: dict[str, str] = {}
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("flags", "message"),
     [
-        ("--coordinator localhost:1 --process 0", "without --processes"),
+        ("--coordinator localhost:1 --process 0", "also needs --processes"),
         ("--coordinator localhost:1 --processes 2 --process 2", "0 to N - 1"),
         ("--coordinator localhost:1 --processes two --process 0", "0 to N - 1"),
-        ("--coordinator localhost --processes 2 --process=0", "is not HOST:PORT"),
-        ("--coordinator :99 --processes 2 --process 0", "is not HOST:PORT"),
+        ("--coordinator localhost --processes 2 --process=0", "must be HOST:PORT"),
+        ("--coordinator :99 --processes 2 --process 0", "must be HOST:PORT"),
         ("--process", "needs a value"),
     ],
 )
-def test_flags_that_cannot_be_meant(asked, said):
-    with pytest.raises(UserError, match=said):
-        processes.join(asked.split(), HERE)
+def test_wrong_flags_are_rejected(flags, message):
+    with pytest.raises(UserError, match=message):
+        processes.join(flags.split(), HERE)
 
 
-def test_what_is_found_by_itself(monkeypatch):
+def test_clusters_are_detected(monkeypatch):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **how: called.append(how))
     monkeypatch.setattr(processes.display, "silence", pytest.fail)
@@ -101,8 +101,8 @@ def test_two_processes_are_one_run(alone, both):
 
     # What eight devices of two processes have saved, eight of one read.
     ready = program(folder, *two_processes.SPARE, *two_processes.GRID)
-    meta = checkpoint.describe(ready.config, ready.data.digest, ready.program.shapes)
-    with checkpoint.Checkpoints(folder / "stopped/checkpoints", 9) as checkpoints:
+    meta = describe(ready.config, ready.data.digest, ready.program.shapes)
+    with Checkpoints(folder / "stopped/checkpoints", 9) as checkpoints:
         found = checkpoints.restore(ready.program.placed_shapes(), meta, pytest.fail)
     assert found is not None and found[1] == int(found[0]["step"]) == last
 
@@ -110,7 +110,7 @@ def test_two_processes_are_one_run(alone, both):
 def test_what_the_first_process_refuses_ends_all(both):
     ends = [own["refused"] for own in both[1]]
     assert [code for code, _ in ends] == [2, 2]
-    assert all("is not empty and not a run folder" in said for _, said in ends)
+    assert all("is neither empty nor a run folder" in said for _, said in ends)
     assert len(ends[1][1].strip().splitlines()) == 1  # why it ends, and nothing else
 
 

@@ -1,4 +1,4 @@
-"""The reference holds every public name, and every docstring is well-formed."""
+"""The reference describes every public name, and every docstring is well-formed."""
 
 import re
 
@@ -6,15 +6,16 @@ import pytest
 
 import optax_decay
 from train import reference
-from train.config.fields import UserError
+from train.errors import UserError
 
 
-def test_a_file_that_no_topic_lists_is_an_error(monkeypatch):
-    topics = dict(reference.TOPICS)
-    topics["Optimizers"] = tuple(file for file in topics["Optimizers"] if file != "conda")
-    monkeypatch.setattr(reference, "TOPICS", topics)
-    with pytest.raises(LookupError, match="conda"):
-        reference.pages()
+def test_every_public_name_needs_a_heading():
+    source = '"""A docstring.\n\n# no heading\n"""\n\nfrom a import b as b\n'
+    more = "from c import d\n\n# Others.\nfrom e import f as g\n"
+    names = reference.imported_names(source.replace("from a", "# Decays.\nfrom a") + more)
+    assert names == {"b": "Decays", "d": "Decays", "g": "Others"}
+    with pytest.raises(LookupError, match=r"optax_decay\.b has no heading"):
+        reference.imported_names(source.replace("# no", "no"))
 
 
 def test_other_files_are_not_replaced(tmp_path):
@@ -30,12 +31,14 @@ def test_the_site(tmp_path, capsys):
     assert reference.main(["--out", str(out)]) == 0
     assert "index.html" in capsys.readouterr().out
     text = "".join(path.read_text() for path in out.glob("*.html"))
-    described = set(re.findall(r'id="optax_decay\.[a-z_]+\.(\w+)"', text))
-    names = {name for found in reference.public().values() for name in found}
+    described = set(re.findall(r'id="optax_decay\.[a-z_.]+\.(\w+)"', text))
+    titles = reference.headings()
+    names = {value.__name__ for values in titles.values() for value in values}
     assert len(names) > 80
     assert names <= described, sorted(names - described)
-    assert names <= set(dir(optax_decay))
+    top = {v.__name__ for title, values in titles.items() if "." not in title for v in values}
+    assert top <= set(dir(optax_decay)) and len(top) > 40
     # Equations and the differences from the papers, not signatures alone.
-    decays = (out / "decays.html").read_text()
     assert "Alias for field number" not in text and "__new__" not in text
+    (decays,) = [p.read_text() for p in out.glob("decays*.html")]
     assert "arXiv 2511.14721" in decays and "Differs from the paper." in decays

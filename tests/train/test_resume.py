@@ -8,7 +8,7 @@ import pytest
 from tests.support.runs import program
 from train.cli import parse
 from train.config.fields import Config
-from train.run import checkpoints as checkpoint
+from train.run.checkpoints import Checkpoints, describe
 from train.step import optimizer
 
 BETAS = ("--optimizer.b1", "0.9", "--optimizer.b2", "0.999")
@@ -45,15 +45,15 @@ def test_resume_is_bitwise(name, tmp_path):
     key = jax.random.key(0)
     whole = jax.device_get(steps(ready, ready.program.init(key), 0, STEPS))
     half = steps(ready, ready.program.init(key), 0, STOP)
-    meta = checkpoint.describe(Config(), "text", ready.program.shapes)
+    meta = describe(Config(), "text", ready.program.shapes)
     before = jax.device_get(half)
-    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
         checkpoints.save(half, meta, STOP)
         checkpoints.wait()
 
     other = program(tmp_path, *flags)
     assert other is not ready
-    with checkpoint.Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
         found, at = checkpoints.restore(other.program.placed_shapes(), meta, print) or (None, 0)
     assert at == STOP
     continued = jax.device_get(steps(other, found, STOP, STEPS))

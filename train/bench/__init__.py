@@ -1,1 +1,1 @@
-"""What the library costs: times, memory and precision, measured."""
+"""Benchmarks: the time, memory and precision of the library and of the training step."""

@@ -1,8 +1,8 @@
-"""Whether reading keeps a step fed: batches per second of a core, and steps with and without reading.
+"""Benchmarks data loading: the speed of one core, and whether a training step ever waits for its batch.
 
-The store is made of random tokens in a folder of its own. Every batch is of another step, so that pages are
-touched in the order of training. The loader makes the next batch while the devices work on a step, as the
-training loop does (`main.loop`): what waits for data is a step that ends before the next batch is there.
+A token store of random tokens is written into a temporary folder. Every batch belongs to another step, so that memory
+pages are accessed in the order of training. Like the training loop (`main.loop`), the benchmark makes the next batch
+while the devices work on a step; the devices wait if the step ends before the batch is ready.
 """
 
 import dataclasses
@@ -19,15 +19,14 @@ import numpy as np
 from train import main
 from train.bench.table import Options, Table, best_times
 from train.config.fields import Config, Data, Mesh, Model, preset_of
-from train.data import batches as data
-from train.data import shards, token_store, tokens
+from train.data import batches, shards, token_store, tokens
 
-BATCH, LENGTH = 512, 256  # of the papers' 60M recipe
-SHARDS, DOCUMENT = 10, 400  # of the store; mean length of its documents [tokens]
+BATCH, LENGTH = 512, 256  # of the 60M recipe in papers [sequences, tokens]
+SHARDS, DOCUMENT = 10, 400  # number of shards; mean length of a document [tokens]
 
 
 def make_store(folder: pathlib.Path, megatokens: int) -> None:
-    """A store of random bytes in documents of random lengths."""
+    """Writes a token store of random bytes, in documents of random lengths."""
     rng = np.random.default_rng(0)
     tokenizer = tokens.Bytes()
     sizes = {"train": SHARDS, "held_out": 1}
@@ -35,21 +34,21 @@ def make_store(folder: pathlib.Path, megatokens: int) -> None:
     for split, count in sizes.items():
         for i in range(count):
             size = megatokens * 1_000_000 // SHARDS
-            row = rng.integers(0, 256, size, np.uint16)
+            sequence = rng.integers(0, 256, size, np.uint16)
             ends = np.unique(np.append(rng.integers(1, size, size // DOCUMENT), size))
-            row[ends - 1] = tokenizer.separator
-            content, places = row.tobytes(), ends.astype(token_store.ENDS).tobytes()
+            sequence[ends - 1] = tokenizer.separator
+            content, places = sequence.tobytes(), ends.astype(token_store.ENDS).tobytes()
             name = token_store.shard_name(split, i)
-            shards.put(folder / f"{name}.tokens", content)
-            shards.put(folder / f"{name}.ends", places)
+            shards.write_durably(folder / f"{name}.tokens", content)
+            shards.write_durably(folder / f"{name}.ends", places)
             digests = [hashlib.sha256(part).hexdigest() for part in (content, places)]
             made[split].append(token_store.Shard(size, len(ends), size - len(ends), *digests))
-    shards.put(folder / "tokenizer.json", b"")
-    shards.put(folder / "manifest.json", token_store.manifest("random", tokenizer, made))
+    shards.write_durably(folder / "tokenizer.json", b"")
+    shards.write_durably(folder / "manifest.json", token_store.manifest("random", tokenizer, made))
 
 
-def tokens_per_second(loaded: data.Data, seconds: float) -> float:
-    """Of making batch after batch. In CPU time, which a busy machine does not change."""
+def tokens_per_second(loaded: batches.TokenBatches, seconds: float) -> float:
+    """Speed of making batches, in CPU time, which does not depend on the load of the machine."""
     loaded.batch(0)
     start, step = time.process_time(), 0
     while (passed := time.process_time() - start) < seconds:
@@ -59,17 +58,17 @@ def tokens_per_second(loaded: data.Data, seconds: float) -> float:
 
 
 def ceiling_table(options: Options) -> Table:
-    """Tokens per second that one core reads: of a token store, and of text that was encoded at the start."""
+    """Tokens per second that one core loads, from a token store and from text that is encoded at the start."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         make_store(pathlib.Path(folder), options.megatokens)
         sources = {
-            f"store of {options.megatokens}M": (f"{data.STORE}{folder}", None),
+            f"store of {options.megatokens}M": (f"{batches.STORE}{folder}", None),
             options.text: (options.text, pathlib.Path(Data().cache)),
         }
         for name, (text, cache) in sources.items():
             for documents, kind in ((False, "packed"), (True, "documents")):
-                loaded = data.load(
+                loaded = batches.load_text(
                     text,
                     options.tokenizer,
                     length=LENGTH,
@@ -87,28 +86,32 @@ def ceiling_table(options: Options) -> Table:
                         "ms a batch": milliseconds,
                     }
                 )
-    return Table(f"What one core reads: batches of {BATCH} x {LENGTH} tokens", rows)
+    return Table(f"Data loading by one core, in batches of {BATCH} x {LENGTH} tokens", rows)
 
 
 def program(options: Options, folder: str) -> main.Run:
-    """A run of the preset on a store, before its first step."""
+    """The run of the preset on a token store, before its first step."""
     sequences = max(1, options.tokens // LENGTH)
     model = Model(preset=options.preset)
     config = Config(
         model=dataclasses.replace(model, vocab_size=max(preset_of(model).vocab_size, 257)),
-        data=Data(text=f"{data.STORE}{folder}", length=LENGTH, batch_size=sequences),
+        data=Data(text=f"{batches.STORE}{folder}", length=LENGTH, batch_size=sequences),
         mesh=Mesh(data=1),
     )
     return main.assemble(config, main.read_data(config))
 
 
 def waited(ready: main.Run, state: Any, steps: int) -> tuple[Any, int, float]:
-    """The state after some steps of the training loop, how many ended before the next batch was there, and the
-    time that making and placing batches took [s]."""
+    """Trains for some steps.
+
+    Returns:
+        The state; the number of steps that ended before the next batch was ready; and the time that making and placing
+        batches took [s].
+    """
     batch, late, reading = ready.batch(0), 0, 0.0
     for step in range(1, steps + 1):
-        state, noted = ready.program.update(state, batch)
-        loss: Any = noted["loss"]
+        state, scalars = ready.program.update(state, batch)
+        loss: Any = scalars["loss"]
         start = time.perf_counter()
         batch = jax.block_until_ready(ready.batch(step))
         reading += time.perf_counter() - start
@@ -118,7 +121,7 @@ def waited(ready: main.Run, state: Any, steps: int) -> tuple[Any, int, float]:
 
 
 def step_table(options: Options) -> Table:
-    """A training step with a batch of its own each time, beside the same step on one batch that stays."""
+    """A training step that loads a new batch each time, compared with the same step on one batch."""
     with tempfile.TemporaryDirectory() as folder:
         make_store(pathlib.Path(folder), options.megatokens)
         ready = program(options, folder)
@@ -127,15 +130,16 @@ def step_table(options: Options) -> Table:
         state, late, reading = waited(ready, state, steps)
         numbers, one, carry = itertools.count(), ready.batch(0), [state]
 
-        def stays() -> Any:
-            carry[0], noted = ready.program.update(carry[0], one)
-            return noted
+        def same_batch() -> Any:
+            carry[0], scalars = ready.program.update(carry[0], one)
+            return scalars
 
-        def read() -> Any:
-            carry[0], noted = ready.program.update(carry[0], ready.batch(next(numbers)))
-            return noted
+        def new_batch() -> Any:
+            carry[0], scalars = ready.program.update(carry[0], ready.batch(next(numbers)))
+            return scalars
 
-        cpu, wall = best_times(options.rounds, {"one batch, kept": stays, "a batch each": read})
+        runs = {"the same batch": same_batch, "a new batch": new_batch}
+        cpu, wall = best_times(options.rounds, runs)
     per_step = ready.program.task.per_step
     rows = [
         {"step": name, "s": wall[name], "CPU s": cpu[name], "tokens/s": per_step / wall[name]}
@@ -146,6 +150,6 @@ def step_table(options: Options) -> Table:
         f"A step of {options.preset} on {per_step} tokens of a token store",
         rows,
         f"Making and placing a batch takes {1e3 * reading / steps:.2f} ms,"
-        f" {100 * reading / steps / least:.3f} % of a step, beside which it is done;"
-        f" {late} of {steps} steps ended before the next batch was there.",
+        f" {100 * reading / steps / least:.3f} % of a step, and runs in parallel with it;"
+        f" {late} of {steps} steps ended before the next batch was ready.",
     )

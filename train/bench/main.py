@@ -1,14 +1,14 @@
-"""`python -m train bench`: what the library costs, as tables, and as JSON with ``--out``.
+"""`python -m train bench`: benchmarks, printed as tables, and written as JSON with ``--out``.
 
     python -m train bench                                   # optimizers, refresh, quantile, spectra, memory, model
-    python -m train bench contract --preset 20M             # every row of the contract table
+    python -m train bench contract --preset 20M             # every row of the contract table, tests/cases.py
     python -m train bench collectives --layout stacked
-    python -m train bench loader loader-step                # whether reading keeps a step fed
-    python -m train bench device device-step --preset 1B --tokens 32768 --layout stacked      # of an accelerator
-    taskset -c 0 python -m train bench spectra              # one thread each
+    python -m train bench loader loader-step                # whether training ever waits for data
+    python -m train bench device device-step --preset 1B --tokens 32768 --layout stacked      # an accelerator's limits
+    taskset -c 0 python -m train bench spectra              # in one thread
 
-What one table compares runs in one process, in turns, and the best of the rounds counts: ratios hold on a busy machine,
-seconds do not. Times are CPU time of all threads unless a column says otherwise.
+The rows of a table run in one process, in turns, and the best of all rounds counts. Therefore ratios are reliable on a
+busy machine, and absolute times are not. Times are CPU times of all threads unless the column says otherwise.
 """
 
 import dataclasses
@@ -20,35 +20,30 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from train.bench import device as bench_device
-from train.bench import loader as bench_loader
-from train.bench import optimizers as bench_optimizers
-from train.bench import products as bench_products
-from train.bench import spectra as bench_spectra
-from train.bench import training as bench_training
+from train.bench import device, loader, optimizers, spectra, spectral_accuracy, training
 from train.bench.table import Options, Table
-from train.config.fields import UserError
 from train.display import say
+from train.errors import UserError
 from train.run.folder import environment
 
 SECTIONS: dict[str, Callable[[Options], Table]] = {
-    "optimizers": bench_optimizers.steps_table,
-    "contract": bench_optimizers.contract_table,
-    "refresh": bench_optimizers.refresh_table,
-    "quantile": bench_optimizers.quantile_table,
-    "collectives": bench_optimizers.collectives_table,
-    "spectra": bench_spectra.exact_table,
-    "spectra-step": bench_spectra.steps_table,
-    "spectra-memory": bench_spectra.memory_table,
-    "spectra-model": bench_spectra.model_table,
-    "products": bench_products.made_up_table,
-    "products-time": bench_products.products_time_table,
-    "products-trained": bench_products.trained_table,
-    "training": bench_training.training_table,
-    "device": bench_device.limits_table,
-    "device-step": bench_device.training_table,
-    "loader": bench_loader.ceiling_table,
-    "loader-step": bench_loader.step_table,
+    "optimizers": optimizers.steps_table,
+    "contract": optimizers.contract_table,
+    "refresh": optimizers.refresh_table,
+    "quantile": optimizers.quantile_table,
+    "collectives": optimizers.collectives_table,
+    "spectra": spectra.exact_table,
+    "spectra-step": spectra.steps_table,
+    "spectra-memory": spectra.memory_table,
+    "spectra-model": spectra.model_table,
+    "accuracy": spectral_accuracy.synthetic_table,
+    "accuracy-time": spectral_accuracy.time_table,
+    "accuracy-trained": spectral_accuracy.trained_table,
+    "training": training.training_table,
+    "device": device.limits_table,
+    "device-step": device.training_table,
+    "loader": loader.ceiling_table,
+    "loader-step": loader.step_table,
 }
 Section = Literal[
     "optimizers",
@@ -60,9 +55,9 @@ Section = Literal[
     "spectra-step",
     "spectra-memory",
     "spectra-model",
-    "products",
-    "products-time",
-    "products-trained",
+    "accuracy",
+    "accuracy-time",
+    "accuracy-trained",
     "training",
     "device",
     "device-step",
@@ -82,17 +77,17 @@ USUAL: tuple[Section, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Bench(Options):
-    """Which tables."""
+    """Tables to measure, and their options."""
 
     sections: Annotated[tuple[Section, ...], tyro.conf.Positional] = USUAL
-    """Tables to measure."""
+    """Sections to run; each prints a table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "collectives" in self.sections and len(self.sections) > 1:
             raise UserError(
-                "collectives are counted for eight devices, and times are taken on one: ask for the section"
-                " collectives alone."
+                "The section collectives needs eight devices, and all others need one; run the section collectives"
+                " alone."
             )
 
 
@@ -100,7 +95,7 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Bench, args=arguments, prog="python -m train bench", description=__doc__)
     if "collectives" in options.sections:
         jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    jax.config.update("jax_enable_compilation_cache", False)  # the benchmarks measure compile times
     facts = environment()
     say(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, commit {facts['commit']}")
     done: dict[str, Table] = {}

@@ -1,7 +1,7 @@
-"""What measuring spectra costs on this CPU, beside the way of the released AlphaDecay: one ``svdvals`` per matrix.
+"""Cost of measuring spectra on a CPU, compared with the released AlphaDecay, which calls ``svdvals`` on every matrix.
 
-torch's ``svdvals`` if it can be imported, LAPACK's through NumPy, and JAX's. For one thread each, as the released code
-is usually compared: ``taskset -c 0 python -m train bench spectra``.
+The comparison covers the ``svdvals`` of torch, if it is installed, of NumPy (LAPACK), and of JAX. For a comparison with
+one thread each, run ``taskset -c 0 python -m train bench spectra``.
 """
 
 import functools
@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 import optax_decay
-from optax_decay.parameters import axes as axes_lib
-from optax_decay.spectral import spectra
+from optax_decay import spectra
+from optax_decay.parameters import axes
 from train.bench.table import Options, Table, best_times
+from train.display import say
 from train.step import families
 from train.step.update import loss
 
 
 def blocks(preset: str) -> tuple[Any, list[np.ndarray]]:
-    """Random block weights of a model, as its tree and as a list of matrices ``[m, n]``."""
+    """Random weights of a model's blocks, as a tree and as a list of matrices ``[m, n]``."""
     config = families.PRESETS[preset]
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))["blocks"]
@@ -34,54 +36,58 @@ def blocks(preset: str) -> tuple[Any, list[np.ndarray]]:
 
 
 def block_axes(config: Any) -> tuple[tuple[str, str], ...]:
+    """The axes rules for a model's blocks."""
     rules = families.of(config).axes(config)
     return tuple(rule for rule in rules if rule[0].startswith("blocks/"))
 
 
 def matrices(config: Any, tree: Any) -> list[np.ndarray]:
-    found = []
-    for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        signature = axes_lib.signatures(block_axes(config), tree)[axes_lib.path_string(key)]
-        if signature.role == "hidden":
-            found.extend(np.asarray(axes_lib.as_matrix(leaf, signature)))
-    return found
+    """The hidden matrices of a model's blocks, ``[m, n]`` each."""
+    stacks = []
+    signatures = axes.signatures(block_axes(config), tree)
+    leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    for path, leaf in leaves.items():
+        if signatures[path].role == "hidden":
+            stacks.extend(np.asarray(axes.as_matrix(leaf, signatures[path])))
+    return stacks
 
 
 def hill(values: np.ndarray) -> float:
-    """From singular values, in float64."""
+    """Hill's estimate of the tail exponent from singular values, in float64."""
     lam = np.sort(np.asarray(values, np.float64)) ** 2
     tail = lam[len(lam) // 2 :]
     return 1 + len(tail) / np.sum(np.log(tail / tail[0]))
 
 
-def ways() -> dict[str, Callable[[Any], Any]]:
-    """How one matrix is decomposed."""
-    found: dict[str, Callable] = {}
+def methods() -> dict[str, Callable[[Any], Any]]:
+    """Functions from a matrix to its tail exponent, by name. The first one is the baseline."""
+    known: dict[str, Callable] = {}
     try:
-        # Not a dependency of the project: only this comparison looks for it.
+        # torch is not a dependency of the project; only benchmarks import it, if it is installed.
         torch = importlib.import_module("torch")
         torch.set_num_threads(1)
-        found["torch svdvals"] = lambda w: hill(torch.linalg.svdvals(torch.from_numpy(w)).numpy())
+        known["torch svdvals"] = lambda w: hill(torch.linalg.svdvals(torch.from_numpy(w)).numpy())
     except ImportError:
-        print("torch cannot be imported: NumPy stands in for it.")
-    found["numpy svdvals"] = lambda w: hill(np.linalg.svd(w, compute_uv=False))
+        say("torch is not installed, so numpy svdvals is the baseline.")
+    known["numpy svdvals"] = lambda w: hill(np.linalg.svd(w, compute_uv=False))
     for name, method in (("jax svd", "svd"), ("jax eigh", "eigh"), ("ours", "exact")):
-        found[name] = jax.jit(functools.partial(spectra.measure, method=method))
-    return found
+        score = spectra.hill(method=method)
+        known[name] = jax.jit(functools.partial(spectra.measure, score=score))
+    return known
 
 
 def exact_table(options: Options) -> Table:
-    """A sweep of all block matrices, and one matrix of each shape."""
+    """Time of one matrix of each shape, and of all block matrices."""
     tree, every = blocks(options.preset)
-    known = ways()
+    known = methods()
     first = next(iter(known))
     rows: list[dict[str, Any]] = []
     for shape in sorted({w.shape for w in every}):
         w = next(w for w in every if w.shape == shape)
         here = jnp.asarray(w)
         runs = {
-            name: functools.partial(way, w if "svdvals" in name else here)
-            for name, way in known.items()
+            name: functools.partial(method, w if "svdvals" in name else here)
+            for name, method in known.items()
         }
         cpu, _ = best_times(options.rounds, runs)
         truth = hill(np.linalg.svd(np.float64(w), compute_uv=False))
@@ -94,7 +100,7 @@ def exact_table(options: Options) -> Table:
             }
         )
     link = optax_decay.spectral_alpha_decay(
-        0.1, axes=block_axes(families.PRESETS[options.preset]), method="exact"
+        0.1, axes=block_axes(families.PRESETS[options.preset]), score=spectra.hill(method="exact")
     )
     state, zero = link.init(tree), jax.tree.map(jnp.zeros_like, tree)
     sweep = jax.jit(lambda p, s: link.update(zero, s, p, refresh=True)[1])
@@ -113,12 +119,12 @@ def exact_table(options: Options) -> Table:
     return Table(
         f"Exact spectra of the block matrices of {options.preset}, CPU time",
         rows,
-        "alpha error: against singular values in float64. ours, all: inside the optimizer's refresh.",
+        "alpha error: against singular values in float64. The last row of ours is a refresh inside the optimizer.",
     )
 
 
 def steps_table(options: Options) -> Table:
-    """What a training step pays: amortised, and in its slowest step."""
+    """Cost of AlphaDecay in a training step: in the slowest step, and on average."""
     config = families.PRESETS[options.preset]
     family = families.of(config)
     forward = functools.partial(family.forward, config)
@@ -141,7 +147,7 @@ def steps_table(options: Options) -> Table:
     count = 7 * config.layers
 
     def run(at: int) -> float:
-        """CPU seconds of a step that finds `at` completed updates in the state."""
+        """CPU time of a step when the state has counted `at` updates [s]."""
         nonlocal carry
         params, (adam, decay, rate) = carry
         carry = (params, (adam, decay._replace(count=jnp.asarray(at, jnp.int32)), rate))
@@ -150,7 +156,7 @@ def steps_table(options: Options) -> Table:
         return time.process_time() - start
 
     run(1)
-    # Nothing is due just before a phase floor(j · 500 / T), the last matrix at its own.
+    # Matrix j of T is measured at step floor(j · 500 / T); nothing is due in the step before.
     due = (count - 1) * 500 // count - 1
     best: dict[str, list[float]] = {"nothing due": [], "one matrix due": [], "all due": []}
     for _ in range(options.rounds):
@@ -169,7 +175,7 @@ def steps_table(options: Options) -> Table:
 
 
 def memory_table(options: Options) -> Table:
-    """Workspace of one update, from the compiled program."""
+    """Temporary memory of one update, from the compiled program."""
     config = families.PRESETS[options.preset]
     params = jax.eval_shape(lambda: families.of(config).init(config, jax.random.key(0)))
     total = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
@@ -179,16 +185,17 @@ def memory_table(options: Options) -> Table:
             "plain update": workspace(config, params, method, False) / total,
             "measuring update": workspace(config, params, method, True) / total,
         }
-        for method in ("exact", "svd", "matmul")
+        for method in ("exact", "svd", "matrix products")
     ]
-    return Table(f"Workspace of AlphaDecay, {options.preset}, float32 per weight", rows)
+    return Table(f"Workspace of AlphaDecay, {options.preset}: float32 numbers per weight", rows)
 
 
 def workspace(config: Any, params: Any, method: str, refresh: bool) -> float:
-    """Temporary memory of one update, in float32 numbers."""
-    link = optax_decay.spectral_alpha_decay(
-        0.1, axes=families.of(config).axes(config), method=method
-    )
+    """Temporary memory of one update [float32 numbers]."""
+    known: dict[str, Any] = {"matrix products": spectra.matrix_products()}
+    score = spectra.hill(method=known.get(method, method))
+    axes = families.of(config).axes(config)
+    link = optax_decay.spectral_alpha_decay(0.1, axes=axes, score=score)
     state = jax.eval_shape(link.init, params)
     update: Any = lambda u, s, p: link.update(u, s, p, refresh=refresh)
     compiled: Any = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, params).compile()
@@ -196,7 +203,10 @@ def workspace(config: Any, params: Any, method: str, refresh: bool) -> float:
 
 
 def model_table(options: Options) -> Table:
-    """Operations: Gram matrix 2n²m, inverse 7/3 n³, 14 products of 2n³; training 6 per weight and token."""
+    """Operations of a sweep by formula: Gram matrix 2n²m, inverse 7/3 n³, 14 products of 2n³ each.
+
+    Training takes 6 operations per weight and token.
+    """
     rows = []
     for preset in ("60M", "130M", "350M", "1B", "3B", "7B"):
         config = families.PRESETS[preset]
@@ -217,4 +227,4 @@ def model_table(options: Options) -> Table:
                 "sweep per 500 steps %": 100 * sweep / 500 / training,
             }
         )
-    return Table("Operations of a sweep with matrix products, counted, not measured", rows)
+    return Table("Operations of a sweep with matrix products (calculated, not measured)", rows)

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the options, a table of numbers, and times taken in turns."""
+"""Shared parts of the benchmarks: their options, tables of numbers, and timing in turns."""
 
 import dataclasses
 import textwrap
@@ -8,70 +8,70 @@ from typing import Any, Literal
 
 import jax
 
-from train.config.fields import UserError, nearest
+from train.errors import UserError, nearest
 from train.step import families
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of all benchmarks."""
 
     preset: str = "60M"
-    """Name of a language model, as for --model.preset, for its shapes."""
+    """Language model whose shapes are used; a name as for --model.preset."""
     layout: Literal["layers", "stacked"] = "layers"
-    """Leaves of the optimizers' tables: one per layer, or one for all layers."""
+    """Whether the optimizers' tables use one leaf per layer, or one stacked leaf for all layers."""
     only: tuple[str, ...] = ()
-    """Rows of the optimizers' tables; none: all."""
+    """Rows of the optimizers' tables to measure; default all."""
     rounds: int = 5
-    """Timed runs of everything that is timed."""
+    """Number of times that everything is timed; the best time counts."""
     tokens: int = 2048
-    """Per training step, where one is timed."""
+    """Size of the batch in a training step [tokens]."""
     training_steps: int = 300
-    """Of the model whose weights the section products-trained measures."""
+    """Steps that the model of the section accuracy-trained is trained for."""
     megatokens: int = 100
-    """Size of the token store that the loader's tables read [million tokens]; each takes two bytes."""
+    """Size of the token store in the sections loader and loader-step [million tokens, of two bytes]."""
     text: str = "stdlib"
-    """That the loader's table reads beside a store, as for --data.text."""
+    """Text that the section loader reads beside a token store; as for --data.text."""
     tokenizer: str = "bpe-4096"
-    """Of this text, as for --data.tokenizer."""
+    """Tokenizer of this text; as for --data.tokenizer."""
     out: str | None = None
-    """File for the tables and the machine's facts, as JSON."""
+    """JSON file for the tables and a description of the machine."""
 
     def __post_init__(self) -> None:
         known = [name for name in families.PRESETS if families.task(name) == "language"]
         if self.preset not in known:
             raise UserError(
-                f"--preset {self.preset} is not that of a language model; nearest: {nearest(self.preset, known)}."
-                f" There are {', '.join(known)}."
+                f"--preset {self.preset} is not a language model; nearest: {nearest(self.preset, known)}."
+                f" Allowed are {', '.join(known)}."
             )
         for name in ("rounds", "tokens", "training_steps", "megatokens"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1; nearest: 1.")
 
     def chosen(self, rows: Iterable[str]) -> list[str]:
-        """Those of a table's rows that are asked for.
+        """The rows of a table that --only selects.
 
         Raises:
-            UserError: another one is asked for.
+            UserError: --only names a row that the table does not have.
         """
         rows = list(rows)
         for name in self.only:
             if name not in rows:
                 raise UserError(
-                    f"--only {name!r} is no row of this table; nearest: {nearest(name, rows)!r}."
-                    f" There are {', '.join(rows)}."
+                    f"--only {name!r} is not a row of this table; nearest: {nearest(name, rows)!r}."
+                    f" Allowed are {', '.join(rows)}."
                 )
         return [name for name in rows if not self.only or name in self.only]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers with a title; every row has the same columns, named with their units.
+    """A table of numbers. All rows have the same columns, whose names contain the units.
 
     Attributes:
-        title: what was measured, on what.
-        rows: column to value, the first column being the row's name.
-        note: what a reader must know to read it.
+        title: the measured quantity and its subject.
+        rows: column to value; the first column is the name of the row.
+        note: explanation of the columns.
     """
 
     title: str
@@ -79,12 +79,12 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """Column names are broken at their spaces, so that a table fits a terminal of 80 columns."""
+        """The table as text. Column names are wrapped, so that a table fits into 80 columns."""
         columns = list(self.rows[0])
         heads = [name.replace(" /", "\u00a0/").split(" ") for name in columns]
         tall = max(map(len, heads))
         cells = [[(head + [""] * tall)[i] for head in heads] for i in range(tall)]
-        cells += [[text(row[c]) for c in columns] for row in self.rows]
+        cells += [[format_value(row[c]) for c in columns] for row in self.rows]
         wide = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         lines = [
             " ".join(
@@ -97,8 +97,8 @@ class Table:
         return "\n".join([*textwrap.wrap(self.title, 80), *lines, *notes])
 
 
-def text(value: Any) -> str:
-    """A number with three or four digits that say something."""
+def format_value(value: Any) -> str:
+    """A number with three or four significant digits, "-" for None."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -109,7 +109,15 @@ def text(value: Any) -> str:
 def best_times(
     rounds: int, runs: Mapping[str, Callable[[], Any]]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """CPU seconds of all threads, and wall seconds, of each: the best of `rounds`, in turns, after one call."""
+    """Times functions in turns, after one call of each to warm up.
+
+    Args:
+        rounds: number of timed calls of each function; the best one counts.
+        runs: functions by name.
+
+    Returns:
+        CPU time of all threads [s] and wall time [s], by name.
+    """
     cpu, wall = {}, {}
     for name, run in runs.items():
         jax.block_until_ready(run())

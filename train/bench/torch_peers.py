@@ -1,6 +1,6 @@
-"""What the training step is compared with: the same models and updates in PyTorch, as its users run them.
+"""The same models and updates in PyTorch, as its users run them, for comparison with our training step.
 
-torch and transformers are looked for when a function is called, not before.
+torch and transformers are imported when a function is called, not before.
 """
 
 import importlib
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def hugging_face(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> Callable[[], Any]:
-    """An update of transformers' LlamaForCausalLM by torch's AdamW, eagerly.
+    """A function that updates transformers' LlamaForCausalLM by torch's AdamW, in eager mode.
 
     Args:
         tokens: int32 [sequences, positions + 1].
-        shape: `width`, `mlp_width`, `layers`, `heads`, `vocabulary`.
-        autocast: products in bfloat16.
+        shape: `width`, `mlp_width`, `layers`, `heads` and `vocabulary`.
+        autocast: whether products are computed in bfloat16.
 
     Raises:
         ImportError: torch or transformers is not installed.
@@ -36,10 +36,10 @@ def hugging_face(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> C
 
 
 def plain_gpt(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> Callable[[], Any]:
-    """An update of a GPT-2 without biases written with torch's own parts, as small training scripts have it:
-    one product for queries, keys and values, fused attention, a tied head.
+    """A function that updates a GPT-2 written in plain torch, in the style of small training scripts.
 
-    Arguments and errors: as of `hugging_face`.
+    It has no biases, one product for queries, keys and values, fused attention, and a tied head. For arguments and
+    errors see `hugging_face`.
     """
     torch: Any = importlib.import_module("torch")
     nn, functional = torch.nn, torch.nn.functional

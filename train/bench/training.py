@@ -1,7 +1,7 @@
-"""The training step beside LLaMA and GPT in PyTorch, and against what the machine's matrix products reach.
+"""Benchmarks the training step against LLaMA and GPT in PyTorch, and against the speed of matrix products.
 
-One configuration, the reference of this project's CPU figures: width 256, 4 layers, 4 heads, 8 sequences of 256 tokens,
-8192 tokens in the vocabulary; AdamW included. torch and transformers are looked for, not required (`bench_torch.py`).
+The configuration is fixed, as a reference for CPUs: width 256, 4 layers, 4 heads, 8 sequences of 256 tokens, and a
+vocabulary of 8192 tokens; AdamW is included. PyTorch and transformers are optional (`torch_peers.py`).
 """
 
 import dataclasses
@@ -15,55 +15,78 @@ import numpy as np
 import optax
 
 from models import gpt, llama
-from train.bench import torch_peers as bench_torch
+from train.bench import torch_peers
 from train.bench.table import Options, Table, best_times
 from train.config.fields import Mesh
-from train.step import families, sharding
-from train.step import update as step_lib
-
-WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH, BATCH = 256, 4, 4, 8192, 256, 8
+from train.step import families, sharding, update
 
 
-SIZES: dict[str, Any] = {"width": WIDTH, "layers": LAYERS, "heads": HEADS}
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of the models and of a batch."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    vocabulary: int = 8192
+    length: int = 256  # of a sequence [tokens]
+    batch: int = 8  # sequences
 
 
-def llama_like(**changes: Any) -> llama.Config:
-    """The MLP has Hugging Face's and LLaMA's usual 8/3 of the width, in 32s."""
-    return llama.Config(vocab_size=VOCABULARY, mlp_width=704, **SIZES, **changes)
+SIZES = Sizes()
 
 
-def gpt_like(**changes: Any) -> gpt.Config:
-    """As `bench_torch.plain_gpt`."""
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "positions": LENGTH,
-        "mlp_width": 4 * WIDTH,
-    } | SIZES
-    return gpt.Config(**sizes, bias=False, tied=True, **changes)
+def llama_like(sizes: Sizes) -> llama.Config:
+    """A LLaMA whose MLP has the usual 8/3 of the width, rounded up to a multiple of 32."""
+    mlp_width = 32 * -(-sizes.width * 8 // 96)
+    return llama.Config(
+        vocab_size=sizes.vocabulary,
+        width=sizes.width,
+        mlp_width=mlp_width,
+        layers=sizes.layers,
+        heads=sizes.heads,
+    )
+
+
+def gpt_like(sizes: Sizes) -> gpt.Config:
+    """The same model as `torch_peers.plain_gpt`."""
+    return gpt.Config(
+        vocab_size=sizes.vocabulary,
+        positions=sizes.length,
+        width=sizes.width,
+        mlp_width=4 * sizes.width,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        bias=False,
+        tied=True,
+    )
 
 
 def ours(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
-    """One update of this project's step."""
+    """A function that performs one update with this project's training step."""
     init = functools.partial(families.of(model).init, model)
     tx = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
-    mesh = sharding.make_mesh(Mesh(), BATCH, jax.devices()[:1])
-    state = step_lib.first_state(init(jax.random.key(0)), tx)
+    mesh = sharding.make_mesh(Mesh(), len(tokens), jax.devices()[:1])
+    state = update.first_state(init(jax.random.key(0)), tx)
     state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward = families.Forward(model)
-    update = step_lib.compile_update(forward, tx, lambda step: 1e-3, 1, shardings)
+    compiled = update.compile_update(forward, tx, lambda step: 1e-3, 1, shardings)
     batch = jnp.asarray(tokens)
     carry = [state]
 
     def run() -> Any:
-        carry[0], noted = update(carry[0], batch)
-        return noted["loss"]
+        carry[0], numbers = compiled(carry[0], batch)
+        return numbers["loss"]
 
     return run
 
 
 def operations(model: Any, batch: int, length: int) -> float:
-    """Floating-point operations of a step's products, forward and backward; causal attention as half of the square."""
+    """Floating-point operations of the matrix products in a step, forward and backward.
+
+    Causal attention counts as half of the full square.
+    """
     used = families.of(model).count(model)
     if not model.tied:
         used -= model.vocab_size * model.width  # the embedding is looked up
@@ -72,7 +95,7 @@ def operations(model: Any, batch: int, length: int) -> float:
 
 
 def matmul_peak(rounds: int, side: int = 2048, dtype: str = "float32") -> float:
-    """Operations per second of a square product here, by wall time."""
+    """Speed of the product of two square matrices, by wall time [operations/s]."""
     x = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     _, wall = best_times(rounds, {"product": lambda: product(x)})
@@ -80,21 +103,23 @@ def matmul_peak(rounds: int, side: int = 2048, dtype: str = "float32") -> float:
 
 
 def training_table(options: Options) -> Table:
-    """Tokens per second, beside PyTorch's, and the share of the machine's float32 products."""
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1), np.int32)
+    """Tokens per second, compared with PyTorch and with the speed of float32 products."""
+    shape = (SIZES.batch, SIZES.length + 1)
+    tokens = np.random.default_rng(0).integers(0, SIZES.vocabulary, shape, np.int32)
     runs: dict[str, tuple[Any, Callable[[], Any]]] = {}
     note = ""
-    shape = SIZES | {"vocabulary": VOCABULARY}
+    sizes = ("width", "layers", "heads", "vocabulary")
+    peer_shape = {name: getattr(SIZES, name) for name in sizes}
     for title, make, model in (
-        ("LLaMA, Hugging Face", bench_torch.hugging_face, llama_like()),
-        ("GPT, PyTorch", bench_torch.plain_gpt, gpt_like()),
+        ("LLaMA, Hugging Face", torch_peers.hugging_face, llama_like(SIZES)),
+        ("GPT, PyTorch", torch_peers.plain_gpt, gpt_like(SIZES)),
     ):
         try:
             for kind, autocast in (("float32", False), ("autocast bfloat16", True)):
-                run = make(tokens, shape | {"mlp_width": model.mlp_width}, autocast)
+                run = make(tokens, peer_shape | {"mlp_width": model.mlp_width}, autocast)
                 runs[f"{title}, eager {kind}"] = model, run
         except ImportError as error:
-            note = f"Without PyTorch: {error}. "
+            note = f"PyTorch is left out: {error}. "
         for dtype in ("float32", "bfloat16"):
             own = dataclasses.replace(model, dtype=dtype)
             runs[f"{title.split(',')[0]}, ours {dtype}"] = model, ours(own, tokens)
@@ -106,14 +131,17 @@ def training_table(options: Options) -> Table:
         rows.append(
             {
                 "step": name,
-                "tokens/s": BATCH * LENGTH / wall[name],
+                "tokens/s": SIZES.batch * SIZES.length / wall[name],
                 "/ first of the kind": beside / wall[name],
-                "of float32 products %": 100 * operations(model, BATCH, LENGTH) / wall[name] / peak,
+                "of float32 products %": 100
+                * operations(model, SIZES.batch, SIZES.length)
+                / wall[name]
+                / peak,
             }
         )
     return Table(
-        f"A training step: width {WIDTH}, {LAYERS} layers, {BATCH} x {LENGTH} tokens, {VOCABULARY} tokens known;"
-        f" wall time",
+        f"A training step: width {SIZES.width}, {SIZES.layers} layers, {SIZES.batch} x {SIZES.length} tokens,"
+        f" a vocabulary of {SIZES.vocabulary}; wall time",
         rows,
-        f"{note}Products here reach {peak / 1e9:.0f} Gflop/s; causal attention counted as half of the square.",
+        f"{note}Products reach {peak / 1e9:.0f} Gflop/s here. Causal attention counts as half of the square.",
     )

@@ -1,13 +1,13 @@
-"""Random changes to an image, as DeiT's recipe has them (arXiv 2012.12877); Pillow does every operation.
+"""Image augmentation for training, following DeiT's recipe (arXiv 2012.12877), and the evaluation crop.
 
-    crop      a part of 8 to 100 % of the area with an aspect of 3/4 to 4/3, resized to the input's size
-    flip      left to right for half of the images
-    colours   RandAugment (arXiv 1909.13719): two operations, each with probability 1/2, at a magnitude
-              drawn from N(m, 0.5²) and cut to 0 to 10; a larger magnitude is always a stronger change
-    erase     with a probability, one rectangle of 2 to 33 % of the area becomes noise (arXiv 1708.04896)
+    crop      a random part of 8 to 100 % of the area, with an aspect ratio of 3/4 to 4/3, resized to the input size
+    flip      left to right, with probability 1/2
+    colours   RandAugment (arXiv 1909.13719): two operations, each applied with probability 1/2, at a magnitude
+              drawn from N(m, 0.5²) and clipped to 0 to 10; a larger magnitude is always a stronger change
+    erase     one rectangle of 2 to 33 % of the area becomes noise, with a given probability (arXiv 1708.04896)
 
-All of them take their random numbers from the generator that they are given. Libraries that have this
-policy ready-made bring TensorFlow or torch, or a binary of OpenCV; the operations themselves are Pillow's.
+Every function draws its random numbers from the generator that it is given. Pillow implements the operations. The
+policy is written here because the libraries that ship it depend on TensorFlow, torch or OpenCV.
 """
 
 import math
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-MEAN = (124, 116, 104)  # of ImageNet, per channel; fills what a shift leaves empty
+MEAN = (124, 116, 104)  # of ImageNet, per channel; fills the area that a shift leaves empty
 FLIP = Image.Transpose.FLIP_LEFT_RIGHT
 STRONGEST = 10.0
 
@@ -24,7 +24,7 @@ STRONGEST = 10.0
 def training_view(
     image: Image.Image, size: int, rng: np.random.Generator, magnitude: float, erasing: float
 ) -> np.ndarray:
-    """uint8 [size, size, 3]: one random view of an RGB image; a magnitude of 0 leaves colours alone."""
+    """One random view of an RGB image, uint8 [size, size, 3]. A magnitude of 0 switches RandAugment off."""
     view = random_crop(image, size, rng)
     if rng.random() < 0.5:
         view = view.transpose(FLIP)
@@ -34,7 +34,7 @@ def training_view(
 
 
 def evaluation_view(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the middle 7/8 of each side of the largest square, as is usual for ImageNet."""
+    """The central crop that is usual for ImageNet, uint8 [size, size, 3]: 7/8 of the side of the largest square."""
     shorter = min(image.size) * 7 / 8
     left, top = ((side - shorter) / 2 for side in image.size)
     box = (left, top, left + shorter, top + shorter)
@@ -42,7 +42,7 @@ def evaluation_view(image: Image.Image, size: int) -> np.ndarray:
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random part, resized; after ten parts that do not fit, the largest one in the middle that does."""
+    """A random part of the image, resized. After ten draws that do not fit, the largest central part that does."""
     width, height = image.size
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1.0)
@@ -59,7 +59,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Imag
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, magnitude: float) -> Image.Image:
-    """Two operations, drawn with replacement, each done half of the time."""
+    """Draws two operations with replacement and applies each with probability 1/2."""
     for index in rng.integers(len(OPERATIONS), size=2).tolist():
         level = float(np.clip(rng.normal(magnitude, 0.5), 0, STRONGEST)) / STRONGEST
         sign = 1 if rng.random() < 0.5 else -1
@@ -78,7 +78,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable:
 def _shift(
     matrix: Callable[[float, int, int], tuple[float, float, float, float, float, float]],
 ) -> Callable:
-    """An affine map; `matrix` takes the signed level and the image's width and height."""
+    """An operation that applies an affine map; `matrix` takes the signed level, and the image's width and height."""
 
     def change(image: Image.Image, level: float, sign: int) -> Image.Image:
         return image.transform(
@@ -97,7 +97,7 @@ def _brighter_darks(image: Image.Image, level: float, sign: int) -> Image.Image:
     return image.point([min(255, i + add) if i < 128 else i for i in range(256)] * 3)
 
 
-# Each takes an RGB image, a level from 0 to 1 and a sign that those with a direction use.
+# Each takes an RGB image, a level from 0 to 1, and a sign, which operations without a direction ignore.
 OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
     lambda image, level, sign: ImageOps.autocontrast(image),
     lambda image, level, sign: ImageOps.equalize(image),
@@ -120,7 +120,7 @@ OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
 
 
 def erase(pixels: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-    """One rectangle of noise about as bright as images are, or nothing."""
+    """Replaces one rectangle by noise of the images' mean brightness, with the given probability."""
     if rng.random() >= probability:
         return pixels
     size = len(pixels)

@@ -1,9 +1,9 @@
 """Batches of tokens that are a pure function of (seed, step).
 
-Nothing here remembers a position: any process can make any rows of any step, so a run that is
-resumed, or spread over another number of devices, sees the same data. The training text is one
-long row of tokens, cut into windows of `length` predictions, or into its documents; an epoch visits
-every window or document once, in an order that depends on (seed, epoch).
+No position is stored: any process can make any rows of any step, so a run sees the same data after a restart and on
+another number of devices. The training text is one long sequence of tokens, divided into windows of `length`
+predictions, or into its documents. An epoch visits every window or document once, in an order that depends on
+(seed, epoch).
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ import numpy as np
 
 from train.data import corpus, token_store, tokens
 
-FORMAT = 1  # of the cache; a new number leaves old caches unread
-SEAL = "sha256.json"  # digests of the other files of a cache entry, written last
-STORE = "store:"  # before the folder of a token store
-PADDING = -1  # in batches of single documents: no token
-VERIFIED = 1 << 30  # bytes; a smaller store is read and compared with its digests before use
-SAMPLED = 10_000_000  # tokens that frequencies are counted over, spread evenly
+FORMAT = 1  # version of the cache; caches of other versions are ignored
+SEAL = "sha256.json"  # digests of the other files of a cache entry; written last
+STORE = "store:"  # prefix of a token store's folder
+PADDING = -1  # fills batches of single documents
+VERIFIED = 1 << 30  # bytes; the digests of stores up to this size are verified before use
+SAMPLED = 10_000_000  # tokens that token frequencies are counted over, spread evenly
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """Tokens to train on and to evaluate on, and what is known about them."""
+class TokenBatches:
+    """Training and held-out tokens, and how to make batches of them."""
 
-    train: token_store.Row
-    held: token_store.Row  # held out
+    train: token_store.TokenSequence
+    held: token_store.TokenSequence  # held out
     tokenizer: tokens.Tokenizer
-    corpus: corpus.Corpus | token_store.Store  # where the tokens come from
+    corpus: corpus.Corpus | token_store.Store  # the source of the tokens
     length: int  # predictions per sequence
     batch_size: int  # sequences per step, over all processes
     seed: int
-    cache: str  # "off", "new", "reused" or "rebuilt" (it was damaged)
-    documents: bool = False  # a sequence is a document, cut or filled with PADDING
+    cache: str  # "off", "new", "reused", or "rebuilt" after damage
+    documents: bool = False  # each sequence is one document, truncated or filled with PADDING
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +49,7 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """sha256 over the names and contents of all files, or of the store; hexadecimal."""
+        """SHA-256 of the store, or of the names and contents of all files; hexadecimal."""
         return self.corpus.digest
 
     @property
@@ -73,7 +73,7 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a training batch."""
+        """Shape of a training batch."""
         return (self.batch_size, self.length + 1)
 
     def batch(self, step: int, rows: slice | None = None) -> np.ndarray:
@@ -81,7 +81,7 @@ class Data:
 
         Args:
           step: from 0.
-          rows: the part of the batch to make, for a process that needs no more; None is all.
+          rows: the rows that this process needs; None makes the whole batch.
 
         Returns:
           int32 [rows, length + 1]: inputs `[:, :-1]` and targets `[:, 1:]`.
@@ -94,21 +94,21 @@ class Data:
             number[here] = permutation(position[here], self.windows, (self.seed, e))
             offset[here] = 0 if self.documents else self._offset(e)
         if self.documents:
-            return self.train.cut(number, self.length + 1, PADDING)
+            return self.train.padded_documents(number, self.length + 1, PADDING)
         return self.train.windows(offset + self.length * number, self.length + 1)
 
     def _offset(self, epoch: int) -> int:
-        """Where the first window of an epoch begins: other epochs cut the text elsewhere."""
+        """Start of the first window of an epoch. It differs between epochs, so that windows do too."""
         room = len(self.train) - 1 - self.length * self.windows
         number = hashlib.sha256(repr(("offset", self.seed, epoch)).encode()).digest()
         return int.from_bytes(number[:8], "big") % min(self.length, room + 1)
 
     def held_out(self, batches: int) -> list[np.ndarray]:
-        """The same evaluation batches at every call, spread evenly over the held-out text.
+        """Evaluation batches, spread evenly over the held-out text; the same at every call.
 
         Args:
-          batches: how many are wanted. A short held-out text gives fewer, at least one; only
-            when it is too short for one batch do windows overlap, or documents repeat.
+          batches: number of batches. A short held-out text gives fewer, but at least one. Windows overlap, or
+            documents repeat, only if the text is too short for one batch.
 
         Returns:
           int32 [batch_size, length + 1] each.
@@ -120,39 +120,39 @@ class Data:
         last = available - 1 if self.documents else len(self.held) - 1 - self.length
         chosen = np.linspace(0, last, batches * self.batch_size).astype(np.int64)
         make = (
-            functools.partial(self.held.cut, length=self.length + 1, fill=PADDING)
+            functools.partial(self.held.padded_documents, length=self.length + 1, fill=PADDING)
             if self.documents
             else functools.partial(self.held.windows, length=self.length + 1)
         )
         return [make(part) for part in chosen.reshape(batches, self.batch_size)]
 
     def unigram_entropy(self) -> float:
-        """Loss, in nats per token, of knowing only how frequent each token is in training.
+        """Loss of a model that knows only the frequency of each token in the training text [nats per token].
 
-        A model below it has learned something about the order of the tokens. Much text is sampled.
+        A model with a lower loss has learned something about the order of tokens. Long texts are sampled.
         """
         counts = np.bincount(self.train.sample(SAMPLED), minlength=self.vocab_size) + 1.0
         return float(-np.log(counts / counts.sum())[self.held.sample(SAMPLED)].mean())
 
     def decode(self, numbers: np.ndarray) -> str:
-        """The text of some tokens."""
+        """Tokens to text."""
         return self.tokenizer.decode(numbers)
 
     def summary(self) -> dict[str, Any]:
-        """What to print and to store: JSON values only."""
-        found = self.corpus
+        """Facts to print and to store; JSON values only."""
+        source = self.corpus
         left_out = {}
-        if isinstance(found, corpus.Corpus):
-            left_out = {"files_skipped": found.skipped, "files_repaired": found.repaired}
+        if isinstance(source, corpus.Corpus):
+            left_out = {"files_skipped": source.skipped, "files_repaired": source.repaired}
         return {
-            "source": found.source,
+            "source": source.source,
             "digest": self.digest,
             "tokenizer": self.tokenizer.name,
             "vocab_size": self.vocab_size,
             "documents": self.train.documents + self.held.documents,
             **left_out,
-            "train_bytes": found.train_bytes,
-            "held_out_bytes": found.held_out_bytes,
+            "train_bytes": source.train_bytes,
+            "held_out_bytes": source.held_out_bytes,
             "train_tokens": len(self.train),
             "held_out_tokens": len(self.held),
             "bytes_per_token": self.bytes_per_token,
@@ -162,7 +162,7 @@ class Data:
         }
 
 
-def load(
+def load_text(
     text: str = "stdlib",
     tokenizer: str = "bpe-4096",
     *,
@@ -171,23 +171,23 @@ def load(
     seed: int,
     documents: bool = False,
     cache: pathlib.Path | None = None,
-) -> Data:
-    """Reads and encodes a corpus, or opens one that is encoded already.
+) -> TokenBatches:
+    """Reads and encodes a text, or opens a token store.
 
     Args:
-      text: see `train.corpus.read`; or "store:" and the folder of a token store, whose vocabulary
-        then stands in place of `tokenizer`.
-      tokenizer: "bytes", "bpe-<vocabulary>", learned from the training part of the text, or the
-        path of a given vocabulary.
-      length: predictions per sequence, in tokens.
+      text: a source as for `corpus.read_corpus`, or "store:" and the folder of a token store, whose vocabulary
+        then replaces `tokenizer`.
+      tokenizer: "bytes"; "bpe-<vocabulary size>", learned from the training part of the text; or the path of a
+        vocabulary.
+      length: predictions per sequence [tokens].
       batch_size: sequences per step, over all processes.
       seed: of the order of the sequences.
       documents: whether each sequence is one document.
-      cache: folder in which vocabulary and tokens are kept for the next start; None: nowhere.
+      cache: folder that keeps vocabulary and tokens for the next start; None switches the cache off.
 
     Raises:
-      FileNotFoundError, ValueError: no text, too little of it, a damaged store, or an argument out
-        of range.
+      FileNotFoundError: there is no such text or store.
+      ValueError: the text is too short, the store is damaged, or an argument is out of range.
     """
     for name, value in (("length", length), ("batch_size", batch_size)):
         if value < 1:
@@ -196,7 +196,7 @@ def load(
         store = token_store.open_store(text.removeprefix(STORE))
         if store.size <= VERIFIED:
             store.verify()
-        made = Data(
+        made = TokenBatches(
             *(store.train, store.held_out, store.tokenizer, store, length, batch_size, seed),
             cache="off",
             documents=documents,
@@ -207,8 +207,8 @@ def load(
         if not row.documents or (not documents and len(row) <= length):
             shorter = f", or a length of at most {len(row) - 1}" if len(row) > 1 else ""
             raise ValueError(
-                f"too little text in {text!r}: its {part} part has {len(row)} tokens, and one "
-                f"sequence of length={length} needs {length + 1}; give more text{shorter}"
+                f"{text!r} is too short: its {part} part has {len(row)} tokens, and one sequence of"
+                f" length={length} needs {length + 1}; give more text{shorter}"
             )
     return made
 
@@ -221,38 +221,42 @@ def _from_text(
     seed: int,
     documents: bool,
     cache: pathlib.Path | None,
-) -> Data:
-    tokens.check(tokenizer)
+) -> TokenBatches:
+    tokens.parse_name(tokenizer)
     if text.startswith("tfds:"):
         raise ValueError(
-            f"{text!r} is a prepared data set, which is tokenised once before it is trained on: python"
-            f" -m train tokenise --source {text} --out FOLDER, and then --data.text {STORE}FOLDER"
+            f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {text}"
+            f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
-    found = corpus.read(text)
+    source = corpus.read_corpus(text)
     entry = None
     if cache is not None:
-        # The way a text is split may change from one version of this program to the next.
-        parts = {name: len(part) for name, part in found.held_out.items()}
-        key = hashlib.sha256(repr((FORMAT, found.digest, parts)).encode()).hexdigest()
-        entry = pathlib.Path(cache).expanduser() / f"{key[:16]}-{tokens.version(tokenizer)}"
-    learned, train, held, state = _encode(found, tokenizer, entry)
-    rows = [token_store.Row.of(part, learned.separator) for part in (train, held)]
-    return Data(rows[0], rows[1], learned, found, length, batch_size, seed, state, documents)
+        # Another version of this program may split a text differently.
+        parts = {name: len(part) for name, part in source.held_out.items()}
+        key = hashlib.sha256(repr((FORMAT, source.digest, parts)).encode()).hexdigest()
+        entry = (
+            pathlib.Path(cache).expanduser() / f"{key[:16]}-{tokens.tokenizer_version(tokenizer)}"
+        )
+    learned, train, held, state = _encode(source, tokenizer, entry)
+    rows = [token_store.TokenSequence.from_array(part, learned.separator) for part in (train, held)]
+    return TokenBatches(
+        rows[0], rows[1], learned, source, length, batch_size, seed, state, documents
+    )
 
 
 def permutation(index: np.ndarray, size: int, key: object) -> np.ndarray:
-    """Where a shuffle of `size` things puts those at `index`, without making the shuffle.
+    """Values of a pseudo-random permutation of `size` items at some indices, without computing all of it.
 
-    A Feistel network on pairs of digits below ceil(√size) shuffles a few numbers too many; one
-    that lands on a number that is too large is sent through again until it does not.
+    A Feistel network on pairs of digits below ceil(√size) permutes slightly more than `size` numbers. A result that
+    is too large goes through the network again until it is below `size`.
 
     Args:
       index: integers below `size`.
-      size: how many things are shuffled.
-      key: which shuffle; anything with a fixed `repr`.
+      size: number of items.
+      key: selects the permutation; any value with a stable `repr`.
 
     Returns:
-      Different integers below `size` for different indices, shaped like `index`.
+      Integers below `size`, shaped like `index`; different for different indices.
     """
     base = np.uint64(math.isqrt(size - 1) + 1)
     keys = np.frombuffer(hashlib.blake2b(repr(key).encode()).digest(), "<u8")
@@ -270,43 +274,43 @@ def permutation(index: np.ndarray, size: int, key: object) -> np.ndarray:
 
 
 def _mix(number: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every bit of uint64 depends on every bit."""
+    """The finaliser of splitmix64: every output bit depends on every input bit."""
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return number ^ (number >> np.uint64(31))
 
 
 def _encode(
-    found: corpus.Corpus, name: str, entry: pathlib.Path | None
+    source: corpus.Corpus, name: str, entry: pathlib.Path | None
 ) -> tuple[tokens.Tokenizer, np.ndarray, np.ndarray, str]:
-    """Tokenizer, training tokens, held-out tokens, and what the cache had to do with it."""
+    """Tokenizer, training tokens, held-out tokens, and the status of the cache."""
     state = "off" if entry is None else "rebuilt" if (entry / SEAL).exists() else "new"
     files = None if entry is None else _read_cache(entry)
     if files is not None:
         kept = files["tokenizer.json"].decode()
         learned = (
-            tokens.learn(name, ())
-            if isinstance(tokens.check(name), pathlib.Path)
-            else tokens.restore(name, kept)
+            tokens.learn_tokenizer(name, ())
+            if isinstance(tokens.parse_name(name), pathlib.Path)
+            else tokens.tokenizer_from_json(name, kept)
         )
-        kind = tokens.dtype(learned.vocab_size)
+        kind = tokens.token_dtype(learned.vocab_size)
         train, held = (np.frombuffer(files[part], kind) for part in ("train", "held_out"))
         return learned, train, held, "reused"
-    learned = tokens.learn(name, found.train.values())
-    train, held = (learned.encode(part.values()) for part in (found.train, found.held_out))
+    learned = tokens.learn_tokenizer(name, source.train.values())
+    train, held = (learned.encode(part.values()) for part in (source.train, source.held_out))
     if entry is not None:
         files = {"tokenizer.json": learned.to_json().encode()}
         files |= {"train": train.tobytes(), "held_out": held.tobytes()}
         try:
             _write_cache(entry, files)
         except OSError as error:
-            warnings.warn(f"the tokens are not kept in {entry}: {error}", stacklevel=3)
+            warnings.warn(f"the tokens are not cached in {entry}: {error}", stacklevel=3)
             state = "off"
     return learned, train, held, state
 
 
 def _write_cache(entry: pathlib.Path, files: dict[str, bytes]) -> None:
-    """Whole files only, and the seal after all others: a reader sees everything or nothing."""
+    """Writes each file atomically, and the seal last, so that a reader sees a complete entry or none."""
     entry.mkdir(parents=True, exist_ok=True)
     seal = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for name, content in {**files, SEAL: json.dumps(seal).encode()}.items():
@@ -316,7 +320,7 @@ def _write_cache(entry: pathlib.Path, files: dict[str, bytes]) -> None:
 
 
 def _read_cache(entry: pathlib.Path) -> dict[str, bytes] | None:
-    """The sealed files; None where there is no seal, or one is missing or not as sealed."""
+    """The files of a cache entry; None if the seal or a file is missing, or a digest differs."""
     try:
         seal = json.loads((entry / SEAL).read_bytes())
         files = {name: (entry / name).read_bytes() for name in seal}

@@ -1,8 +1,8 @@
-"""Where text comes from: the standard library's sources, files of one's own, or a random source of known entropy.
+"""Reads a text corpus: the sources of Python's standard library, text files, or a synthetic source of known entropy.
 
-A corpus is a sorted list of named texts, split into a training and a held-out part by the names
-and sizes of the files, so that the split is the same on every machine, in every folder, with every
-seed. Only this file reads text from the disk.
+A corpus is a set of named texts, sorted by name. The names and sizes of the files alone decide which part is held
+out, so the split is the same on every machine, in every folder and for every seed. Only this file reads text from the
+disk.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from train.data import zipf
 
 HELD_OUT = 0.05  # fraction of the text
 
-# What is not prose or code a person wrote, what is not everywhere (Debian ships no tests), and
-# what differs between two builds of the same Python.
+# Folders and prefixes of files that no person wrote, that some distributions leave out (Debian ships no tests), or
+# that differ between two builds of the same Python.
 _NOT_STDLIB = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
 _NOT_STDLIB |= {"site-packages", "dist-packages", "__pycache__"}
 _BUILT = ("_sysconfigdata", "_sysconfig_vars", "config-")
@@ -28,15 +28,15 @@ _BUILT = ("_sysconfigdata", "_sysconfig_vars", "config-")
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Text by name, and what was left out of it."""
+    """Texts by name, and the number of files that were skipped or repaired."""
 
-    source: str  # what was asked for
+    source: str  # as given to `read_corpus`
     train: dict[str, str]  # text by the file's path relative to the source
     held_out: dict[str, str]
-    files: int  # that were read
-    skipped: int  # files that could not be read, or are not text (they contain a zero byte)
-    repaired: int  # files with bytes that are not UTF-8, now U+FFFD
-    digest: str  # sha256 over names and contents, hexadecimal
+    files: int  # files with text
+    skipped: int  # unreadable files, and files that contain a zero byte and so are not text
+    repaired: int  # files with bytes that are not UTF-8, each replaced by U+FFFD
+    digest: str  # SHA-256 over names and contents, hexadecimal
 
     @property
     def train_bytes(self) -> int:
@@ -47,18 +47,17 @@ class Corpus:
         return sum(len(text.encode()) for text in self.held_out.values())
 
 
-def read(source: str = "stdlib") -> Corpus:
-    """The corpus called `source`.
+def read_corpus(source: str = "stdlib") -> Corpus:
+    """Reads the corpus called `source`.
 
     Args:
-      source: "stdlib", the standard library of the running interpreter without its tests and
-        vendored parts (about 11 MB); "zipf" or "zipf-large", made up (`zipf.py`); or a file, a
-        folder (searched through, hidden files left out) or a glob pattern (`**` for any depth) of
-        text in UTF-8.
+      source: "stdlib", the standard library of the running interpreter without its tests and vendored parts (about
+        11 MB); "zipf" or "zipf-large", which are synthetic (`zipf.py`); or UTF-8 text in a file, in a folder and its
+        subfolders (without hidden files), or in the files that match a glob pattern (`**` for any depth).
 
     Raises:
-      FileNotFoundError: there is no such file, folder or match.
-      ValueError: what was found holds no text.
+      FileNotFoundError: there is no such file or folder, or no file matches.
+      ValueError: no file contains text.
     """
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
@@ -80,30 +79,30 @@ def read(source: str = "stdlib") -> Corpus:
             texts[name] = text
     if not texts:
         raise ValueError(
-            f"no text in {source!r}: searched {searched}, found {len(files)} files, of which "
-            f"{skipped} are unreadable or not text and {len(files) - skipped} are empty"
+            f"{source!r} contains no text: searched {searched} and found {len(files)} files;"
+            f" {skipped} are unreadable or not text, {len(files) - skipped} are empty"
         )
     train, held_out = split(texts)
     return Corpus(source, train, held_out, len(texts), skipped, repaired, digest.hexdigest())
 
 
-def find(source: str) -> tuple[dict[str, pathlib.Path], str]:
-    """The files of a source by name, and in words where they were looked for; see `read`."""
+def find_files(source: str) -> tuple[dict[str, pathlib.Path], str]:
+    """The files of a source by name, and a description of the places that were searched; see `read_corpus`."""
     return _stdlib() if source == "stdlib" else _own(source)
 
 
 def _files(source: str) -> tuple[dict[str, Callable[[], bytes]], str]:
-    """What gives the content of each file by its name, and where files were looked for."""
-    if made := zipf.source(source):
+    """For each file, a function that returns its content; and a description of the places that were searched."""
+    if synthetic := zipf.source(source):
         return {
-            name: functools.partial(bytes, text) for name, text in made.documents().items()
-        }, "nowhere: it is made"
-    paths, searched = find(source)
+            name: functools.partial(bytes, text) for name, text in synthetic.documents().items()
+        }, "nothing, since it is synthetic"
+    paths, searched = find_files(source)
     return {name: path.read_bytes for name, path in paths.items()}, searched
 
 
 def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Training and held-out text; see `training_sizes`."""
+    """Splits texts into a training and a held-out part; see `training_sizes`."""
     train, held_out = {}, {}
     for name, size in training_sizes({name: len(text) for name, text in texts.items()}).items():
         text = texts[name]
@@ -113,11 +112,10 @@ def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def training_sizes(sizes: dict[str, int]) -> dict[str, int]:
-    """How much of each file, from its start, is to train on; sorted by name.
+    """The length of the part of each file, from its start, that is trained on; sorted by name.
 
-    Files are held out whole, in an order that their names decide, until they are one part in
-    twenty of the text. A file that alone is more than that gives its end instead: so does a
-    single file.
+    Whole files are held out, in an order that depends on their names, until they make up one twentieth of the text.
+    Of a file that is longer than that by itself, the end is held out instead.
     """
     total = sum(sizes.values())
     train, whole = {}, {}
@@ -134,7 +132,7 @@ def training_sizes(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _rank(name: str) -> bytes:
-    """Where a file stands in the order that depends on names alone."""
+    """Sort key that depends on the name alone, but not alphabetically."""
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -147,7 +145,7 @@ def _stdlib() -> tuple[dict[str, pathlib.Path], str]:
     }
     if not paths:
         raise FileNotFoundError(
-            f"this interpreter has no standard library sources in {root}; give a text of your own"
+            f"the sources of the standard library are not in {root}; name a text of your own"
         )
     return paths, f"{root} for .py files"
 
@@ -160,8 +158,8 @@ def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
         return _walk(path), f"the folder {path.absolute()} and the folders in it"
     if not glob.has_magic(source):
         raise FileNotFoundError(
-            f"no file or folder {source!r} (looked for {path.absolute()}); "
-            'give "stdlib", a file, a folder, or a pattern such as "texts/**/*.txt"'
+            f'there is no file or folder {source!r} ({path.absolute()}); name "stdlib", a file, a folder,'
+            ' or a pattern such as "texts/**/*.txt"'
         )
     fixed = []
     for part in path.parts:
@@ -180,7 +178,7 @@ def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
 def _walk(
     root: pathlib.Path, without: set[str] | None = None, prefixes: tuple[str, ...] = ()
 ) -> dict[str, pathlib.Path]:
-    """Files below `root` by relative path, without hidden ones and names that are left out."""
+    """Files below `root` by relative path, without hidden files and without excluded names and prefixes."""
 
     def wanted(name: str) -> bool:
         return name not in (without or ()) and not name.startswith((".", *prefixes))

@@ -1,14 +1,14 @@
-"""Batches of labelled images that are a pure function of (seed, step), as `data.py` makes of tokens.
+"""Batches of labelled images that are a pure function of (seed, step), like the batches of tokens in `batches.py`.
 
-Images come from any tfds classification set prepared as array_record, and are decoded with Pillow by
-threads. An epoch visits every image once, in an order that depends on (seed, epoch); the view of an image
-depends on (seed, step, row). What mixes two images is decided here, per batch, and done on the device:
+Images come from any tfds classification data set that is prepared as array_record. Threads decode them with Pillow. An
+epoch visits every image once, in an order that depends on (seed, epoch); the view of an image depends on (seed, step,
+row). The parameters that mix two images are drawn here, once per batch, and the device mixes:
 
-    mixup    (arXiv 1710.09412)  x ← λ x + (1−λ) x',                   y ← λ y + (1−λ) y'
-    cutmix   (arXiv 1905.04899)  a rectangle of x becomes that of x',  λ: the share of x that is left
+    mixup    (arXiv 1710.09412)  x ← λ x + (1−λ) x',                      y ← λ y + (1−λ) y'
+    cutmix   (arXiv 1905.04899)  x' replaces a rectangle of x,            λ: the share of x that is left
 
-with λ from Beta(α, α), x' the batch in reverse order, and one of the two, each half of the time, for a
-whole batch, as in DeiT.
+Here λ is drawn from Beta(α, α), and x' is the batch in reverse order. As in DeiT, one of the two applies to the whole
+batch, each with probability 1/2.
 """
 
 import concurrent.futures
@@ -31,16 +31,18 @@ from train.data import augment, datasets
 from train.data.batches import permutation
 from train.errors import UserError
 
-NO_LABEL = -1  # of rows that fill up the last evaluation batch
-CENTRE = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, of values from 0 to 1
-SPREAD = np.array([0.229, 0.224, 0.225], np.float32)
+NO_LABEL = -1  # label of the rows that fill up the last evaluation batch
+MEAN = np.array(
+    [0.485, 0.456, 0.406], np.float32
+)  # of ImageNet, per channel, for values from 0 to 1
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)  # standard deviation, likewise
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is done to images and labels in training; 0 leaves a part out."""
+    """Augmentation of images and labels in training; 0 switches a part off."""
 
     magnitude: float = 9.0  # of RandAugment, 0 to 10
     erasing: float = 0.25  # probability
@@ -60,19 +62,19 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """Images to train on and to evaluate on."""
+class ImageBatches:
+    """Training and held-out images, and how to make batches of them."""
 
-    name: str  # as tfds names it, with its version
-    train: datasets.Numbered  # the image is encoded bytes, the label a number
-    held: datasets.Numbered  # held out
-    fields: tuple[str, str]  # names of image and label
+    name: str  # tfds name with version
+    train: datasets.RandomAccessSplit  # the image is encoded bytes, the label a number
+    held: datasets.RandomAccessSplit  # held out
+    fields: tuple[str, str]  # names of the fields for image and label
     classes: int
-    size: int  # pixels along a side of what a model is given
-    batch_size: int  # over all processes
+    size: int  # side of the model's input [pixels]
+    batch_size: int  # images per step, over all processes
     seed: int
     recipe: Recipe
-    digest: str  # sha256 over names and sizes of all files, hexadecimal
+    digest: str  # SHA-256 over names and sizes of all files, hexadecimal
 
     @property
     def steps_per_epoch(self) -> float:
@@ -84,19 +86,19 @@ class Images:
         return {name: x.shape for name, x in batch_shapes(self.batch_size, self.size).items()}
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """One training step's rows, or some of them.
+        """The images of one training step.
 
         Args:
           step: from 0.
-          rows: the part of the batch to make, for a process that needs no more; None is all.
+          rows: the rows that this process needs; None makes the whole batch.
 
         Returns:
           image: uint8 [rows, size, size, 3].
           label: int32 [rows].
-          pixels, labels: float32 [rows], shares of an image and of its label that stay.
-          box: int32 [rows, 4], top, bottom, left, right of what another image replaces.
-          noise: uint32 [rows], for what a model draws at random.
-          All rows of a batch have the same last four, but noise.
+          pixels, labels: float32 [rows], the shares of an image and of its label that are kept.
+          box: int32 [rows, 4], top, bottom, left and right of the rectangle that another image replaces.
+          noise: uint32 [rows], the seed of the model's random numbers for this row.
+          `pixels`, `labels` and `box` are the same in all rows of a batch.
         """
         row = np.arange(self.batch_size)[slice(None) if rows is None else rows]
         epoch, position = np.divmod(step * self.batch_size + row, len(self.train))
@@ -125,7 +127,7 @@ class Images:
         }
 
     def _mix(self, step: int) -> tuple[float, float, tuple[int, int, int, int]]:
-        """Shares of pixels and labels that stay, and the rectangle that does not."""
+        """The shares of pixels and labels that are kept, and the rectangle that is replaced."""
         rng = np.random.default_rng((self.seed, step, self.batch_size))
         kinds = [k for k in ("mixup", "cutmix") if getattr(self.recipe, k)]
         if not kinds:
@@ -137,18 +139,18 @@ class Images:
             return share, share, (0, 0, 0, 0)
         half = math.sqrt(1 - share) * self.size / 2
         y, x = rng.integers(self.size, size=2).tolist()
-        # As much of the rectangle as is inside of the image.
+        # The part of the rectangle that lies inside the image.
         top, left = (min(max(int(c - half), 0), self.size) for c in (y, x))
         bottom, right = (min(max(int(c + half), 0), self.size) for c in (y, x))
         left_over = 1 - (bottom - top) * (right - left) / self.size**2
         return 1.0, left_over, (top, bottom, left, right)
 
     def held_out(self, batches: int) -> Iterator[Batch]:
-        """The same evaluation batches at every call, evenly spread over the held-out images; one at a time.
+        """Evaluation batches, one at a time, spread evenly over the held-out images; the same at every call.
 
         Args:
-          batches: how many are wanted; of a small set fewer, and all of it. Rows that the last
-            batch lacks have the label NO_LABEL.
+          batches: number of batches; fewer if that is the whole set. Rows that fill up the last batch have the
+            label NO_LABEL.
         """
         if batches < 1:
             raise ValueError(f"batches={batches} must be at least 1")
@@ -171,20 +173,20 @@ class Images:
         label[: len(made)] = [label for _, label in made]
         return {"image": image, "label": label}
 
-    def _read(self, source: datasets.Numbered, number: int) -> tuple[Image.Image, int]:
+    def _read(self, source: datasets.RandomAccessSplit, number: int) -> tuple[Image.Image, int]:
         example = source[int(number)]
         try:
             image = Image.open(io.BytesIO(example[self.fields[0]])).convert("RGB")
-        # Pillow's formats each have their own ways to fail.
+        # Each of Pillow's formats raises its own exceptions.
         except Exception as error:
             where = source.place(int(number))
             raise UserError(
-                f"{where} holds no image that can be read: {error}. {datasets.AGAIN}"
+                f"{where} holds no image that can be read: {error}. {datasets.PREPARE_AGAIN}"
             ) from None
         return image, int(example[self.fields[1]])
 
     def summary(self) -> dict[str, Any]:
-        """What to print and to store: JSON values only."""
+        """Facts to print and to store; JSON values only."""
         return {
             "source": self.name,
             "digest": self.digest,
@@ -208,7 +210,7 @@ def batch_shapes(rows: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def load(
+def load_images(
     name: str,
     *,
     size: int,
@@ -218,51 +220,51 @@ def load(
     split: str = "train",
     held_out: str | None = None,
     data_dir: str | None = None,
-) -> Images:
-    """A prepared tfds set of labelled images, such as imagenet2012 or cifar10.
+) -> ImageBatches:
+    """Opens a prepared tfds data set of labelled images, such as imagenet2012 or cifar10.
 
     Args:
-      name: as tfds names it.
-      size: pixels along a side of what a model is given.
+      name: tfds name of the data set.
+      size: side of the model's input [pixels].
       batch_size: images per step, over all processes.
-      seed: of the order of the images, of their views and of what is mixed.
-      recipe: of the views.
-      split: to train on.
-      held_out: to evaluate on; None: validation, or test.
-      data_dir: where data sets are prepared; see `datasets.data_folder`.
+      seed: of the order of the images, of their views and of the mixing.
+      recipe: of the augmentation.
+      split: part to train on.
+      held_out: part to evaluate on; None means validation, or else test.
+      data_dir: folder of prepared data sets; see `datasets.data_folder`.
 
     Raises:
-      UserError: nothing there, or not a set of labelled images; says what to do.
+      UserError: the data set is not prepared, or is not a set of labelled images; the message says how to proceed.
     """
     source = datasets.builder(name, data_dir, "--images.folder")
     if not datasets.is_random_access(source):
         raise UserError(
-            f"{source.info.full_name} is prepared as tfrecord, in which images cannot be read in a"
-            " random order. Convert it once, on a machine with TensorFlow:\n  tfds convert_format"
+            f"{source.info.full_name} is prepared as tfrecord, which does not allow reading images in random"
+            " order. Convert it once, on a machine with TensorFlow:\n  tfds convert_format"
             f" --dataset_dir {source.data_path} --out_file_format array_record --out_dir FOLDER"
         )
     splits = list(source.info.splits)
     held_out = held_out or next((s for s in ("validation", "test") if s in splits), None)
     if held_out is None:
         raise UserError(
-            f"{name} has no split validation or test; name what to hold out, such as 'train[95%:]',"
-            " and train on the rest."
+            f"{name} has no split validation or test; hold out a part of another, such as 'train[95%:]', and"
+            " train on the rest."
         )
-    of = {
+    names_of = {
         kind: [n for n, f in source.info.features.items() if type(f).__name__ == kind]
         for kind in ("Image", "ClassLabel")
     }
-    if any(len(names) != 1 for names in of.values()):
+    if any(len(names) != 1 for names in names_of.values()):
         raise UserError(
-            f"{source.info.full_name} is no set of labelled images: it needs one Image and one"
-            f" ClassLabel, and has {of['Image'] or 'no Image'} and {of['ClassLabel'] or 'no ClassLabel'}."
+            f"{source.info.full_name} is not a set of labelled images: it needs one Image and one ClassLabel,"
+            f" and has {names_of['Image'] or 'no Image'} and {names_of['ClassLabel'] or 'no ClassLabel'}."
         )
-    fields = of["Image"][0], of["ClassLabel"][0]
-    datasets.apart(source, split, held_out)
+    fields = names_of["Image"][0], names_of["ClassLabel"][0]
+    datasets.check_disjoint(source, split, held_out)
     facts = datasets.describe(source) | {"split": split, "held_out": held_out}
-    return Images(
+    return ImageBatches(
         *(source.info.full_name,),
-        *(datasets.numbered(source, s, fields[0]) for s in (split, held_out)),
+        *(datasets.open_split(source, s, fields[0]) for s in (split, held_out)),
         fields=fields,
         classes=source.info.features[fields[1]].num_classes,
         size=size,
@@ -274,14 +276,14 @@ def load(
 
 
 def normalised(image: jax.Array) -> jax.Array:
-    """uint8 [..., 3] to float32 of mean about 0 and deviation about 1."""
-    return (image.astype(jnp.float32) / 255 - CENTRE) / SPREAD
+    """uint8 [..., 3] to float32 with mean about 0 and standard deviation about 1."""
+    return (image.astype(jnp.float32) / 255 - MEAN) / DEVIATION
 
 
 def mixed(
     batch: dict[str, jax.Array], classes: int, smoothing: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Images and labels of a training batch: float32 [B, size, size, 3] and [B, classes], rows summing to 1."""
+    """Mixed images and labels of a training batch: float32 [B, size, size, 3] and [B, classes], rows sum to 1."""
     x, share = normalised(batch["image"]), batch["pixels"][:, None, None, None]
     top, bottom, left, right = (batch["box"][:, i, None, None, None] for i in range(4))
     y_axis = jnp.arange(x.shape[1])[:, None, None]
@@ -295,7 +297,7 @@ def mixed(
 
 
 def top1(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over the images with a label: cross-entropy [nats], right answers, images; float32."""
+    """Sums over the images with a label: cross-entropy [nats], correct predictions and number of images; float32."""
     known = label >= 0
     scores = jax.nn.log_softmax(logits.astype(jnp.float32))
     loss = -jnp.take_along_axis(scores, jnp.maximum(label, 0)[:, None], 1)[:, 0]
@@ -309,5 +311,5 @@ def top1(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax
 
 @functools.cache
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    """Pillow lets go of Python's lock while it decodes and resizes."""
+    """Pillow releases Python's global lock while it decodes and resizes, so threads run in parallel."""
     return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))

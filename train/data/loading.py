@@ -1,4 +1,4 @@
-"""The data of a run, read by every process and the same in all."""
+"""Loads the data of a run in every process, and checks that all processes read the same."""
 
 from typing import Any
 
@@ -10,8 +10,13 @@ from train.step import tasks
 
 
 def read_data(config: Config) -> Any:
-    """The data of a resolved config: text as tokens, or images."""
-    # The first process fills the cache for all, and all must have read the same.
+    """Loads the tokens or images that a config names.
+
+    The first process loads first and fills the cache for the others.
+
+    Raises:
+        UserError: the data cannot be read, or this process reads other data than the first.
+    """
     task, data = tasks.of(config), []
 
     def digest() -> str:
@@ -23,7 +28,7 @@ def read_data(config: Config) -> Any:
         data.append(task.read(config))
     if data[0].digest != wanted:
         raise UserError(
-            f"Process {jax.process_index()} reads other {task.noun} than the first one: digest"
+            f"Process {jax.process_index()} reads different {task.noun} than process 0: the digest is"
             f" {data[0].digest[:16]} instead of {wanted[:16]}."
         )
     return data[0]

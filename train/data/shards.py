@@ -1,4 +1,4 @@
-"""Makes the shards of a token store, in several processes. Imports no JAX: each process would wait for it."""
+"""Encodes the shards of a token store in several processes. It does not import JAX, which would delay each of them."""
 
 import concurrent.futures
 import dataclasses
@@ -19,32 +19,32 @@ from train.data import text_sources, token_store, tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One shard to be made."""
+class ShardJob:
+    """One shard to be encoded."""
 
     folder: pathlib.Path
     name: str
     part: text_sources.Part
-    plan: str  # digest of the plan it belongs to
+    plan: str  # digest of the store's plan
 
 
-def encode(
-    tasks: list[Task],
+def make_shards(
+    jobs: list[ShardJob],
     tokenizer: tokens.Tokenizer,
     workers: int | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Makes the shards, in processes that end with this one, however it ends."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    """Encodes the shards in parallel. The worker processes end when this process ends, even if it is killed."""
+    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if count <= 1:
-        for task in tasks:
-            make_shard(task, tokenizer, advance)
+        for job in jobs:
+            make_shard(job, tokenizer, advance)
         return
     context = multiprocessing.get_context("spawn")
     done: Any = context.Queue()
     start = (tokenizer.name, tokenizer.to_json(), tokenizer.separator, done)
     with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, start) as pool:
-        running = {pool.submit(_work, task) for task in tasks}
+        running = {pool.submit(_work, job) for job in jobs}
         try:
             while running:
                 try:
@@ -66,7 +66,7 @@ _worker: dict[str, Any] = {}
 def _start_worker(name: str, json: str, separator: int, done: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=tokens.restore(name, json, separator), done=done)
+    _worker.update(tokenizer=tokens.tokenizer_from_json(name, json, separator), done=done)
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:
@@ -77,20 +77,20 @@ def _start_worker(name: str, json: str, separator: int, done: Any) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _work(task: Task) -> None:
-    make_shard(task, _worker["tokenizer"], _worker["done"].put)
+def _work(job: ShardJob) -> None:
+    make_shard(job, _worker["tokenizer"], _worker["done"].put)
 
 
 def make_shard(
-    task: Task, tokenizer: tokens.Tokenizer, advance: Callable[[int], None]
+    job: ShardJob, tokenizer: tokens.Tokenizer, advance: Callable[[int], None]
 ) -> token_store.Shard:
-    """Writes the two files of a shard, and then its seal."""
+    """Writes the two files of a shard, and its seal last."""
     bytes_read, lengths, digest = 0, [], hashlib.sha256()
-    waiting, every = 0, max(1, task.part.size // 100)
+    waiting, every = 0, max(1, job.part.size // 100)
 
     def texts() -> Iterator[str]:
         nonlocal bytes_read, waiting
-        for text, size in task.part.documents():
+        for text, size in job.part.documents():
             waiting += size
             if waiting >= every:
                 advance(waiting)
@@ -99,17 +99,17 @@ def make_shard(
                 bytes_read += len(text.encode())
                 yield text
 
-    unfinished = task.folder / f"{task.name}.{os.getpid()}.part"
+    unfinished = job.folder / f"{job.name}.{os.getpid()}.part"
     with unfinished.open("wb") as file:
-        for found in tokenizer.each(texts()):
-            content = found.tobytes()
+        for encoded in tokenizer.each(texts()):
+            content = encoded.tobytes()
             file.write(content)
             digest.update(content)
-            lengths.append(len(found))
+            lengths.append(len(encoded))
         _sync(file)
-    os.replace(unfinished, task.folder / f"{task.name}.tokens")
+    os.replace(unfinished, job.folder / f"{job.name}.tokens")
     ends = np.cumsum(lengths, dtype=token_store.ENDS).tobytes()
-    put(task.folder / f"{task.name}.ends", ends)
+    write_durably(job.folder / f"{job.name}.ends", ends)
     shard = token_store.Shard(
         tokens=sum(lengths),
         documents=len(lengths),
@@ -117,26 +117,26 @@ def make_shard(
         tokens_sha256=digest.hexdigest(),
         ends_sha256=hashlib.sha256(ends).hexdigest(),
     )
-    put(seal_path(task), json.dumps({"plan": task.plan, "shard": vars(shard)}).encode())
+    write_durably(seal_path(job), json.dumps({"plan": job.plan, "shard": vars(shard)}).encode())
     advance(waiting)
     return shard
 
 
-def seal_path(task: Task) -> pathlib.Path:
-    return task.folder / f"{task.name}.seal"
+def seal_path(job: ShardJob) -> pathlib.Path:
+    return job.folder / f"{job.name}.seal"
 
 
-def sealed(task: Task) -> token_store.Shard | None:
-    """What the seal of a shard says; None without one, or with one of another plan."""
+def read_seal(job: ShardJob) -> token_store.Shard | None:
+    """The facts in a shard's seal; None if there is no seal, or if it belongs to another plan."""
     try:
-        seal = json.loads(seal_path(task).read_bytes())
+        seal = json.loads(seal_path(job).read_bytes())
     except (OSError, ValueError):
         return None
-    return token_store.Shard(**seal["shard"]) if seal["plan"] == task.plan else None
+    return token_store.Shard(**seal["shard"]) if seal["plan"] == job.plan else None
 
 
-def put(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file whole, and not before its content is on the disk."""
+def write_durably(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file atomically, after its content is on the disk."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     with unfinished.open("wb") as file:
         file.write(content)

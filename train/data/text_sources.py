@@ -1,4 +1,4 @@
-"""Documents to tokenise, in parts that can be read on their own: text files, or a prepared tfds data set."""
+"""Sources of documents to tokenise, text files or a prepared tfds data set, in parts that can be read independently."""
 
 import dataclasses
 import itertools
@@ -10,35 +10,35 @@ from train.data import corpus, datasets, zipf
 from train.errors import UserError
 
 TFDS = "tfds:"
-SEARCHED = 1 << 20  # bytes in which a cut looks for the end of a line
+SEARCHED = 1 << 20  # bytes that are searched for the end of a line
 
 
 class Part(Protocol):
-    """What becomes one shard."""
+    """The part of a source that becomes one shard."""
 
     @property
     def size(self) -> int:
-        """In the unit of its source."""
+        """Size in the unit of its source."""
         ...
 
     def documents(self) -> Iterator[tuple[str, int]]:
-        """Every document, and how much of `size` it is."""
+        """Every document, and its share of `size`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Parts to train on and parts held out; the same for the same files and arguments."""
+    """Training and held-out parts; the same for the same files and arguments."""
 
     name: str
     unit: str  # of the sizes
     parts: dict[str, list[Part]]
-    facts: dict[str, Any]  # by which a restarted command knows its source again: JSON values
+    facts: dict[str, Any]  # identify the source when a command is restarted; JSON values only
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Stretches of text files; each stretch is a document. Files with a zero byte are no text."""
+    """Byte ranges of text files. Each range is one document, or an empty one if it contains a zero byte."""
 
     stretches: tuple[tuple[str, int, int], ...]  # path, first byte, byte after the last
 
@@ -52,7 +52,7 @@ class Files:
                 file.seek(start)
                 content = file.read(stop - start)
             if len(content) != stop - start:
-                raise UserError(f"{path} has become shorter while it was read.")
+                raise UserError(f"{path} became shorter while it was being read.")
             text = "" if b"\0" in content else content.decode("utf-8", errors="replace")
             yield text, stop - start
 
@@ -61,16 +61,16 @@ class Files:
 class Examples:
     """Examples of a prepared tfds data set; the text of one field is a document."""
 
-    pieces: tuple[datasets.Piece, ...]
+    ranges: tuple[datasets.FileRange, ...]
     field: str
 
     @property
     def size(self) -> int:
-        return sum(piece.take for piece in self.pieces)
+        return sum(file_range.take for file_range in self.ranges)
 
     def documents(self) -> Iterator[tuple[str, int]]:
-        for piece in self.pieces:
-            for example in datasets.examples(piece, (self.field,)):
+        for file_range in self.ranges:
+            for example in datasets.read_examples(file_range, (self.field,)):
                 yield example[self.field].decode("utf-8", errors="replace"), 1
 
 
@@ -83,30 +83,30 @@ def read_source(
     field: str | None = None,
     data_dir: str | None = None,
 ) -> Source:
-    """The source called `name`: "tfds:" and a data set's name, or what `corpus.read` takes.
+    """Finds the documents of a source, and divides them into parts.
 
     Args:
-        name: of the source; none that is made up.
-        shard_bytes: of source files in a part, about.
-        split: of a tfds data set, to train on; None: train.
-        held_out: of a tfds data set; None: validation or test, or the end of the split train.
-        field: of a tfds data set, that holds the text; None: text, or the only one.
-        data_dir: where data sets are prepared.
+        name: "tfds:" and the name of a data set, or a source as for `corpus.read_corpus`; not a synthetic one.
+        shard_bytes: approximate size of the source files in a part.
+        split: part of a tfds data set to train on; None means train.
+        held_out: part of a tfds data set to hold out; None means validation or test, else the end of train.
+        field: field of a tfds data set that holds the text; None means the only text field, else "text".
+        data_dir: folder of prepared tfds data sets.
 
     Raises:
-        UserError: nothing there, or options that the source does not have; says what to do.
+        UserError: there is no such source, or an option does not apply to it; the message says how to proceed.
     """
     options = {"split": split, "held_out": held_out, "field": field, "data_dir": data_dir}
     if name.startswith(TFDS):
         return _tfds(name, shard_bytes, options)
     if zipf.source(name):
         raise UserError(
-            f"{name} is made by the run that learns from it, each time the same: there is nothing to"
-            f" tokenise. Nearest: python -m train --data.text {name} --data.tokenizer bytes."
+            f"{name} is synthetic: each run generates the same text again, so there is nothing to tokenise."
+            f" Nearest: python -m train --data.text {name} --data.tokenizer bytes."
         )
     if given := [option for option, value in options.items() if value is not None]:
         raise UserError(
-            f"--{given[0]} belongs to a tfds data set, and {name!r} is none; nearest:"
+            f"--{given[0]} applies to tfds data sets only, and {name!r} is not one; nearest:"
             f" --source {TFDS}NAME."
         )
     try:
@@ -116,11 +116,11 @@ def read_source(
 
 
 def _files(name: str, shard_bytes: int) -> Source:
-    paths, searched = corpus.find(name)
+    paths, searched = corpus.find_files(name)
     status = {key: path.stat() for key, path in sorted(paths.items()) if os.access(path, os.R_OK)}
-    sizes = {key: found.st_size for key, found in status.items() if found.st_size}
+    sizes = {key: stat.st_size for key, stat in status.items() if stat.st_size}
     if not sizes:
-        raise ValueError(f"no text in {name!r}: searched {searched}")
+        raise ValueError(f"{name!r} contains no text: searched {searched}")
     stretches: dict[str, list[tuple[str, int, int]]] = {"train": [], "held_out": []}
     for key, size in corpus.training_sizes(sizes).items():
         path, whole = str(paths[key].absolute()), sizes[key]
@@ -133,9 +133,9 @@ def _files(name: str, shard_bytes: int) -> Source:
             ordered = sorted(edges)
             stretches[split] += [(path, *pair) for pair in itertools.pairwise(ordered)]
     parts: dict[str, list[Part]] = {
-        s: _grouped(found, shard_bytes) for s, found in stretches.items()
+        s: _grouped(ranges, shard_bytes) for s, ranges in stretches.items()
     }
-    facts = {key: [found.st_size, found.st_mtime_ns] for key, found in status.items()}
+    facts = {key: [stat.st_size, stat.st_mtime_ns] for key, stat in status.items()}
     return Source(name, "bytes", parts, {"files": facts})
 
 
@@ -152,7 +152,7 @@ def _grouped(stretches: list[tuple[str, int, int]], shard_bytes: int) -> list[Pa
 
 
 def _boundary(path: str, position: int, stop: int) -> int:
-    """The end of a line after `position`; of a character where no line ends soon."""
+    """The next end of a line after `position`, or of a character if no line ends within `SEARCHED` bytes."""
     with open(path, "rb") as file:
         file.seek(position)
         ahead = file.read(min(SEARCHED, stop - position))
@@ -172,18 +172,18 @@ def _tfds(name: str, shard_bytes: int, options: dict[str, Any]) -> Source:
             split, other = "train[:95%]", "train[95%:]"
         if other is None:
             raise UserError(
-                f"{name} has no split validation or test; name what to hold out of it, for example"
+                f"{name} has no split validation or test; hold out a part of another, for example with"
                 f" --split '{splits[0]}[:95%]' --held_out '{splits[0]}[95%:]'."
             )
         held_out = other
     texts = [f for f, kind in builder.info.features.items() if type(kind).__name__ == "Text"]
     field = options["field"] or (texts[0] if len(texts) == 1 else "text")
     datasets.check_field(builder, field, "Text")
-    datasets.apart(builder, split, held_out)
+    datasets.check_disjoint(builder, split, held_out)
     parts: dict[str, list[Part]] = {}
     for key, wanted in (("train", split), ("held_out", held_out)):
-        found = datasets.pieces(builder, wanted, shard_bytes)
-        parts[key] = [Examples((piece,), field) for piece in found]
+        ranges = datasets.file_ranges(builder, wanted, shard_bytes)
+        parts[key] = [Examples((file_range,), field) for file_range in ranges]
     facts = datasets.describe(builder) | {"split": split, "held_out": held_out, "field": field}
     label = f"{TFDS}{facts['name']} {field} ({split}; held out: {held_out})"
     return Source(label, "documents", parts, facts)

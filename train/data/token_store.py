@@ -1,13 +1,13 @@
-"""Encoded text on disk: written once, read by any number of runs without a copy in memory.
+"""Token stores: encoded text on disk, which is written once and which any number of runs map into memory.
 
-    manifest.json              what follows, with a digest of every file; written last
+    manifest.json              sizes and digests of all other files; written last
     tokenizer.json             the vocabulary; empty for bytes
-    train-00000.tokens         all tokens of a shard, every document followed by the separator
-    train-00000.ends           where each document ends, counted from the shard's start; int64
+    train-00000.tokens         all tokens of a shard, with the separator after every document
+    train-00000.ends           end of each document, counted from the start of the shard; int64
     held_out-00000.tokens ...  the same for the held-out text
 
-Names of files follow from the manifest's counts, so that no manifest can point elsewhere. The
-digest of a store is that of its manifest, and so depends on every byte of it.
+File names follow from the manifest's counts, so a manifest cannot point to files elsewhere. The digest of a store is
+that of its manifest, and so depends on every byte of the store.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 
 class Damaged(ValueError):
-    """A store that is not as its manifest says, or whose manifest says nothing."""
+    """The files of a store contradict its manifest, or the manifest is malformed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One long row of tokens, in one or more arrays, and where its documents end."""
+class TokenSequence:
+    """A long sequence of tokens in one or more arrays, and the ends of its documents."""
 
     arrays: Sequence[np.ndarray]  # unsigned integers [tokens]
     ends: Sequence[np.ndarray]  # for each array, int64 [documents], ascending; the last is its size
 
     @classmethod
-    def of(cls, array: np.ndarray, separator: int) -> "Row":
-        """A row in memory, where every document is followed by `separator`."""
+    def from_array(cls, array: np.ndarray, separator: int) -> "TokenSequence":
+        """A sequence in memory, in which `separator` follows every document."""
         ends = np.flatnonzero(array == separator) + 1
         if len(array) and (not len(ends) or ends[-1] != len(array)):
             ends = np.append(ends, len(array))
@@ -50,12 +50,12 @@ class Row:
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
-        """Where in the row each array begins, and the end."""
+        """Start of each array in the sequence, and the end of the last."""
         return np.concatenate([[0], np.cumsum([len(a) for a in self.arrays])]).astype(np.int64)
 
     @functools.cached_property
     def _documents(self) -> np.ndarray:
-        """How many documents stand before each array, and in all."""
+        """Number of documents before each array, and in total."""
         return np.concatenate([[0], np.cumsum([len(e) for e in self.ends])]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Row:
         return int(self._documents[-1])
 
     def windows(self, start: np.ndarray, length: int) -> np.ndarray:
-        """int32 [rows, length]: the tokens from each `start` on, across the borders of arrays."""
+        """The `length` tokens from each `start` on, also across arrays; int32 [rows, length]."""
         out = np.empty((len(start), length), np.int32)
         first = np.searchsorted(self._starts, start, side="right") - 1
         for row, (begin, shard) in enumerate(zip(start.tolist(), first.tolist())):
@@ -78,11 +78,11 @@ class Row:
                 done, shard = done + len(part), shard + 1
         return out
 
-    def cut(self, document: np.ndarray, length: int, fill: int) -> np.ndarray:
-        """int32 [rows, length]: a document each, filled up with `fill`.
+    def padded_documents(self, document: np.ndarray, length: int, fill: int) -> np.ndarray:
+        """One document per row, padded with `fill`; int32 [rows, length].
 
-        A longer document loses its end but not the separator, as a tokenizer that cuts texts to a
-        length puts its end token last.
+        A longer document is truncated, but keeps the separator as its last token, like the output of a tokenizer
+        that truncates.
         """
         out = np.full((len(document), length), fill, np.int32)
         shards = np.searchsorted(self._documents, document, side="right") - 1
@@ -97,7 +97,7 @@ class Row:
         return out
 
     def sample(self, count: int) -> np.ndarray:
-        """All tokens, or about `count` of them in stretches that are spread evenly."""
+        """All tokens, or about `count` of them in evenly spread stretches."""
         stretches = 1000
         if len(self) <= count:
             return np.concatenate([np.asarray(a) for a in self.arrays])
@@ -108,7 +108,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a manifest says about one shard."""
+    """The manifest's facts about one shard."""
 
     tokens: int
     documents: int
@@ -119,20 +119,20 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """An opened store: its facts, its tokenizer, and its two rows of tokens, mapped into memory."""
+    """An opened store. Its training and held-out tokens are mapped into memory."""
 
     folder: pathlib.Path
-    source: str  # what it was made from, for people
-    digest: str  # sha256 of the manifest
+    source: str  # description of the text that it was made from
+    digest: str  # SHA-256 of the manifest
     tokenizer: tokens.Tokenizer
     shards: dict[str, tuple[Shard, ...]]
 
     @functools.cached_property
-    def train(self) -> Row:
+    def train(self) -> TokenSequence:
         return self._row("train")
 
     @functools.cached_property
-    def held_out(self) -> Row:
+    def held_out(self) -> TokenSequence:
         return self._row("held_out")
 
     @property
@@ -146,12 +146,12 @@ class Store:
     @property
     def size(self) -> int:
         """Bytes of tokens and ends."""
-        width = tokens.dtype(self.tokenizer.vocab_size).itemsize
+        width = tokens.token_dtype(self.tokenizer.vocab_size).itemsize
         shards = [shard for split in SPLITS for shard in self.shards[split]]
         return sum(width * s.tokens + ENDS.itemsize * s.documents for s in shards)
 
-    def _row(self, split: str) -> Row:
-        kind, arrays, ends = tokens.dtype(self.tokenizer.vocab_size), [], []
+    def _row(self, split: str) -> TokenSequence:
+        kind, arrays, ends = tokens.token_dtype(self.tokenizer.vocab_size), [], []
         for name, shard in named(split, self.shards[split]):
             for suffix, dtype, count, out in (
                 (".tokens", kind, shard.tokens, arrays),
@@ -159,13 +159,14 @@ class Store:
             ):
                 path = self.folder / (name + suffix)
                 out.append(np.memmap(path, dtype, "r") if count else np.zeros(0, dtype))
-        return Row(arrays, ends)
+        return TokenSequence(arrays, ends)
 
     def verify(self, say: Any = lambda text: None) -> None:
-        """Reads everything once.
+        """Reads every file once, and compares it with its digest.
 
         Raises:
-          Damaged: a digest, an order of ends or a token is not as it must be; names the file.
+          Damaged: a digest differs, document ends are not in order, or a token is not in the vocabulary; the message
+            names the file.
         """
         for split in SPLITS:
             for name, shard in named(split, self.shards[split]):
@@ -176,9 +177,11 @@ class Store:
                 ):
                     path = self.folder / (name + suffix)
                     with path.open("rb") as file:
-                        found = hashlib.file_digest(file, "sha256").hexdigest()
-                    if found != digest:
-                        raise Damaged(f"{path} is damaged: its sha256 is {found}, not {digest}")
+                        actual = hashlib.file_digest(file, "sha256").hexdigest()
+                    if actual != digest:
+                        raise Damaged(
+                            f"{path} is damaged: its SHA-256 is {actual} instead of {digest}"
+                        )
             row = self._row(split)
             for (name, _), array, ends in zip(
                 named(split, self.shards[split]), row.arrays, row.ends
@@ -187,7 +190,7 @@ class Store:
 
 
 def named(split: str, shards: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The shards of a split with the names of their files, without suffix."""
+    """The shards of a split, each with its file name without suffix."""
     return [(shard_name(split, i), shard) for i, shard in enumerate(shards)]
 
 
@@ -196,30 +199,38 @@ def shard_name(split: str, index: int) -> str:
 
 
 def open_store(folder: str | pathlib.Path) -> Store:
-    """The store in `folder`, whose files have the sizes that its manifest says.
+    """Opens the store in `folder`, and checks that its files have the sizes in the manifest.
 
     Raises:
       FileNotFoundError: there is no manifest.
-      Damaged: the manifest is none, or a file is missing, a link to elsewhere or of another size.
+      Damaged: the manifest is malformed, or a file is missing, has another size, or is a link out of the folder.
     """
     folder = pathlib.Path(folder).expanduser()
     path = folder / "manifest.json"
     if not path.is_file():
         begun = " (it was begun and not finished)" if (folder / "plan.json").is_file() else ""
         raise FileNotFoundError(
-            f"{folder} holds no manifest.json and so is no token store{begun}; make one with"
+            f"{folder} holds no manifest.json, so it is not a token store{begun}; make one with"
             f" python -m train tokenise --out {folder} --source TEXT"
         )
     content = path.read_bytes()
     facts, shards = _parse(content, path)
     vocabulary = _inside(folder, "tokenizer.json").read_bytes()
-    said = facts["tokenizer"]
-    if hashlib.sha256(vocabulary).hexdigest() != said["sha256"]:
-        raise Damaged(f"{folder / 'tokenizer.json'} is damaged: its sha256 is not {said['sha256']}")
-    tokenizer = tokens.restore(said["name"], vocabulary.decode(), said["separator"])
-    if (tokenizer.vocab_size, tokenizer.separator) != (said["vocab_size"], said["separator"]):
-        raise Damaged(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, not as it says")
-    width = tokens.dtype(tokenizer.vocab_size).itemsize
+    expected = facts["tokenizer"]
+    if hashlib.sha256(vocabulary).hexdigest() != expected["sha256"]:
+        raise Damaged(
+            f"{folder / 'tokenizer.json'} is damaged: its SHA-256 is not {expected['sha256']}"
+        )
+    tokenizer = tokens.tokenizer_from_json(
+        expected["name"], vocabulary.decode(), expected["separator"]
+    )
+    actual = (tokenizer.vocab_size, tokenizer.separator)
+    if actual != (expected["vocab_size"], expected["separator"]):
+        raise Damaged(
+            f"{path} lists a tokenizer of {expected['vocab_size']} tokens with separator"
+            f" {expected['separator']}, but the vocabulary has {actual[0]} and {actual[1]}"
+        )
+    width = tokens.token_dtype(tokenizer.vocab_size).itemsize
     for split in SPLITS:
         for name, shard in named(split, shards[split]):
             for suffix, size in (
@@ -228,13 +239,13 @@ def open_store(folder: str | pathlib.Path) -> Store:
             ):
                 file = _inside(folder, name + suffix)
                 if file.stat().st_size != size:
-                    raise Damaged(f"{file} has {file.stat().st_size} bytes; {path} says {size}")
+                    raise Damaged(f"{file} has {file.stat().st_size} bytes instead of {size}")
     digest = hashlib.sha256(content).hexdigest()
     return Store(folder, facts["source"], digest, tokenizer, shards)
 
 
 def manifest(source: str, tokenizer: tokens.Tokenizer, shards: dict[str, list[Shard]]) -> bytes:
-    """The manifest of a finished store: the same bytes for the same content."""
+    """The manifest of a finished store; the same bytes for the same content."""
     facts = {
         "format": FORMAT,
         "source": source,
@@ -256,7 +267,7 @@ def tokenizer_facts(tokenizer: tokens.Tokenizer) -> dict[str, Any]:
 def _parse(
     content: bytes, path: pathlib.Path
 ) -> tuple[dict[str, Any], dict[str, tuple[Shard, ...]]]:
-    """Facts and shards of a manifest, every one of the type and range that it must have."""
+    """Facts and shards of a manifest. Raises Damaged unless every value has its type and range."""
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -266,54 +277,54 @@ def _parse(
         if not good:
             raise Damaged(f"{path}: {what}")
 
-    def keys(found: Any, wanted: Sequence[str], where: str) -> None:
-        need(isinstance(found, dict) and set(found) == set(wanted), f"{where} must have {wanted}")
+    def keys(value: Any, wanted: Sequence[str], where: str) -> None:
+        need(isinstance(value, dict) and set(value) == set(wanted), f"{where} must have {wanted}")
 
     keys(facts, ("format", "source", "tokenizer", "shards"), "the manifest")
-    need(facts["format"] == FORMAT, f"format {facts['format']!r} is not {FORMAT}")
-    need(isinstance(facts["source"], str), "source must be a text")
-    said = facts["tokenizer"]
-    keys(said, ("name", "vocab_size", "separator", "sha256"), "tokenizer")
-    need(isinstance(said["name"], str), "tokenizer.name must be a text")
+    need(facts["format"] == FORMAT, f"format = {facts['format']!r} must be {FORMAT}")
+    need(isinstance(facts["source"], str), "source must be a string")
+    described = facts["tokenizer"]
+    keys(described, ("name", "vocab_size", "separator", "sha256"), "tokenizer")
+    need(isinstance(described["name"], str), "tokenizer.name must be a string")
     for name in ("vocab_size", "separator"):
-        need(_count(said[name], 1 << 32), f"tokenizer.{name} = {said[name]!r} is no token count")
-    need(_is_hash(said["sha256"]), "tokenizer.sha256 is no digest")
+        value = described[name]
+        need(_is_count(value, 1 << 32), f"tokenizer.{name} = {value!r} must be 0 to 2^32 - 1")
+    need(_is_digest(described["sha256"]), "tokenizer.sha256 must be 64 hexadecimal digits")
     keys(facts["shards"], SPLITS, "shards")
     fields = [field.name for field in dataclasses.fields(Shard)]
     shards = {}
     for split in SPLITS:
         listed = facts["shards"][split]
         need(isinstance(listed, list), f"shards.{split} must be a list")
-        for i, found in enumerate(listed):
+        for i, shard in enumerate(listed):
             where = f"shards.{split}[{i}]"
-            keys(found, fields, where)
-            for name, value in found.items():
-                good = _is_hash(value) if name.endswith("sha256") else _count(value, 1 << 53)
-                need(
-                    good,
-                    f"{where}.{name} = {value!r} is no {'digest' if '256' in name else 'count'}",
-                )
-            need(found["documents"] <= found["tokens"], f"{where} has documents without tokens")
-            need((found["tokens"] > 0) == (found["documents"] > 0), f"{where} has no documents")
-        shards[split] = tuple(Shard(**found) for found in listed)
+            keys(shard, fields, where)
+            for name, value in shard.items():
+                if name.endswith("sha256"):
+                    need(_is_digest(value), f"{where}.{name} must be 64 hexadecimal digits")
+                else:
+                    need(_is_count(value, 1 << 53), f"{where}.{name} = {value!r} is not a count")
+            need(shard["documents"] <= shard["tokens"], f"{where} has documents without tokens")
+            need((shard["tokens"] > 0) == (shard["documents"] > 0), f"{where} has no documents")
+        shards[split] = tuple(Shard(**shard) for shard in listed)
     return facts, shards
 
 
-def _count(value: Any, below: int) -> bool:
+def _is_count(value: Any, below: int) -> bool:
     return type(value) is int and 0 <= value < below
 
 
-def _is_hash(value: Any) -> bool:
+def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """A file of the folder itself."""
+    """A file of the folder, which must not be a link to a file elsewhere."""
     path = folder / name
     if not path.is_file():
         raise Damaged(f"{path} is missing")
     if path.resolve().parent != folder.resolve():
-        raise Damaged(f"{path} is a link to {path.resolve()}, outside of the store")
+        raise Damaged(f"{path} is a link to {path.resolve()}, outside the store")
     return path
 
 
@@ -321,4 +332,6 @@ def _check_shard(path: pathlib.Path, array: np.ndarray, ends: np.ndarray, vocab_
     if len(ends) and (ends[0] < 1 or ends[-1] != len(array) or (np.diff(ends) < 1).any()):
         raise Damaged(f"{path}.ends: document ends must ascend from 1 to {len(array)}")
     if len(array) and int(array.max()) >= vocab_size:
-        raise Damaged(f"{path}.tokens holds token {int(array.max())} of {vocab_size}")
+        raise Damaged(
+            f"{path}.tokens holds token {int(array.max())}, but the vocabulary ends at {vocab_size - 1}"
+        )

@@ -1,9 +1,9 @@
-"""Encodes a text once into a token store: python -m train tokenise --source TEXT --out FOLDER
+"""`python -m train tokenise --source TEXT --out FOLDER`: encodes a text once into a token store.
 
-The source is cut into parts, each of which becomes one shard, encoded by one of several processes.
-A finished shard is sealed by a file of its own; a command that was stopped, by whatever, goes on with
-the shards that have no seal. What comes out depends on the source and on the arguments alone, byte for
-byte: not on the number of processes, nor on how often it was stopped.
+The source is divided into parts. Each part becomes one shard, and several processes encode shards in parallel. A
+finished shard gets a seal, a small file of its own, so a command that was interrupted continues with the shards that
+have no seal. The store depends only on the source and the arguments, byte for byte: neither on the number of processes
+nor on interruptions.
 """
 
 import concurrent.futures
@@ -19,70 +19,70 @@ import tyro
 
 from train.config.ranges import Count, Positive
 from train.data import text_sources, token_store, tokens
-from train.data.shards import Task, encode, put, seal_path, sealed
+from train.data.shards import ShardJob, make_shards, read_seal, seal_path, write_durably
 from train.display import Counter, say
 from train.errors import UserError
 from train.run.folder import locked
 
-PLAN = "plan.json"  # what was asked for
+PLAN = "plan.json"  # arguments and source of the store
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Encodes a text once into a token store, which runs then read with --data.text store:FOLDER."""
+    """Encodes a text once into a token store. Runs read it with --data.text store:FOLDER."""
 
     out: str
-    """Folder of the store; one that was begun with the same arguments is continued."""
+    """Folder of the store. An unfinished store with the same arguments is continued."""
     source: str = "stdlib"
-    """Folder, file or glob of text files, stdlib, or tfds:NAME/CONFIG:VERSION, such as tfds:c4/en:3.0.1."""
+    """Folder, file or glob pattern of text files; stdlib; or tfds:NAME/CONFIG:VERSION, such as tfds:c4/en:3.0.1."""
     tokenizer: str = "bpe-4096"
-    """bytes, bpe-N (learned from the source), a tokenizer.json, or a folder with that or vocab.json and merges.txt."""
+    """bytes; bpe-N, learned from the source; tokenizer.json; or a folder with it, or with vocab.json and merges.txt."""
     end_of_text: str | None = None
-    """Token that ends a document, of a given vocabulary that does not say so itself."""
+    """Token that ends a document, for a vocabulary file that does not specify it."""
     split: str | None = None
-    """Of a tfds data set: what to train on; train, or a part such as 'train[:10%]'."""
+    """Part of a tfds data set to train on, such as 'train[:10%]'; default train."""
     held_out: str | None = None
-    """Of a tfds data set: what to evaluate on; default validation or test, else 5 % of train."""
+    """Part of a tfds data set to evaluate on; default validation or test, else 5 % of train."""
     field: str | None = None
-    """Of a tfds data set: the field that holds the text."""
+    """Field of a tfds data set that holds the text; default the only text field, else text."""
     data_dir: str | None = None
-    """Of a tfds data set: the folder of prepared data; default TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of prepared tfds data sets; default TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     workers: Count | None = None
-    """Processes; default one per core that this process may use."""
+    """Number of processes; default one per core that this process may use."""
     shard_megabytes: Positive = 256.0
-    """Source text per shard, about [MB]."""
+    """Approximate size of the source text of a shard [MB]."""
     verify: bool = False
-    """Instead: read the store at `out` once and compare it with its digests."""
+    """Only verify the store at `out`: read it once and compare it with its digests."""
 
 
 def main(arguments: list[str]) -> int:
-    asked = tyro.cli(
+    options = tyro.cli(
         Arguments,
         args=arguments,
         prog="python -m train tokenise",
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
     )
-    if not 0 < asked.shard_megabytes < math.inf:
+    if not 0 < options.shard_megabytes < math.inf:
         raise UserError(
-            f"--shard_megabytes = {asked.shard_megabytes:g} must be above 0 and finite."
+            f"--shard_megabytes = {options.shard_megabytes:g} must be above 0 and finite; nearest: 256."
         )
-    if asked.workers is not None and asked.workers < 1:
-        raise UserError(f"--workers = {asked.workers} must be at least 1; nearest: 1.")
-    folder = pathlib.Path(asked.out).expanduser()
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers = {options.workers} must be at least 1; nearest: 1.")
+    folder = pathlib.Path(options.out).expanduser()
     try:
-        if asked.verify:
+        if options.verify:
             token_store.open_store(folder).verify(say)
-            say(f"{folder} is as its manifest says.")
+            say(f"{folder} matches its manifest.")
             return 0
-        store = build(folder, asked)
+        store = build(folder, options)
     except KeyboardInterrupt:
-        say("\nstopped; the finished shards are kept, and the same command goes on with the others")
+        say("\nstopped; finished shards are kept, and the same command continues with the others")
         return 130
     except concurrent.futures.BrokenExecutor:
         raise UserError(
-            f"{folder}: a worker was ended from outside, as a machine short of memory does. The finished"
-            " shards are kept, and the same command goes on with the others; nearest: fewer --workers."
+            f"{folder}: a worker process was killed, perhaps because the machine ran out of memory. Finished"
+            " shards are kept, and the same command continues with the others; nearest: fewer --workers."
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}.") from None
@@ -101,22 +101,22 @@ def report(store: token_store.Store) -> None:
     )
 
 
-def build(folder: pathlib.Path, asked: Arguments) -> token_store.Store:
-    """Makes the store, or what of it is missing."""
+def build(folder: pathlib.Path, options: Arguments) -> token_store.Store:
+    """Makes the store, or its missing shards."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "token store"):
         source = text_sources.read_source(
-            asked.source,
-            shard_bytes=max(1, int(asked.shard_megabytes * 1e6)),
-            split=asked.split,
-            held_out=asked.held_out,
-            field=asked.field,
-            data_dir=asked.data_dir,
+            options.source,
+            shard_bytes=max(1, int(options.shard_megabytes * 1e6)),
+            split=options.split,
+            held_out=options.held_out,
+            field=options.field,
+            data_dir=options.data_dir,
         )
-        tokenizer, plan = _plan(folder, asked, source)
-        tasks = {
+        tokenizer, plan = _plan(folder, options, source)
+        jobs = {
             split: [
-                Task(folder, token_store.shard_name(split, i), part, plan)
+                ShardJob(folder, token_store.shard_name(split, i), part, plan)
                 for i, part in enumerate(source.parts[split])
             ]
             for split in token_store.SPLITS
@@ -124,79 +124,86 @@ def build(folder: pathlib.Path, asked: Arguments) -> token_store.Store:
         for stale in folder.glob("*.part"):
             stale.unlink()
         if not (folder / "manifest.json").exists():
-            missing = [t for split in tasks.values() for t in split if sealed(t) is None]
+            missing = [t for split in jobs.values() for t in split if read_seal(t) is None]
             with Counter("tokenising", source.unit, sum(t.part.size for t in missing)) as counter:
-                encode(missing, tokenizer, asked.workers, counter.advance)
-            shards = {s: [seal for t in all if (seal := sealed(t))] for s, all in tasks.items()}
-            for split, found in shards.items():
-                if not any(shard.tokens for shard in found):
+                make_shards(missing, tokenizer, options.workers, counter.advance)
+            shards = {s: [seal for t in all if (seal := read_seal(t))] for s, all in jobs.items()}
+            for split, seals in shards.items():
+                if not any(shard.tokens for shard in seals):
                     raise UserError(
-                        f"{source.name} has no text {'held out' if split == 'held_out' else 'to train on'}:"
-                        " nothing could be learned or measured with this store; give more text, or other"
-                        " parts of a data set."
+                        f"{source.name} has no text {'to hold out' if split == 'held_out' else 'to train on'};"
+                        " give more text, or name other parts of a data set."
                     )
-            put(folder / "manifest.json", token_store.manifest(source.name, tokenizer, shards))
-        # Kept until here, so that whatever stops this command finds it again.
-        for task in (t for split in tasks.values() for t in split):
-            seal_path(task).unlink(missing_ok=True)
+            write_durably(
+                folder / "manifest.json", token_store.manifest(source.name, tokenizer, shards)
+            )
+        # Seals are removed last, so that an interrupted command can always continue.
+        for job in (t for split in jobs.values() for t in split):
+            seal_path(job).unlink(missing_ok=True)
     return token_store.open_store(folder)
 
 
 def _plan(
-    folder: pathlib.Path, asked: Arguments, source: text_sources.Source
+    folder: pathlib.Path, options: Arguments, source: text_sources.Source
 ) -> tuple[tokens.Tokenizer, str]:
-    """The tokenizer, made or found, and the digest of everything that the shards depend on.
+    """The tokenizer, new or from the folder, and the digest of everything that the shards depend on.
 
     Raises:
-        UserError: the folder holds a store, or the beginning of one, that was asked for differently.
+        UserError: the folder holds other files, or a store with other arguments or from another source.
     """
-    kind = tokens.check(asked.tokenizer)
-    if asked.end_of_text is not None and not isinstance(kind, pathlib.Path):
+    kind = tokens.parse_name(options.tokenizer)
+    if options.end_of_text is not None and not isinstance(kind, pathlib.Path):
         raise UserError(
-            f"--end_of_text = {asked.end_of_text!r} would have no effect: {asked.tokenizer} has a"
-            " separator of its own; leave it out."
+            f"--end_of_text = {options.end_of_text!r} would have no effect, because {options.tokenizer} has"
+            " its own separator; leave it out."
         )
-    fixed = tokens.given(kind, asked.end_of_text) if isinstance(kind, pathlib.Path) else None
+    fixed = (
+        tokens.read_vocabulary(kind, options.end_of_text)
+        if isinstance(kind, pathlib.Path)
+        else None
+    )
     wanted = {
         "format": token_store.FORMAT,
         "source": source.name,
         "source's files": _digest(source.facts),
         "tokenizer": token_store.tokenizer_facts(fixed)
         if fixed
-        else tokens.version(asked.tokenizer),
-        "shard_megabytes": asked.shard_megabytes,
+        else tokens.tokenizer_version(options.tokenizer),
+        "shard_megabytes": options.shard_megabytes,
     }
     path, vocabulary = folder / PLAN, folder / "tokenizer.json"
     if path.exists():
-        found = json.loads(path.read_bytes())
-        changed = [name for name in wanted if found["wanted"].get(name) != wanted[name]]
+        plan = json.loads(path.read_bytes())
+        changed = [name for name in wanted if plan["wanted"].get(name) != wanted[name]]
         if changed:
-            lines = "\n".join(f"  {n}: {found['wanted'].get(n)} -> {wanted[n]}" for n in changed)
+            lines = "\n".join(f"  {n}: {plan['wanted'].get(n)} -> {wanted[n]}" for n in changed)
             raise UserError(
                 f"{folder} was made with other arguments or from other files:\n{lines}\nName another"
                 " folder with --out, or remove this one."
             )
-        said = found["tokenizer"]
+        facts = plan["tokenizer"]
         content = vocabulary.read_bytes()
-        if hashlib.sha256(content).hexdigest() != said["sha256"]:
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise UserError(f"{vocabulary} is damaged; remove {folder} and begin again.")
-        return tokens.restore(said["name"], content.decode(), said["separator"]), _digest(found)
+        return tokens.tokenizer_from_json(
+            facts["name"], content.decode(), facts["separator"]
+        ), _digest(plan)
     ours = ("lock", vocabulary.name)
     names = (p.name for p in folder.iterdir() if p.suffix != ".part")
     if strange := [name for name in names if name not in ours]:
         raise UserError(
-            f"{folder} is not empty and no token store (it holds {strange[0]}, but no {PLAN});"
-            " name another folder with --out."
+            f"{folder} is neither empty nor a token store (it holds {strange[0]}, but no {PLAN}); name"
+            " another folder with --out."
         )
-    tokenizer = fixed or tokens.learn(asked.tokenizer, list(_sample(source, kind)))
-    put(vocabulary, tokenizer.to_json().encode())
+    tokenizer = fixed or tokens.learn_tokenizer(options.tokenizer, list(_sample(source, kind)))
+    write_durably(vocabulary, tokenizer.to_json().encode())
     plan = {"wanted": wanted, "tokenizer": token_store.tokenizer_facts(tokenizer)}
-    put(path, (json.dumps(plan, indent=1) + "\n").encode())
+    write_durably(path, (json.dumps(plan, indent=1) + "\n").encode())
     return tokenizer, _digest(plan)
 
 
 def _sample(source: text_sources.Source, kind: Any) -> Iterator[str]:
-    """Text to learn byte pairs from: the beginning of every part."""
+    """Text to learn byte pairs from: the start of every part."""
     parts = source.parts["train"] if isinstance(kind, int) else []
     for part in parts:
         room = tokens.LEARN_FROM // len(parts)

@@ -1,9 +1,9 @@
-"""Text to token numbers and back: bytes, byte-pair encoding learned on the spot, or a given vocabulary.
+"""Tokenizers, from text to token numbers and back: bytes, byte pairs learned from the text, or a vocabulary file.
 
-Bytes and learned pairs are exact: `decode(encode(text)) == text` for any text; a given vocabulary is as
-exact as whoever made it. After every text stands the separator: the highest token of our own vocabularies,
-the end-of-text token of a given one. No text encodes to it, except its own spelling where a given
-vocabulary, such as T5's, holds that as a piece like any other.
+Bytes and learned byte pairs are lossless: `decode(encode(text)) == text` for any text. A vocabulary file may not be.
+The separator follows every text: the highest token of bytes and learned pairs, the end-of-text token of a vocabulary
+file. No text encodes to it, except the separator's own spelling in vocabularies, such as T5's, that treat it as an
+ordinary token.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer as Library
 
-SMALLEST, LARGEST = 512, 65_536  # vocabulary of learned pairs
-LEARN_FROM = 32_000_000  # characters; of more text an even sample, since all of it is only a wait
-PIECE = 1_000_000  # characters encoded at once: the library holds about 50 bytes for each
+SMALLEST, LARGEST = 512, 65_536  # sizes of learned vocabularies
+LEARN_FROM = 32_000_000  # characters; longer texts are sampled evenly, which is faster and as good
+PIECE = 1_000_000  # characters encoded at once; the library needs about 50 bytes for each
 SEPARATOR = "<|end of text|>"
 INSTEAD = (
-    "A SentencePiece model is not accepted; AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) of"
-    " the package transformers writes the tokenizer.json that is"
+    "SentencePiece models are not supported. The package transformers converts them to tokenizer.json:"
+    " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
 )
-# What ends a text in vocabularies that do not say so themselves.
+# End-of-text tokens that are tried if a vocabulary does not specify one.
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", SEPARATOR)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """A token is a byte of UTF-8."""
+    """Each byte of UTF-8 is a token."""
 
     name: str = "bytes"
     vocab_size: int = 257
     separator: int = 256
 
     def each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The tokens of every text and the separator; uint16 [tokens]."""
+        """The tokens of each text, with the separator; uint16 [tokens]."""
         end = np.array([self.separator], np.uint16)
         for text in texts:
             yield np.concatenate([np.frombuffer(text.encode(), np.uint8).astype(np.uint16), end])
@@ -50,7 +50,7 @@ class Bytes:
         return np.concatenate([*self.each(texts), np.zeros(0, np.uint16)])
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text, without separators; bytes cut in the middle of a character become U+FFFD."""
+        """Tokens to text, without separators. Incomplete characters become U+FFFD."""
         tokens = np.asarray(tokens)
         return bytes(tokens[tokens < 256].astype(np.uint8)).decode(errors="replace")
 
@@ -60,22 +60,21 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Subwords:
-    """A token is a frequent string of bytes or characters: what the library `tokenizers` describes."""
+    """A vocabulary of subwords, encoded by the library `tokenizers`."""
 
     library: Library
     name: str
     separator: int
-    # Of byte pairs learned here it does not matter where a long text is cut; of others it may.
-    cut: bool
+    cut: bool  # whether long texts may be encoded in pieces; safe for byte pairs that were learned here
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the highest token: a vocabulary may have gaps."""
+        """One more than the highest token, since a vocabulary may have gaps."""
         return max(self.library.get_vocab().values()) + 1
 
     @property
     def begin(self) -> tuple[int, ...]:
-        """What transformers puts before a text, as the vocabulary's file says: LLaMA's <s>, for most nothing."""
+        """Tokens that transformers puts before a text according to the vocabulary file: LLaMA's <s>, mostly none."""
         letter = "a"
         plain = self.library.encode(letter, add_special_tokens=False).ids
         whole = self.library.encode(letter, add_special_tokens=True).ids
@@ -83,8 +82,8 @@ class Subwords:
         return tuple(whole[: next(starts, 0)])
 
     def each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The tokens of every text and the separator; uint16 [tokens], or uint32 if they need it."""
-        kind, parts = dtype(self.vocab_size), []
+        """The tokens of each text, with the separator; uint16 [tokens], or uint32 for large vocabularies."""
+        kind, parts = token_dtype(self.vocab_size), []
         pieces = ((p, last) for text in texts for p, last in self._pieces(text))
         for batch in _batches(pieces):
             encodings = self.library.encode_batch_fast(
@@ -97,14 +96,14 @@ class Subwords:
                     parts = []
 
     def encode(self, texts: Iterable[str]) -> np.ndarray:
-        """All texts, each followed by the separator; uint16 [tokens], or uint32 if they need it."""
-        return np.concatenate([*self.each(texts), np.zeros(0, dtype(self.vocab_size))])
+        """All texts, each followed by the separator; uint16 [tokens], or uint32 for large vocabularies."""
+        return np.concatenate([*self.each(texts), np.zeros(0, token_dtype(self.vocab_size))])
 
     def _pieces(self, text: str) -> Iterable[tuple[str, bool]]:
         return _pieces(text) if self.cut else [(text, True)]
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text, without separators; bytes cut in the middle of a character become U+FFFD."""
+        """Tokens to text, without separators. Incomplete characters become U+FFFD."""
         return self.library.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
 
     def to_json(self) -> str:
@@ -114,16 +113,16 @@ class Subwords:
 Tokenizer = Bytes | Subwords
 
 
-def dtype(vocab_size: int) -> np.dtype:
-    """Of the smallest whole numbers that hold a vocabulary, little-endian."""
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds a vocabulary, little-endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def check(name: str) -> int | pathlib.Path | None:
-    """What a name asks for: the size of "bpe-<size>", the path of a given vocabulary, None for "bytes".
+def parse_name(name: str) -> int | pathlib.Path | None:
+    """Parses a tokenizer's name: the size for "bpe-<size>", None for "bytes", else the path of a vocabulary file.
 
     Raises:
-      ValueError: `name` is none of them, or the size is out of range.
+      ValueError: `name` is none of these, or the size is out of range.
     """
     if name == "bytes":
         return None
@@ -133,27 +132,27 @@ def check(name: str) -> int | pathlib.Path | None:
         if path.exists():
             return path
         raise ValueError(
-            f'tokenizer {name!r} is neither "bytes" nor "bpe-<size>" as in "bpe-4096" nor an existing'
-            " file tokenizer.json, nor a folder that holds one, or vocab.json and merges.txt"
+            f'tokenizer {name!r} must be "bytes", "bpe-<size>" such as "bpe-4096", an existing file'
+            " tokenizer.json, or a folder that holds it, or vocab.json and merges.txt"
         )
     size = int(match[1])
     if not SMALLEST <= size <= LARGEST:
         nearest = min(max(size, SMALLEST), LARGEST)
         raise ValueError(
-            f"tokenizer {name!r}: a vocabulary has {SMALLEST} to {LARGEST} tokens; "
+            f"tokenizer {name!r}: the size must be {SMALLEST} to {LARGEST} tokens; "
             f'nearest: "bpe-{nearest}"'
         )
     return size
 
 
-def learn(name: str, texts: Collection[str]) -> Tokenizer:
-    """The tokenizer called `name`; pairs are learned from `texts`.
+def learn_tokenizer(name: str, texts: Collection[str]) -> Tokenizer:
+    """Makes the tokenizer called `name`; "bpe-<size>" learns its byte pairs from `texts`.
 
-    Little text has few pairs to merge: the vocabulary can then stay smaller than asked for.
+    The vocabulary becomes smaller than <size> if the texts have too few pairs.
     """
-    size = check(name)
+    size = parse_name(name)
     if not isinstance(size, int):
-        return Bytes() if size is None else given(size)
+        return Bytes() if size is None else read_vocabulary(size)
     library = Library(tokenizers.models.BPE())
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = tokenizers.decoders.ByteLevel()
@@ -166,15 +165,15 @@ def learn(name: str, texts: Collection[str]) -> Tokenizer:
     every = 1 + sum(map(len, texts)) // LEARN_FROM
     library.train_from_iterator(itertools.islice(pieces, 0, None, every), trainer)
     library.add_special_tokens([SEPARATOR])
-    return restore(name, library.to_str())
+    return tokenizer_from_json(name, library.to_str())
 
 
-def restore(name: str, json: str, separator: int | None = None) -> Tokenizer:
-    """The tokenizer that `to_json` described; without a `separator` its highest token is that."""
+def tokenizer_from_json(name: str, json: str, separator: int | None = None) -> Tokenizer:
+    """Restores a tokenizer from the result of `to_json`. Without a `separator`, its highest token is the separator."""
     if not json:
         return Bytes()
     library = Library.from_str(json)
-    # A text that spells the separator is text.
+    # The spelling of the separator in a text is encoded as ordinary text.
     library.encode_special_tokens = True
     size = library.get_vocab_size()
     own = library.token_to_id(SEPARATOR) == size - 1
@@ -183,16 +182,16 @@ def restore(name: str, json: str, separator: int | None = None) -> Tokenizer:
     return Subwords(library, name, size - 1 if separator is None else separator, cut=own)
 
 
-def given(path: pathlib.Path, end: str | None = None) -> Subwords:
-    """A vocabulary in Hugging Face's form: tokenizer.json, or GPT-2's pair of vocab.json and merges.txt.
+def read_vocabulary(path: pathlib.Path, end: str | None = None) -> Subwords:
+    """Reads a vocabulary in Hugging Face's format: tokenizer.json, or GPT-2's pair of vocab.json and merges.txt.
 
     Args:
       path: the file, or the folder that holds it or the pair.
-      end: the token that ends a text; None: what tokenizer_config.json beside the file calls
-        `eos_token`, else the one of the usual names that the vocabulary has.
+      end: the end-of-text token. None means `eos_token` of tokenizer_config.json in the same folder, else the only
+        usual end-of-text token that the vocabulary has.
 
     Raises:
-      ValueError: no such files, files that cannot be read as a vocabulary, or no token that ends a text.
+      ValueError: the files are missing or malformed, or the end-of-text token is not in the vocabulary, or unclear.
     """
     folder = path if path.is_dir() else path.parent
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -216,45 +215,44 @@ def given(path: pathlib.Path, end: str | None = None) -> Subwords:
         raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}. {INSTEAD}") from None
     end = _end(library, folder, end)
     library.add_special_tokens([end])
-    # The files of some vocabularies ask for these; a document is cut and filled where batches are made.
+    # Some vocabulary files enable these; here, documents are truncated and padded when batches are made.
     library.no_truncation()
     library.no_padding()
-    return restore(folder.resolve().name, library.to_str(), library.token_to_id(end))  # type: ignore[return-value]
+    return tokenizer_from_json(folder.resolve().name, library.to_str(), library.token_to_id(end))  # type: ignore[return-value]
 
 
-def _end(library: Library, folder: pathlib.Path, asked: str | None) -> str:
-    """The token that ends a text."""
-    said = asked
-    if asked is None and (beside := folder / "tokenizer_config.json").is_file():
+def _end(library: Library, folder: pathlib.Path, end: str | None) -> str:
+    """The end-of-text token; see `read_vocabulary`."""
+    if end is None and (config := folder / "tokenizer_config.json").is_file():
         try:
-            said = dict(json.loads(beside.read_bytes())).get("eos_token")
+            end = dict(json.loads(config.read_bytes())).get("eos_token")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{beside} cannot be read: {error}") from None
-        said = said.get("content") if isinstance(said, dict) else said
-    wanted = (said,) if isinstance(said, str) else ENDS
-    known = [token for token in wanted if library.token_to_id(token) is not None]
+            raise ValueError(f"{config} cannot be read: {error}") from None
+        end = end.get("content") if isinstance(end, dict) else end
+    candidates = (end,) if isinstance(end, str) else ENDS
+    known = [token for token in candidates if library.token_to_id(token) is not None]
     if len(known) != 1:
         special = sorted(t.content for t in library.get_added_tokens_decoder().values())
         raise ValueError(
-            f"which token ends a text? {said or 'One of ' + ', '.join(ENDS)} is"
-            f" {'not' if not known else 'more than once'} in the vocabulary at {folder}; name one with"
-            f" --end_of_text. Its special tokens: {', '.join(special[:12]) or 'none'}"
+            "the end-of-text token is unclear: the vocabulary at"
+            f" {folder} has {', '.join(known) or 'none'} of {', '.join(candidates)}; name the token with"
+            f" --end_of_text. Special tokens: {', '.join(special[:12]) or 'none'}"
         )
     return known[0]
 
 
-def version(name: str) -> str:
-    """What, beside the text, the tokens depend on."""
-    asked = check(name)
-    if isinstance(asked, pathlib.Path):
-        found = given(asked)
-        digest = hashlib.sha256(f"{found.separator}\0{found.to_json()}".encode()).hexdigest()
-        name = f"given-{digest[:16]}"
-    return name if asked is None else f"{name}-tokenizers-{tokenizers.__version__}"
+def tokenizer_version(name: str) -> str:
+    """Identifies everything that the tokens depend on, apart from the text."""
+    kind = parse_name(name)
+    if isinstance(kind, pathlib.Path):
+        vocabulary = read_vocabulary(kind)
+        content = f"{vocabulary.separator}\0{vocabulary.to_json()}"
+        name = f"given-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return name if kind is None else f"{name}-tokenizers-{tokenizers.__version__}"
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """`text` cut after the first end of line past every `PIECE` characters; is it the last?"""
+    """Divides a text at the first end of line after every `PIECE` characters; yields (piece, whether it is last)."""
     start = 0
     while len(text) - start > PIECE:
         stop = text.find("\n", start + PIECE) + 1 or len(text)

@@ -1,14 +1,15 @@
-r"""Text of exactly known entropy: Zipf's vocabulary, second-order Markov, with copied spans.
+r"""Synthetic text with an exactly known entropy rate: a second-order Markov source with Zipf's law and copied spans.
 
-With x_t the symbols, p_k ∝ k^-s Zipf's law over V symbols, c_t = (x_{t-1}, class of x_{t-2}) the context and π_c a
-random order of the symbols, near the alphabet's own so that the symbols as a whole follow a law like Zipf's::
+Let x_t be the symbols, p_k ∝ k^-s Zipf's law over V symbols, c_t = (x_{t-1}, class of x_{t-2}) the context, and π_c a
+random order of the symbols, close to the order of the alphabet so that the symbol frequencies also follow roughly
+Zipf's law. Then::
 
-    with probability q   x_t is one of M marks (each as likely), and x_{t+1} … x_{t+L} repeat what stands d_mark before
+    with probability q   x_t is one of M marks, all equally likely, and x_{t+1} … x_{t+L} copy the symbols d_mark before
     otherwise            x_t is the symbol at place k of π_c, with probability p_k
 
-Every symbol that is drawn has the same entropy whatever its context, h = H(q) + q ln M - (1-q) Σ p ln p, and copies
-have none, so the entropy rate is exactly h/(1 + qL) nats per symbol: what no predictor can beat, however much it reads.
-The rule draws nothing from the text, so that any length can be made, all documents side by side.
+Every symbol that is drawn has the same entropy in every context, h = H(q) + q ln M - (1-q) Σ p ln p, and copied symbols
+have none. So the entropy rate is exactly h/(1 + qL) nats per symbol, a lower bound on the loss of every predictor.
+The number of random draws does not depend on the text, so all documents are generated in parallel, at any length.
 """
 
 import dataclasses
@@ -21,18 +22,18 @@ DISTANCES = (8, 12, 16)  # d, one per mark [symbols]
 SPAN = 8  # L [symbols]
 COPYING = 0.04  # q
 EXPONENT = 1.2  # s
-BLUR = 0.5  # how far each of the two symbols moves places from the alphabet's [nats of place]
+BLUR = 0.5  # how far each of the two context symbols moves places from the alphabet's order [nats of place]
 SOURCES = {"zipf": (4_000_000, 8), "zipf-large": (256_000_000, 94)}  # symbols, classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Zipf:
-    """A source.
+    """A source of synthetic text.
 
     Attributes:
-        symbols: in all, rounded down to whole documents, at least two.
-        classes: of the symbol before the last that a context tells apart.
-        seed: of the orders and of the text.
+        symbols: total number of symbols, rounded down to whole documents, at least two of them.
+        classes: number of classes of x_{t-2} that a context distinguishes.
+        seed: of the orders π_c and of the text.
         document: symbols in a document.
     """
 
@@ -61,19 +62,19 @@ class Zipf:
 
     @property
     def drawn_entropy(self) -> float:
-        """h, of a symbol that is drawn [nats]."""
+        """h, the entropy of a symbol that is drawn [nats]."""
         q, p = COPYING, self.law
         choice = -q * np.log(q) - (1 - q) * np.log(1 - q)
         return float(choice + q * np.log(len(DISTANCES)) - (1 - q) * np.sum(p * np.log(p)))
 
     @property
     def entropy_rate(self) -> float:
-        """Nats per symbol, of an endless document."""
+        """Entropy rate of an infinite document [nats per symbol]."""
         return self.drawn_entropy / (1 + COPYING * SPAN)
 
     @property
     def document_entropy(self) -> float:
-        """Nats per symbol of a document. It begins with as many symbols without marks as the farthest copy needs."""
+        """Entropy of a document [nats per symbol]. Its first symbols, up to the largest distance, contain no marks."""
         first = max(DISTANCES)
         drawn = np.ones(self.document)  # probability that a symbol is drawn and not copied
         for t in range(first, self.document):
@@ -83,13 +84,13 @@ class Zipf:
         return float((start + self.drawn_entropy * drawn[first:].sum()) / self.document)
 
     def documents(self) -> dict[str, bytes]:
-        """ASCII by name."""
+        """Documents by name, as ASCII."""
         count = max(2, self.symbols // self.document)
         text = np.frombuffer(ALPHABET.encode(), np.uint8)[self.numbers(count)]
         return {f"{i:06d}": document.tobytes() for i, document in enumerate(text)}
 
     def numbers(self, count: int) -> np.ndarray:
-        """The first documents as numbers of symbols, uint8 [count, document]; each is a stream of its own."""
+        """The first `count` documents as symbol numbers, uint8 [count, document]; the documents are independent."""
         places = len(self.law)
         edges = np.cumsum(self.law)[:-1]
         out = np.zeros((self.document, count), np.uint8)
@@ -112,5 +113,5 @@ class Zipf:
 
 
 def source(name: str) -> Zipf | None:
-    """The source of a name in `SOURCES`; None for any other."""
+    """The source with a name in `SOURCES`; None for other names."""
     return Zipf(*SOURCES[name]) if name in SOURCES else None

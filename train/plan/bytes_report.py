@@ -15,7 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Options:
     """Workers that exchange signs (N)."""
     fsdp: int = 1
     """Devices that the parameters are split over inside each worker."""
-    layout: str = "joined"
+    layout: Literal["flat", "joined", "per_leaf"] = "joined"
     """joined: all parameters in one exchange; per_leaf: one for each; flat: one scale for all."""
     run_steps: int = 10_000
     """Steps of a run [steps]."""

@@ -81,9 +81,12 @@ def _group_size(line: str, partitions: int) -> int:
         return len(listed[1].split(","))
     if counted := re.match(r"\[[0-9]+,([0-9]+)\]<=", text):
         return int(counted[1])
-    if named := re.match(r"mesh\[(.*?)\][^{]*\{([^:}]*)\}", text):
+    # Each is a mesh axis, or a part of one: 'axis':(size of the parts before it)size.
+    axis = r"'(\w+)'(?::\([0-9]+\)([0-9]+))?"
+    if named := re.match(rf"mesh\[(.*?)\][^{{]*\{{((?:{axis},?)+)\}}", text):
         sizes = dict(re.findall(r"'(\w+)'=([0-9]+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+        axes = re.findall(axis, named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if re.match(r"\{\}", text):
         return partitions
     raise ValueError(f"cannot read the groups of this collective: {line.strip()[:300]}")

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: the state of the step and what it takes to know that it fits.
+"""Checkpoints of a run: the training state, and a description that decides whether a run can continue from it.
 
     checkpoints/STEP/state        every array of {"params", "optimizer", "step"}, by its path (Orbax)
-    checkpoints/STEP/meta         JSON: step, config, digest of the text; path, shape, dtype, name and
-                                  digest of every array
+    checkpoints/STEP/meta         JSON: step, config, digest of the data; path, shape, dtype, name and digest of every
+                                  array
     checkpoints/STEP/seal.json    size and digest of every file of the two (integrity.py)
 
-Written in the background and made visible by one rename, so that a kill leaves the one before. What
-is restored is compared with the digests; a checkpoint that is not what was written is set aside as
-`unreadable-STEP`, never deleted, and the one before is used. The seal follows the rename: a
-checkpoint without one was cut off in between, and is judged by the digests of its arrays alone.
+A checkpoint is written in the background, and one rename makes it visible, so a kill leaves the previous checkpoint
+intact. Restoring compares every array with its digest. A damaged checkpoint is renamed to `unreadable-STEP`, never
+deleted, and the previous one is used. The seal is written after the rename. A checkpoint without a seal was interrupted
+between the two, and only the digests of its arrays are verified.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from optax_decay.parameters.paths import leaf_paths
+from optax_decay.axes import leaf_paths
 from train import disk, processes
 from train.config.continuation import compare
-from train.config.fields import Config, UserError
+from train.config.fields import Config
 from train.config.tree import as_dict
-from train.run import integrity
-from train.run import migration as migrate
+from train.errors import UserError
+from train.run import integrity, migration
 from train.step import replicas
 
 
@@ -38,25 +38,28 @@ def structure(state: Any) -> dict[str, str]:
 
 
 def flat(state: Any) -> dict[str, Any]:
-    """Path to array."""
+    """Path to array, for every array in a state."""
     return dict(zip(leaf_paths(state), jax.tree.leaves(state), strict=True))
 
 
 def describe(config: Config, text: str, state: Any) -> dict[str, Any]:
-    """The meta of a run's checkpoints; `text` is the digest of the data."""
+    """The meta that the checkpoints of a run have in common; `text` is the digest of the data."""
     return {
         "config": as_dict(config),
         "text": text,
         "structure": structure(state),
-        "names": migrate.names(state),
+        "names": migration.leaf_names(state),
     }
 
 
 class Checkpoints:
-    """The folder of checkpoints of one run.
+    """The checkpoints of one run.
 
-    The newest `keep` are kept, and for good those of every `keep_every`-th step. With `read_only`
-    nothing in it is changed.
+    Args:
+        folder: where they are.
+        keep: number of newest checkpoints that are kept; None keeps all.
+        keep_every: the checkpoints of every `keep_every`-th step are kept permanently.
+        read_only: whether nothing in the folder may change.
     """
 
     def __init__(
@@ -66,10 +69,10 @@ class Checkpoints:
         keep_every: int | None = None,
         read_only: bool = False,
     ):
-        # Failures are told in our words; Orbax and its abandoned reads log them too, at length.
+        # Failures are reported by this class. Orbax and the reads that it abandons log them as well, at length.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._quiet = disk.Quiet()
+        self._quiet = disk.QuietAfterFailedSave()
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -97,22 +100,22 @@ class Checkpoints:
     def save(
         self, state: Any, meta: dict[str, Any], step: int, say: Callable[[str], None] = print
     ) -> None:
-        """Starts writing and returns; the state may be overwritten at once.
+        """Starts writing a checkpoint, and returns. The state may be overwritten immediately.
 
-        Waits for the save before this one. If that could not be written, which is told, this one is
-        tried all the same: a full disk may have been cleared meanwhile.
+        Waits for the previous save. If it failed, this is reported through `say`, and the new checkpoint is written
+        nevertheless, because a full disk may have room again.
         """
         try:
             self.wait()
         except OSError as error:
-            say(f"{error}. Training goes on; the next checkpoint may fit.")
+            say(f"{error}. Training continues, and the next checkpoint may fit.")
         if step in self.steps:
             return
         arrays = flat(state)
         more = {"step": step, "digests": integrity.digests(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            meta=ocp.args.JsonSave(integrity.signed({**meta, **more})),
+            meta=ocp.args.JsonSave(integrity.add_digest({**meta, **more})),
         )
         try:
             self._manager.save(step, args=items)
@@ -123,7 +126,7 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last save is on disk; raises OSError if it could not be written."""
+        """Waits until the last save is on disk; raises OSError if it failed."""
         self._settle()
         error, self._error = self._error, None
         if error is not None:
@@ -134,7 +137,7 @@ class Checkpoints:
         if thread is not None:
             thread.join()
         if self._error is not None:
-            # Orbax raises it once in every thread: here, lest the next save or `close` does.
+            # Orbax raises the error once in every thread. Raise it here, so that the next save or `close` does not.
             with contextlib.suppress(Exception):
                 self._manager.wait_until_finished()
 
@@ -145,16 +148,16 @@ class Checkpoints:
             self._fail(step, error)
             return
         if jax.process_index() == 0:
-            # Without a seal, the digests of its arrays still guard a checkpoint.
+            # The digests of its arrays still protect a checkpoint without a seal.
             with contextlib.suppress(OSError):
                 integrity.seal(self.folder / str(step))
 
     def _fail(self, step: int, error: Exception) -> None:
-        """Makes room again, and keeps the reason for `wait`."""
-        disk.remove(self.folder, f"{step}.orbax-checkpoint-tmp*")
+        """Removes the incomplete files, and keeps the error for `wait`."""
+        disk.remove_matching(self.folder, f"{step}.orbax-checkpoint-tmp*")
         self._manager.reload()
         self._error = OSError(
-            f"The checkpoint of step {step} could not be written: {disk.reason(error)}"
+            f"The checkpoint of step {step} could not be written: {disk.short_reason(error)}"
         )
 
     def restore(
@@ -164,38 +167,42 @@ class Checkpoints:
         say: Callable[[str], None],
         fresh: Callable[[Any], Any] | None = None,
     ) -> tuple[Any, int] | None:
-        """The newest state that is what was saved, and its step; None if nothing was ever saved.
+        """Restores the newest intact checkpoint.
 
         Args:
-            abstract: tree of ShapeDtypeStruct with shardings: where to put what.
-            meta: of the run that goes on; see `describe`.
-            say: told about checkpoints that had to be passed over, and what a migration did.
-            fresh: parameters to a new optimizer state. Given, another optimizer than the saved one
-                is allowed, and gets what has the same name (migrate.py).
+            abstract: the state as a tree of ShapeDtypeStruct with shardings.
+            meta: of the run that continues; see `describe`.
+            say: receives reports about damaged checkpoints, and about the result of a migration.
+            fresh: maps parameters to a new optimizer state. If given, the optimizer may differ from the saved one,
+                and keeps the state that has the same names (migration.py).
+
+        Returns:
+            The state and its step; None if there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to another config, text or structure, or none of those
-                that there are can be read.
+            UserError: the checkpoint has another config, text or structure, or no checkpoint can be read.
         """
         for step in reversed(self.steps):
-            found, error = processes.together(self.meta, step)
+            saved, error = processes.in_all_processes(self.meta, step)
             if error is None:
-                wanted, finish = replicas.as_saved(abstract, found, meta, say)
+                wanted, finish = replicas.as_saved(abstract, saved, meta, say)
                 compare(
-                    found, meta | {"structure": structure(wanted)}, self.folder, fresh is not None
+                    saved, meta | {"structure": structure(wanted)}, self.folder, fresh is not None
                 )
                 plan = None
                 if fresh:
-                    old = _leaves(found)
-                    if wanted is not abstract:  # errors of other workers begin anew with all else
+                    old = _leaves(saved)
+                    if wanted is not abstract:  # the compression errors of other workers start anew
                         old = {path: x for path, x in old.items() if not replicas.is_error(x[0])}
-                    plan, wanted = migrate.plan(old, _leaves(meta)), abstract
-                state, error = processes.together(self._state, step, found, wanted, plan, fresh)
+                    plan, wanted = migration.plan_migration(old, _leaves(meta)), abstract
+                state, error = processes.in_all_processes(
+                    self._state, step, saved, wanted, plan, fresh
+                )
                 if error is None:
                     if not integrity.is_sealed(self.folder / str(step)):
                         say(
-                            f"The checkpoint of step {step} has no {integrity.SEAL}: it was cut off"
-                            " at the very end, or that file is lost. Its arrays are what was saved."
+                            f"The checkpoint of step {step} has no {integrity.SEAL}: saving was interrupted"
+                            " at the very end, or the file was lost. All arrays match their digests."
                         )
                     if plan and plan.changes:
                         say(f"The optimizer has changed since step {step}:\n{plan}")
@@ -209,57 +216,64 @@ class Checkpoints:
         return None
 
     def parameters(self, step: int, place: jax.sharding.Sharding) -> tuple[dict[str, Any], Any]:
-        """The parameters of one step by path, all placed alike, and the meta; the rest is not read.
+        """Reads the parameters of one step, and nothing else.
+
+        Args:
+            step: of a checkpoint.
+            place: sharding of every parameter.
+
+        Returns:
+            Parameters by path, and the meta of the checkpoint.
 
         Raises:
-            integrity.Damaged: they are not what was saved.
+            integrity.Damaged: the parameters do not match their digests.
         """
-        found = self.meta(step)
+        meta = self.meta(step)
         wanted = {
-            path.removeprefix("params/"): migrate.parse(text)
-            for path, text in found["structure"].items()
+            path.removeprefix("params/"): migration.parse_shape(text)
+            for path, text in meta["structure"].items()
             if path.startswith("params/")
         }
         placed = {
             f"params/{path}": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
             for path, x in wanted.items()
         }
-        arrays = self._arrays(step, found, placed)
-        return {path: arrays[f"params/{path}"] for path in wanted}, found
+        arrays = self._arrays(step, meta, placed)
+        return {path: arrays[f"params/{path}"] for path in wanted}, meta
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Of one checkpoint, all of whose files are what was written."""
+        """The meta of one checkpoint; raises integrity.Damaged unless all of its files match the seal."""
         folder = self.folder / str(step)
         if jax.process_index() == 0 and integrity.is_sealed(folder):
             integrity.check_seal(folder)
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        found = integrity.verified(self._manager.restore(step, args=items)["meta"])
-        _check(found, step)
-        return found
+        meta = integrity.verify_digest(self._manager.restore(step, args=items)["meta"])
+        _check(meta, step)
+        return meta
 
-    def _state(self, step: int, found: Any, abstract: Any, plan: Any, fresh: Any) -> Any:
+    def _state(self, step: int, meta: Any, abstract: Any, plan: Any, fresh: Any) -> Any:
         wanted = flat(abstract)
         if not plan or not plan.changes:
-            arrays = self._arrays(step, found, wanted)
+            arrays = self._arrays(step, meta, wanted)
             treedef = jax.tree.structure(abstract)
             return jax.tree.unflatten(treedef, [arrays[path] for path in leaf_paths(abstract)])
         now = structure(abstract)
         saved = {
             old: wanted[new]
-            if found["structure"][old] == now[new]
-            else _typed(found["structure"][old], wanted[new].sharding)
+            if meta["structure"][old] == now[new]
+            else _typed(meta["structure"][old], wanted[new].sharding)
             for new, old in plan.kept.items()
         }
-        arrays = self._arrays(step, found, saved)
+        arrays = self._arrays(step, meta, saved)
         kept = {new: arrays[old] for new, old in plan.kept.items()}
-        params = migrate.join(abstract["params"], _below("params", kept))
+        params = migration.replace_leaves(abstract["params"], _below("params", kept))
         state = {**abstract, "params": params, "optimizer": fresh(params)}
-        if "average" in abstract:  # begins at the weights, in memory of its own
+        if "average" in abstract:  # starts as a copy of the weights
             state["average"] = jax.tree.map(jnp.copy, params)
-        return migrate.join(state, kept)
+        return migration.replace_leaves(state, kept)
 
-    def _arrays(self, step: int, found: Any, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Some of the arrays of a checkpoint, compared with their digests."""
+    def _arrays(self, step: int, meta: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Reads the wanted arrays of a checkpoint, and verifies their digests."""
         arguments = ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -269,24 +283,24 @@ class Checkpoints:
             arrays = reader.restore(self.folder / str(step) / "state", arguments)
         if arrays.keys() != wanted.keys():
             raise integrity.Damaged(f"it holds {len(arrays)} of {len(wanted)} arrays")
-        integrity.compare_digests(integrity.digests(arrays), found["digests"])
+        integrity.compare_digests(integrity.digests(arrays), meta["digests"])
         return arrays
 
     def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
-        place = disk.aside(self.folder / str(step))
+        place = disk.unreadable_path(self.folder / str(step))
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(place)
         processes.wait_for_all(f"set aside {place.name}")
         self._manager.reload()
         say(
-            f"The checkpoint of step {step} cannot be read and was moved to {place}; trying the one"
-            f" before it. ({type(error).__name__}: {disk.first_line(error)})"
+            f"The checkpoint of step {step} cannot be read and was moved to {place}; the previous checkpoint"
+            f" is used instead. ({type(error).__name__}: {disk.first_line(error)})"
         )
 
 
 def _typed(text: str, sharding: Any) -> jax.ShapeDtypeStruct:
-    found = migrate.parse(text)
-    return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=sharding)
+    x = migration.parse_shape(text)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _below(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -298,15 +312,15 @@ def _leaves(meta: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {path: (meta["names"][path], text) for path, text in meta["structure"].items()}
 
 
-def _check(found: dict[str, Any], step: int) -> None:
-    """Raises Damaged unless the meta of a checkpoint has the form that `save` gives it."""
-    tables = [found.get(name) for name in ("structure", "names", "digests")]
+def _check(meta: dict[str, Any], step: int) -> None:
+    """Raises Damaged unless the meta of a checkpoint has the form that `save` writes."""
+    tables = [meta.get(name) for name in ("structure", "names", "digests")]
     texts = all(
         isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
         for table in tables
     )
     whole = texts and len({frozenset(table) for table in tables if table is not None}) == 1
-    if not whole or not isinstance(found.get("text"), str) or found.get("step") != step:
-        raise integrity.Damaged(f"its meta is not that of a checkpoint of step {step}")
-    if not isinstance(found.get("config"), dict):
-        raise integrity.Damaged("its meta holds no config")
+    if not whole or not isinstance(meta.get("text"), str) or meta.get("step") != step:
+        raise integrity.Damaged(f"its meta does not describe a checkpoint of step {step}")
+    if not isinstance(meta.get("config"), dict):
+        raise integrity.Damaged("its meta contains no config")

@@ -1,6 +1,6 @@
-"""Pictures of a run, drawn from its metrics.jsonl alone: the losses, and what the decay did.
+"""Figures of a run, drawn from its metrics.jsonl: losses, sizes of the weights, and the effect of the decay.
 
-Every line has its own grey and its own dashes, so that a print in grey can be read.
+The lines of a figure differ in lightness and in dashes, so that they can be told apart in greyscale.
 """
 
 import pathlib
@@ -16,8 +16,8 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-class Words(NamedTuple):
-    """What the losses of a run are of."""
+class Labels(NamedTuple):
+    """Names for the losses of a run."""
 
     loss: str = "nats per token"
     held_out: str = "held-out text"
@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
 
 def pyplot() -> Any:
-    """Imported by what draws only: it would be a third of the time that a run takes to start."""
+    """matplotlib.pyplot without a display. It is imported on demand, since it makes up a third of the start-up time."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -34,7 +34,7 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
-LOOK = {
+RC_PARAMS = {
     "figure.dpi": 150,
     "font.size": 9,
     "axes.spines.top": False,
@@ -54,22 +54,25 @@ def draw(
     title: str,
     folder: pathlib.Path,
     metric: str | None = None,
-    words: Words = Words(),  # noqa: B008  (it is immutable)
+    words: Labels = Labels(),  # noqa: B008  (it is immutable)
 ) -> list[pathlib.Path]:
-    """Writes loss.png, top1.png, decay.png and spectrum.png; returns what was written (nothing is without records).
+    """Writes loss.png, top1.png, decay.png and spectrum.png, each if there are records for it.
 
     Args:
         records: of metrics.jsonl.
-        baseline: loss of a model that looks at nothing, such as of knowing only how frequent each token is.
-        title: of all.
-        folder: where to; it is made.
-        metric: what the spectral multiplier measures.
-        words: for the losses.
+        baseline: loss of a model that ignores its input, for example one that knows only the token frequencies.
+        title: of all figures.
+        folder: for the figures; created if necessary.
+        metric: name of the spectral number that the multiplier of the decay depends on.
+        words: names for the losses.
+
+    Returns:
+        The paths of the figures.
     """
     folder.mkdir(exist_ok=True)
     parts = {kind: [r for r in records if r["kind"] == kind] for kind in KINDS}
     written = []
-    with pyplot().rc_context(LOOK):
+    with pyplot().rc_context(RC_PARAMS):
         if parts["train"]:
             written.append(_save(_loss(parts, baseline, title, words), folder / "loss.png"))
         if scored := [r for r in parts["held_out"] if "top1" in r]:
@@ -98,14 +101,16 @@ def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over `window` values around each, or over those of them that there are."""
+    """Moving average over `window` values, centred; over fewer values at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
     first, last = np.maximum(i - window // 2, 0), np.minimum(i + window // 2 + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _loss(parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, words: Words) -> Any:
+def _loss(
+    parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, words: Labels
+) -> Any:
     figure, (top, bottom) = pyplot().subplots(
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
@@ -122,7 +127,7 @@ def _loss(parts: dict[str, list[dict[str, Any]]], baseline: float, title: str, w
         top.plot(_column(held, "step"), _column(held, "loss"), label=words.held_out, **line)
         if "average_loss" in held[0]:
             line |= {"color": "#4f9c93", "linestyle": "--"}
-            label = f"{words.held_out}, mean of the weights"
+            label = f"{words.held_out}, average of the weights"
             top.plot(_column(held, "step"), _column(held, "average_loss"), label=label, **line)
     top.axhline(baseline, color="#b4521e", linestyle="--", linewidth=1.2)
     top.annotate(
@@ -147,7 +152,7 @@ def _top1(held: list[dict[str, Any]], title: str) -> Any:
     figure.suptitle(title, fontsize=9)
     lines: dict[str, dict[str, Any]] = {
         "top1": {"label": "the weights", "color": "black"},
-        "average_top1": {"label": "their mean", "color": "#4f9c93", "linestyle": "--"},
+        "average_top1": {"label": "their average", "color": "#4f9c93", "linestyle": "--"},
     }
     for name, style in lines.items():
         if name in held[0]:
@@ -183,7 +188,7 @@ def _decay(records: list[dict[str, Any]], title: str) -> Any:
 
 
 def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
-    """Two heat maps, matrices by steps: what was measured, and the multiplier of the decay."""
+    """Two heat maps, matrices by steps: the score, and the multiplier of the decay."""
     matrices = sorted(records[-1]["score"], key=_by_layer)
     rows = max(3.2, 0.16 * len(matrices) + 1.2)
     figure, axes = pyplot().subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
@@ -203,7 +208,7 @@ def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
 
 
 def _by_layer(name: str) -> tuple[int, str]:
-    """Matrices of a stack are named NAME/LAYER; those of one layer stand together."""
+    """Sort key that groups matrices by layer; a matrix in a stack is named NAME/LAYER."""
     head, _, last = name.rpartition("/")
     return (int(last), head) if last.isdigit() else (0, name)
 
@@ -228,7 +233,7 @@ QUANTILES = {"largest": ("largest", 0.8), "p99": ("99 % below", 1.4), "median": 
 
 
 def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> None:
-    """Quantiles of |w|, the higher the thinner."""
+    """Draws quantiles of |w|; lines of higher quantiles are thinner."""
     ends = []
     for name, (words, width) in QUANTILES.items():
         for role in decaying:
@@ -242,18 +247,18 @@ def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> No
 
 
 def _label(axis: Any, step: float, ends: list[tuple[Any, str, str]]) -> None:
-    """Says at the end of each line what it is, given (height, words, colour); the axis is logarithmic."""
+    """Labels each line at its end, given (height, text, colour); the axis is logarithmic."""
     low, high = np.log(axis.get_ylim())
     place = -np.inf
     for value, words, color in sorted(ends):
-        # Labels of lines that end close together move apart, upwards.
+        # Labels that would overlap move upwards.
         place = max(place + 0.055 * (high - low), np.log(value))
         where = {"textcoords": "offset points", "xytext": (5, 0), "va": "center"}
         axis.annotate(words, (step, np.exp(place)), color=color, fontsize=8, **where)
 
 
 def _plain(axis: Any) -> None:
-    """Numbers such as 0.02 on a logarithmic axis, not powers of ten."""
+    """Labels a logarithmic axis with numbers such as 0.02 instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

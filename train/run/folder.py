@@ -1,11 +1,11 @@
-"""The folder of a run: made once, locked while in use, and holding what the run was.
+"""The folder of a run. It is locked while a run uses it, and describes the run completely.
 
-config.json        every field of the run
-environment.json   one entry per start: command, commit, versions, devices, digest of the text
-decay.txt          what decays and how fast
+config.json        the config
+environment.json   one entry per start: command, commit, versions, devices, digest of the data
+decay.txt          which parameters decay, and at which rate
 metrics.jsonl      one JSON object per line (log.py)
-checkpoints/       (checkpoint.py)
-figures/           (figures.py)
+checkpoints/       checkpoints.py
+figures/           figures.py
 tensorboard/       events, if tensorboardX is installed
 """
 
@@ -25,9 +25,10 @@ import jax
 
 from train import disk, processes
 from train.config.continuation import refuse_changes
-from train.config.fields import Config, UserError
+from train.config.fields import Config
 from train.config.saved import from_json, to_json
 from train.config.tree import replace
+from train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -36,15 +37,15 @@ class Folder:
     """A locked run folder: `path`, and `config` with the folder filled in."""
 
     def __init__(self, config: Config):
-        """Makes a new folder, or takes an existing one whose config agrees.
+        """Creates a new folder, or opens the folder of a run with the same config.
 
         Raises:
-            UserError: not writable, not a run folder, in use, or of a run with another config.
+            UserError: the folder is not writable, not a run folder, in use, or of a run with another config.
         """
         self._lock: IO[str] | None = None
         path = processes.from_first(lambda: str(self._prepare(config)))
         self.path = pathlib.Path(path)
-        # Consent to a migration is for one start.
+        # run.migrate allows a migration at this start only.
         self.config = replace(config, {"run.folder": path, "run.migrate": False})
 
     def _prepare(self, config: Config) -> pathlib.Path:
@@ -81,12 +82,12 @@ class Folder:
         try:
             starts = json.loads(path.read_text()) if path.exists() else []
         except ValueError:
-            path.replace(disk.aside(path))
+            path.replace(disk.unreadable_path(path))
         write(path, json.dumps([*starts, environment], indent=2) + "\n")
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Replaces a file whole: a reader sees the old text or the new one."""
+    """Replaces a file atomically: a reader sees either the old text or the new one."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     part.replace(path)
@@ -117,20 +118,28 @@ def _given(config: Config) -> pathlib.Path:
     strange = [p.name for p in path.iterdir() if p.name not in ("lock", "config.json.part")]
     if strange and not (path / "config.json").exists():
         raise UserError(
-            f"{path} is not empty and not a run folder (it holds {strange[0]}, but no config.json);"
-            " name another with --run.folder."
+            f"{path} is neither empty nor a run folder (it holds {strange[0]}, but no config.json); name"
+            " another with --run.folder."
         )
     return path
 
 
 def locked(path: pathlib.Path, what: str = "run") -> IO[str]:
-    """An open file whose lock ends with the process, however that ends; `what` names who else may hold it."""
+    """Locks a folder, until the returned file is closed or the process ends, even if it is killed.
+
+    Args:
+        path: of the folder.
+        what: kind of the other user of the folder, for the error message.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
     file = (path / "lock").open("a+")
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no such locks on Windows
+    except ImportError:  # Windows has no such locks
         return file
     except OSError:
         file.seek(0)
@@ -146,7 +155,7 @@ def locked(path: pathlib.Path, what: str = "run") -> IO[str]:
 
 
 def environment(**more: Any) -> dict[str, Any]:
-    """Where a run runs: everything that is not in its config but may change its numbers."""
+    """The environment of a run: everything outside its config that may change its numbers."""
     names = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "tokenizers")
     devices = jax.devices()
     return {

@@ -1,17 +1,16 @@
-"""Whether bytes are still what was written: digests of arrays, of JSON, and of the files of a folder.
+"""Detects damage to stored data, by digests of arrays, of JSON values, and of the files in a folder.
 
-**Arrays** are digested where they are. The words w_i of an array (its elements, as unsigned integers
-of 32 bits) are mixed with their position and summed modulo 2^32, twice:
+**Arrays** are digested on their devices. The words w_i of an array (its elements as 32-bit unsigned integers) are
+mixed with their positions, and summed modulo 2^32, twice::
 
     a_i = f(w_i xor f(i + c)),   digest = (sum a_i, sum f(a_i xor k)),   f: MurmurHash3's finaliser
 
-f maps 32 bits to 32 bits one to one, so that whatever happens to one word, a single flipped bit
-included, changes the digest with certainty, and any other damage changes it but for one chance in
-2^64. Sums do not care who holds which part: one jitted call gives the same digest on any mesh and
-any number of processes, reads every array once, and moves eight bytes of each to the host. It
-guards against rot, not against an author of forgeries.
+f is a bijection of 32-bit integers, so every change of a single word, such as a flipped bit, changes the digest. Other
+damage is missed with a probability of about 2^-64. Sums do not depend on the placement of the parts, so one jitted call
+gives the same digest on any mesh and any number of processes. It reads every array once, and moves eight bytes of each
+to the host. The digest detects accidental damage, not deliberate forgery.
 
-**Files** are digested by BLAKE2b on the host, and listed in a `seal` beside them.
+**Files** are digested by BLAKE2b on the host, and listed in a `seal` in the same folder.
 """
 
 import concurrent.futures
@@ -24,17 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.parameters.paths import leaf_paths
+from optax_decay.axes import leaf_paths
 
 SEAL = "seal.json"
 
 
 class Damaged(Exception):
-    """Bytes are not what was written."""
+    """Stored data is not what was written."""
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """MurmurHash3's 32-bit finaliser; one to one."""
+    """MurmurHash3's 32-bit finaliser, a bijection."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -55,7 +54,7 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 def _digest(x: jax.Array) -> jax.Array:
-    """uint32 [2]."""
+    """Digest of one array, uint32 [2]."""
     words = _words(x)
     place, stride = jnp.zeros_like(words), 1
     for axis in reversed(range(words.ndim)):
@@ -73,31 +72,33 @@ def _digests(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def digests(state: Any) -> dict[str, str]:
-    """Path to 16 hexadecimal digits of every array of a tree."""
-    found = jax.device_get(_digests(jax.tree.leaves(state)))
-    texts = [f"{int(a):08x}{int(b):08x}" for a, b in np.asarray(found, np.uint32).reshape(-1, 2)]
+    """Path to digest, 16 hexadecimal digits, for every array in a tree."""
+    words = jax.device_get(_digests(jax.tree.leaves(state)))
+    texts = [f"{int(a):08x}{int(b):08x}" for a, b in np.asarray(words, np.uint32).reshape(-1, 2)]
     return dict(zip(leaf_paths(state), texts, strict=True))
 
 
-def compare_digests(found: dict[str, str], wanted: dict[str, str]) -> None:
-    """Raises Damaged, with names, unless every array of `found` has the digest in `wanted`."""
-    wrong = [path for path, digest in found.items() if wanted.get(path) != digest]
+def compare_digests(actual: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises Damaged, with the first path, unless every digest in `actual` equals that in `expected`."""
+    wrong = [path for path, digest in actual.items() if expected.get(path) != digest]
     if wrong:
-        raise Damaged(f"{len(wrong)} of {len(found)} arrays are not what was saved: {wrong[0]}")
+        raise Damaged(
+            f"{len(wrong)} of {len(actual)} arrays differ from what was saved: {wrong[0]}"
+        )
 
 
-def signed(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON with a digest of itself."""
+def add_digest(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds the digest of JSON values to them, under the name "digest"."""
     return {**values, "digest": _text_digest(values)}
 
 
-def verified(values: Any) -> dict[str, Any]:
-    """What was `signed`, without the digest; raises Damaged if it is anything else."""
+def verify_digest(values: Any) -> dict[str, Any]:
+    """The values without their digest; raises Damaged if there is no digest, or if it does not match."""
     if not isinstance(values, dict) or "digest" not in values:
-        raise Damaged("a file of JSON is not what was written")
+        raise Damaged("a JSON file has no digest")
     rest = {name: value for name, value in values.items() if name != "digest"}
     if values["digest"] != _text_digest(rest):
-        raise Damaged("a file of JSON is not what was written")
+        raise Damaged("a JSON file does not match its digest")
     return rest
 
 
@@ -107,9 +108,9 @@ def _text_digest(values: Any) -> str:
 
 
 def seal(folder: pathlib.Path) -> None:
-    """Lists size and digest of every file of a folder in a file of its own."""
+    """Writes a file that lists size and digest of every other file in the folder."""
     part = folder / f"{SEAL}.part"
-    part.write_text(json.dumps(signed({"files": _files(folder)}), indent=1) + "\n")
+    part.write_text(json.dumps(add_digest({"files": _files(folder)}), indent=1) + "\n")
     part.replace(folder / SEAL)
 
 
@@ -118,28 +119,28 @@ def is_sealed(folder: pathlib.Path) -> bool:
 
 
 def check_seal(folder: pathlib.Path) -> None:
-    """Raises Damaged, with the name of a file, unless the folder holds all that was sealed.
+    """Raises Damaged, with the name of a file, unless the folder holds every file that the seal lists.
 
-    Further files, such as a file manager's, are no damage: nobody reads them. The seal only says
-    what to find: no path in it is ever opened.
+    Additional files, such as those of a file manager, are allowed, since they are never read. Paths in the seal are
+    compared with those in the folder, but never opened.
     """
     try:
         text = (folder / SEAL).read_text()
-        wanted = verified(json.loads(text)).get("files")
+        expected = verify_digest(json.loads(text)).get("files")
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{SEAL} cannot be read ({type(error).__name__})") from None
-    if not isinstance(wanted, dict) or text != json.dumps(json.loads(text), indent=1) + "\n":
-        raise Damaged(f"{SEAL} is not what was written")
-    found = _files(folder)
-    for name in wanted:
-        if name not in found:
+    if not isinstance(expected, dict) or text != json.dumps(json.loads(text), indent=1) + "\n":
+        raise Damaged(f"{SEAL} has another form than it was written with")
+    actual = _files(folder)
+    for name in expected:
+        if name not in actual:
             raise Damaged(f"{name} is missing")
-        if wanted[name] != found[name]:
-            raise Damaged(f"{name} is not what was written")
+        if expected[name] != actual[name]:
+            raise Damaged(f"{name} does not match its digest in {SEAL}")
 
 
 def _files(folder: pathlib.Path) -> dict[str, list[Any]]:
-    """Relative path to [bytes, digest] of every file but the seal."""
+    """Relative path to [bytes, digest], for every file except the seal."""
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -148,10 +149,10 @@ def _files(folder: pathlib.Path) -> dict[str, list[Any]]:
 
     def digest(path: pathlib.Path) -> list[Any]:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        return [path.stat().st_size, found.hexdigest()]
+            hashed = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        return [path.stat().st_size, hashed.hexdigest()]
 
-    # hashlib lets go of the interpreter, so that threads do help.
+    # hashlib releases Python's global lock, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(digest, paths)
-        return {path.relative_to(folder).as_posix(): seen for path, seen in zip(paths, found)}
+        facts = pool.map(digest, paths)
+        return {path.relative_to(folder).as_posix(): fact for path, fact in zip(paths, facts)}

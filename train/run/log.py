@@ -1,21 +1,21 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, W&B.
+"""The log of a run: metrics.jsonl, TensorBoard events, and Weights & Biases.
 
-Records of metrics.jsonl, one JSON object per line, in the order of their steps:
+metrics.jsonl holds one record per line, a JSON object, ordered by step:
 
-    {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds",
-     "skipped"}
-    {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}   of a text; of images with
-        "top1" for the last two, and with images.average "average_loss", "average_top1"
+    {"kind": "train", "step", "loss", "gradient_norm", "learning_rate", "tokens", "seconds", "skipped"}
+    {"kind": "held_out", "step", "loss", "perplexity", "bits_per_byte", "seconds"}   for text; for images, "top1"
+        replaces perplexity and bits per byte, and images.average adds "average_loss" and "average_top1"
     {"kind": "weights", "step", ROLE: {...}}                         see observe.py
     {"kind": "spectrum", "step", "score": {MATRIX: number}, "multiplier": {...}}    with decay.spectrum
     {"kind": "gains", "step", "matrix": {MATRIX/LAYER: number}, "sublayer": {...}}   with a width
 
-`step` counts finished updates; losses are nats per token or image; "images" stand in place of "tokens"
-where a model learns from them; seconds are of training alone (compiling
-included, evaluation and saving not), over all parts of the run. When a run goes on, records after
-the restored step are dropped, and so are lines that cannot be read: the last, torn by a kill, or, with
-a copy of the file kept, damaged ones. `skipped` counts the
-steps that were left out (skip_on_spike) since the start; what is not a number is null.
+`step` is the number of completed updates. Losses are in nats per token or image. Models of images count "images"
+instead of "tokens". `seconds` is the training time over all starts of the run; it includes compilation, but not
+evaluation and saving. `skipped` is the number of steps that skip_on_spike has skipped since the first start. NaN and
+infinite numbers are null.
+
+When a run continues, records after the restored step are removed. Lines that cannot be read are removed, too: an
+incomplete last line after a kill, and damaged lines, after a copy of the file has been made.
 """
 
 import collections
@@ -29,26 +29,33 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from flax import traverse_util
+
 from train import disk
-from train.config.fields import UserError
 from train.display import Speed, make_display, say
+from train.errors import UserError
 from train.run.folder import write
 
-PATIENCE = (0.5, 1.0, 2.0, 4.0)  # seconds: a checkpoint that did not fit is about to be removed
+RETRY_AFTER = (
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # seconds; a full disk has room again once a failed checkpoint is removed
 
 
 class Diverged(UserError):
-    """Too many steps in a row were left out."""
+    """Too many consecutive steps were skipped."""
 
 
-def read(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """The records up to `last_step`, without lines that are none."""
+def read_records(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """Reads the records up to `last_step`, and ignores lines that are not records."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [r for r in map(_record, lines) if r is not None and r["step"] <= last_step]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """None: not a record."""
+    """Parses a line; None if it is not a record."""
     try:
         record = json.loads(line)
         numbers = [record["step"], record.get("seconds", 0.0)]
@@ -59,25 +66,25 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def keep_damaged(path: pathlib.Path) -> None:
-    """Puts a copy of a file of records aside if some lines are none, but for a last one that a kill has torn."""
+    """Copies a file of records if some of its lines are damaged; an incomplete last line does not count."""
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines()
     if lines and not content.endswith(b"\n"):
         lines.pop()
     bad = [number for number, line in enumerate(lines, 1) if _record(line) is None]
     if bad:
-        copy = disk.aside(path)
+        copy = disk.unreadable_path(path)
         copy.write_bytes(content)
         say(
-            f"{path}: {len(bad)} of {len(lines)} lines cannot be read, line {bad[0]} the first; they are left out,"
-            f" and the file as it was is kept as {copy.name}."
+            f"{path}: {len(bad)} of {len(lines)} lines cannot be read, starting with line {bad[0]}. They are"
+            f" removed; the original file is kept as {copy.name}."
         )
 
 
 class Recorder:
-    """Takes the numbers of each step to the display and to the files of a run.
+    """Writes the numbers of each step to the display and to the files of a run.
 
-    Numbers of a step are read from the device one step late, so that the device never waits.
+    It reads the numbers of a step from the device one step late, so that the device never waits.
     """
 
     def __init__(
@@ -91,11 +98,20 @@ class Recorder:
         max_skipped: int = 10,
         unit: str = "tokens",
     ):
-        """Continues the file at `path` after step `start`; `sinks` get the numbers as well, or are None.
+        """Opens the log.
 
-        Without a path nothing is written: in all processes but one, which must read the same numbers all the same.
+        Args:
+            path: of metrics.jsonl, which is continued after step `start`. None writes nothing; all processes except
+                the first do this, since they must read the same numbers from the device.
+            start: step that the run continues from.
+            steps: total number of steps.
+            per_step: units per step.
+            every: steps between two records.
+            sinks: further receivers of the numbers; None is ignored.
+            max_skipped: number of consecutive skipped steps after which the run stops.
+            unit: of the work in a step, "tokens" or "images".
         """
-        kept = [] if path is None else read(path, start)
+        kept = [] if path is None else read_records(path, start)
         if path is not None:
             keep_damaged(path)
             write(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -122,7 +138,7 @@ class Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._display.stop()
-        with contextlib.suppress(OSError):  # of a full disk, which has been told
+        with contextlib.suppress(OSError):  # a full disk has been reported before
             self._file.close()
         for sink in self._sinks:
             sink.close()
@@ -133,52 +149,52 @@ class Recorder:
 
     @property
     def skipping(self) -> bool:
-        """Whether the last step whose numbers are known was left out."""
+        """Whether the last step whose numbers are known was skipped."""
         return self._skipped_in_a_row > 0
 
     def evaluated(self, step: int) -> bool:
         """Whether the weights after `step` have been evaluated."""
         return step in self._evaluated
 
-    def train(self, step: int, noted: dict[str, Any]) -> None:
-        """Takes the numbers of the step that was just started, and reads those of the one before."""
-        before, self._pending = self._pending, (step, noted)
+    def train(self, step: int, scalars: dict[str, Any]) -> None:
+        """Receives the numbers of the step that was just started, and reads those of the previous step."""
+        before, self._pending = self._pending, (step, scalars)
         if before is not None:
             self._finish(*before)
 
     def flush(self) -> None:
-        """Waits for the last step, and for its numbers to be in the file."""
+        """Waits for the last step, and writes its numbers."""
         if self._pending is not None:
             last, self._pending = self._pending, None
             self._finish(*last)
 
     def held_out(self, step: int, scores: dict[str, float], words: str) -> None:
-        """Takes the scores of an evaluation; `words` say those besides the loss."""
+        """Records the scores of an evaluation; `words` describes the scores other than the loss."""
         self._write("held_out", step, {**scores, "seconds": round(self._seconds, 3)})
         self._display.held_out = scores["loss"]
         self._evaluated.add(step)
         say(f"step {step}: held-out loss {scores['loss']:.4f}, {words}")
 
-    def weights(self, step: int, seen: dict[str, Any]) -> None:
-        self._write("weights", step, seen)
+    def weights(self, step: int, measured: dict[str, Any]) -> None:
+        self._write("weights", step, measured)
 
-    def spectrum(self, step: int, seen: dict[str, Any]) -> None:
-        if seen:
-            self._write("spectrum", step, seen)
+    def spectrum(self, step: int, measured: dict[str, Any]) -> None:
+        if measured:
+            self._write("spectrum", step, measured)
 
-    def gains(self, step: int, seen: dict[str, Any]) -> None:
-        if seen:
-            self._write("gains", step, seen)
+    def gains(self, step: int, measured: dict[str, Any]) -> None:
+        if measured:
+            self._write("gains", step, measured)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in here is not training time."""
+        """Excludes the time inside the context from the training time."""
         self.flush()
         yield
         self._speed.go()
 
-    def _finish(self, step: int, noted: dict[str, Any]) -> None:
-        values = {name: float(value) for name, value in noted.items()}
+    def _finish(self, step: int, scalars: dict[str, Any]) -> None:
+        values = {name: float(value) for name, value in scalars.items()}
         self._seconds += self._speed.tick()
         self._skipped_in_a_row = int(values.pop("skipped_in_a_row", 0))
         self._last.append((step, values))
@@ -192,24 +208,24 @@ class Recorder:
             raise Diverged(self._report(step))
 
     def _report(self, step: int) -> str:
-        """What there is to know about a run whose steps are left out one after the other."""
+        """Error message for a run with too many consecutive skipped steps."""
         lines = [
             f"  step {n}: loss {v['loss']:.4g}, gradient norm {v['gradient_norm']:.4g},"
             f" learning rate {v['learning_rate']:.3g}"
             for n, v in self._last
         ]
         return (
-            f"Training has diverged: the last {self._skipped_in_a_row} steps up to {step} were left out,"
-            " because their numbers are NaN, infinite or far too high. Weights are as they were"
-            f" before, and nothing was saved since:\n" + "\n".join(lines) + "\n"
+            f"Training has diverged: the last {self._skipped_in_a_row} steps up to {step} were skipped,"
+            " because their loss or gradient norm is NaN, infinite or far too high. The weights have not"
+            " changed since, and nothing was saved:\n" + "\n".join(lines) + "\n"
             "Lower --optimizer.learning_rate or lengthen --optimizer.schedule.warmup_steps and start a new run;"
-            " or, if the data are to blame, go on with a larger --run.max_skipped."
+            " or, if the data are the cause, continue with a larger --run.max_skipped."
         )
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         line = json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False)
         rest = memoryview(line.encode() + b"\n")
-        for pause in (*PATIENCE, None):
+        for pause in (*RETRY_AFTER, None):
             try:
                 while rest:
                     rest = rest[self._file.write(rest) :]
@@ -218,8 +234,8 @@ class Recorder:
                 if pause is None:
                     raise UserError(
                         f"The metrics of step {step} cannot be written: {error.strerror or error}"
-                        f" ({self._path}). Everything up to the last checkpoint is safe: make room,"
-                        f" and go on with --resume {self._path.parent}."
+                        f" ({self._path}). Everything up to the last checkpoint is safe: make room, and"
+                        f" continue with --resume {self._path.parent}."
                     ) from None
             time.sleep(pause)
         for sink in self._sinks:
@@ -227,25 +243,20 @@ class Recorder:
 
 
 def finite(values: Any) -> Any:
-    """With None for what is not a number, which JSON cannot hold."""
+    """Replaces NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(values, dict):
         return {name: finite(value) for name, value in values.items()}
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """A nested record as "name/name" to number."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            found[prefix + name] = value
-    return found
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers in a nested record, by "name/name"."""
+    flat = traverse_util.flatten_dict(values, sep="/")
+    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
 class TensorBoard:
-    """Events for TensorBoard, written without TensorFlow."""
+    """Writes events for TensorBoard, without TensorFlow."""
 
     def __init__(self, folder: pathlib.Path, start: int):
         import tensorboardX
@@ -263,7 +274,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run on Weights & Biases, which goes on under the same id when ours does."""
+    """A run on Weights & Biases. It keeps its id when our run continues."""
 
     def __init__(self, project: str, folder: pathlib.Path, config: dict[str, Any]):
         import wandb  # pyrefly: ignore
@@ -294,7 +305,7 @@ def weights_and_biases(
         return None
     if importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"run.wandb = {project!r} needs the package wandb: pip install wandb into the environment"
-            " that runs this, or leave the flag out."
+            f"run.wandb = {project!r} needs the package wandb: install it into this environment with pip"
+            " install wandb, or leave the flag out."
         )
     return Wandb(project, folder, config)

@@ -1,10 +1,10 @@
-"""From the state of one optimizer to that of another: what has the same name goes on, all else is told.
+"""Migrates the state of one optimizer to another: leaves with the same name are kept, and all changes are reported.
 
-A leaf of an optimizer state has a path ("inner_state/0/mu/head/kernel"), which changes with every
-wrapper and link, and a name ("ScaleByAdamState.mu/head/kernel"): the innermost state type, its
-field, and what is below. A leaf is kept where path and name agree, else where the name alone does
-and points at one leaf. Types must agree because fields of one word are not of one meaning: Adam's
-`mu` is not Conda's. The parameters and the step are always kept, and must be complete.
+A leaf of an optimizer state has a path ("inner_state/0/mu/head/kernel"), which changes with every wrapper and link of a
+chain, and a name ("ScaleByAdamState.mu/head/kernel"), which consists of the innermost state type, its field, and the
+path below. A leaf is kept if a leaf of the old state has the same path and name, or else if the name identifies exactly
+one leaf. The name contains the state type because fields of the same name differ in meaning: Adam's `mu` is not
+Conda's. The parameters and the step are always kept, and must be complete.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_decay.parameters.paths import leaf_paths, path_string
-from train.config.fields import UserError
+from optax_decay.axes import leaf_paths, path_string
+from train.errors import UserError
 
 
-def names(state: Any) -> dict[str, str]:
+def leaf_names(state: Any) -> dict[str, str]:
     """Path to name of every array of a state."""
-    found = {}
+    names = {}
     for keys, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
         node, start, owner = state, 0, ""
         for depth, key in enumerate(keys):
@@ -28,12 +28,12 @@ def names(state: Any) -> dict[str, str]:
                 start, owner = depth, type(node).__name__ + "."
             node = _child(node, key)
         path = path_string(keys)
-        found[path] = owner + "/".join(path.split("/")[start:])
-    return found
+        names[path] = owner + "/".join(path.split("/")[start:])
+    return names
 
 
 def _child(node: Any, key: Any) -> Any:
-    """The part of a tree under one key, or None inside of nodes that cannot be walked by keys."""
+    """The child of a tree node under a key; None if the node does not support the key."""
     match key:
         case jax.tree_util.DictKey():
             return node[key.key]
@@ -45,12 +45,12 @@ def _child(node: Any, key: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What becomes of each leaf."""
+class MigrationPlan:
+    """What happens to each leaf."""
 
     kept: dict[str, str]  # new path to old path
-    reset: tuple[str, ...]  # new paths that begin anew
-    dropped: tuple[str, ...]  # old paths that nothing takes
+    reset: tuple[str, ...]  # new paths that start with their initial values
+    dropped: tuple[str, ...]  # old paths that are not used
 
     @property
     def changes(self) -> bool:
@@ -61,11 +61,11 @@ class Plan:
         groups = (
             ("kept", [p for p in self.kept if p not in moved]),
             ("kept, moved", [f"{old} -> {new}" for new, old in moved.items()]),
-            ("reset, as at the start of a run", self.reset),
+            ("reset to their initial values", self.reset),
             ("dropped", self.dropped),
         )
         lines = [
-            f"{len(found)} arrays {what}\n" + _listed(found) for what, found in groups if found
+            f"{len(paths)} arrays {what}\n" + _listed(paths) for what, paths in groups if paths
         ]
         return "\n".join(lines)
 
@@ -74,11 +74,13 @@ def _listed(paths: Any) -> str:
     return "\n".join(f"    {path}" for path in paths)
 
 
-def plan(old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]) -> Plan:
-    """Which leaf of `old` each leaf of `new` takes; both map paths to (name, "dtype[shape]").
+def plan_migration(
+    old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]
+) -> MigrationPlan:
+    """Decides which leaf of `old` each leaf of `new` keeps; both map paths to (name, "dtype[shape]").
 
     Raises:
-        UserError: parameters, or the step, are not the same on both sides.
+        UserError: the parameters or the step differ.
     """
     fixed = ("params/", "step")
     a, b = ({p: v for p, v in side.items() if p.startswith(fixed)} for side in (old, new))
@@ -89,18 +91,18 @@ def plan(old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]) -> Pl
             f"Only the optimizer of a run can change, not its model: {path} is {kinds[0]} in the"
             f" checkpoint and {kinds[1]} now. Start a new run for another model."
         )
-    same = [path for path in new if path in old and fits(old[path], new[path])]
+    same = [path for path in new if path in old and compatible(old[path], new[path])]
     kept = {path: path for path in same}
     free, open_ = (_by_name(side, kept) for side in (old, new))
     for path, value in new.items():
         if path not in kept:
-            near = [p for p in free.get(value[0], ()) if fits(old[p], value)]
-            rivals = [p for p in open_[value[0]] if fits(value, new[p])]
+            near = [p for p in free.get(value[0], ()) if compatible(old[p], value)]
+            rivals = [p for p in open_[value[0]] if compatible(value, new[p])]
             chosen = _nearest(path, near, rivals)
             if chosen is not None:
                 kept[path] = chosen
     used = set(kept.values())
-    return Plan(
+    return MigrationPlan(
         kept,
         tuple(path for path in new if path not in kept),
         tuple(path for path in old if path not in used),
@@ -108,27 +110,27 @@ def plan(old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]) -> Pl
 
 
 def _by_name(side: dict[str, tuple[str, str]], without: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {}
     for path, (name, _) in side.items():
         if path not in without:
-            found.setdefault(name, []).append(path)
-    return found
+            grouped.setdefault(name, []).append(path)
+    return grouped
 
 
-def fits(old: tuple[str, str], new: tuple[str, str]) -> bool:
-    """Same name and shape; another floating type is converted."""
+def compatible(old: tuple[str, str], new: tuple[str, str]) -> bool:
+    """Whether an old leaf can become a new one: same name and shape, and the same type or two floating-point types."""
     if old == new:
         return True
     try:
-        a, b = (parse(text) for text in (old[1], new[1]))
-    except ValueError:  # keys of random numbers, which only fit their own kind
+        a, b = (parse_shape(text) for text in (old[1], new[1]))
+    except ValueError:  # random keys only fit the same type
         return False
     floats = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (a, b))
     return old[0] == new[0] and a.shape == b.shape and floats
 
 
 def _nearest(path: str, candidates: list[str], rivals: list[str]) -> str | None:
-    """The candidate whose path ends most like `path`, if it is one, and prefers no rival of `path`."""
+    """The candidate with the longest common end with `path`, if it is unique, and has no longer one with a rival."""
     best = _most_alike(path, candidates)
     return best if best is not None and _most_alike(best, rivals) == path else None
 
@@ -151,22 +153,22 @@ def _common_end(a: str, b: str) -> int:
 _SHAPE = re.compile(r"([a-z][a-z0-9_]{0,30})\[((?:\d{1,18}(?:, \d{1,18}){0,15})?)\]")
 
 
-def parse(text: str) -> jax.ShapeDtypeStruct:
-    """ "float32[3, 5]" as a shape; raises ValueError for anything else."""
-    found = _SHAPE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text[:60]!r} is not a type and a shape")
+def parse_shape(text: str) -> jax.ShapeDtypeStruct:
+    """Parses a string such as "float32[3, 5]"; raises ValueError for any other string."""
+    parts = _SHAPE.fullmatch(text)
+    if parts is None:
+        raise ValueError(f"{text[:60]!r} must be a type and a shape, such as 'float32[3, 5]'")
     try:
-        dtype = jnp.dtype(found[1])
+        dtype = jnp.dtype(parts[1])
     except TypeError:
         dtype = None
     if dtype is None or not (dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)):
-        raise ValueError(f"{found[1]!r} is not a type of numbers")
-    return jax.ShapeDtypeStruct(tuple(int(n) for n in found[2].split(", ") if n), dtype)
+        raise ValueError(f"{parts[1]!r} is not a numeric type")
+    return jax.ShapeDtypeStruct(tuple(int(n) for n in parts[2].split(", ") if n), dtype)
 
 
-def join(state: Any, kept: dict[str, Any]) -> Any:
-    """`state` with the leaves at the paths of `kept` put in, in the type that `state` has."""
+def replace_leaves(state: Any, kept: dict[str, Any]) -> Any:
+    """Replaces the leaves of `state` at the paths in `kept`, converted to the types in `state`."""
     leaves, treedef = jax.tree.flatten(state)
     new = [
         kept[path].astype(leaf.dtype) if path in kept else leaf

@@ -1,4 +1,4 @@
-"""Requests to stop, by Ctrl-C or from outside: noted, and heeded where nothing is half done."""
+"""Handles SIGINT (Ctrl-C) and SIGTERM: a signal is recorded, and the caller stops at its next safe point."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ from typing import Any
 
 @contextmanager
 def signals(unit: str = "step") -> Iterator[list[int]]:
-    """The signals to stop that arrived: Ctrl-C or a request to end. A second one stops at once."""
+    """Yields the list of signals that have arrived. A second signal raises KeyboardInterrupt."""
     arrived: list[int] = []
 
     def take(number: int, frame: Any) -> None:
         if arrived:
             raise KeyboardInterrupt
         arrived.append(number)
-        # Not by `say`, which may be what this interrupts.
-        text = f"\nstopping after this {unit}, and saving (Ctrl-C again stops at once) ...\n"
+        # `say` is not reentrant, and this may interrupt it.
+        text = f"\nstopping after this {unit}, and saving (Ctrl-C again stops immediately) ...\n"
         os.write(2, text.encode())
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,9 +1,8 @@
-"""Says when a run hangs, and where: what every thread was doing.
+"""Reports a run that hangs, with the stacks of all threads.
 
-The loop says what it begins and how long that may take; a thread of its own looks at the clock. A step
-may take twice the usual time and half a minute more, everything else half an hour. What takes longer
-is reported once, with the stacks of all threads, in `stuck.txt` of the run folder and on the
-terminal; the run itself is left alone, since it may only be slow.
+The training loop announces what it is about to do, and a separate thread measures how long it takes. A step may take
+twice its usual time plus half a minute, everything else half an hour. If it takes longer, the watchdog reports it once,
+in `stuck.txt` of the run folder and on the terminal. It does not stop the run, which may just be slow.
 """
 
 import datetime
@@ -15,18 +14,18 @@ import time
 from train.display import clock, say
 
 GRACE = 30.0  # seconds beyond twice the usual step
-OTHER = 1800.0  # seconds for what has no usual time: compiling, evaluating, saving
+OTHER = 1800.0  # seconds for compiling, evaluating and saving, which have no usual time
 
 
 class Watchdog:
-    """Watches between `with` and its end."""
+    """Watches the training loop inside a `with` statement."""
 
     def __init__(self, path: pathlib.Path):
-        """Reports are added to the file at `path`."""
+        """Appends reports to the file at `path`."""
         self._path = path
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._begun: tuple[str, float, float] | None = None  # what, from when, how long [s]
+        self._begun: tuple[str, float, float] | None = None  # what, start and limit [s]
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
@@ -37,26 +36,26 @@ class Watchdog:
         self._thread.join()
 
     def step(self, step: int, usual: float | None) -> None:
-        """A step begins; steps usually take `usual` seconds, or None as long as nobody knows."""
+        """Announces a step. Steps usually take `usual` seconds; None if that is not known yet."""
         self._begin(f"step {step}", OTHER if usual is None else 2 * usual + GRACE)
 
     def other(self, what: str) -> None:
-        """Something else begins."""
+        """Announces an operation other than a step."""
         self._begin(what, OTHER)
 
     def _begin(self, what: str, seconds: float) -> None:
         self._begun = (what, time.monotonic(), seconds)
 
     def _watch(self) -> None:
-        told = None
+        reported = None
         while not self._end.wait(min(1.0, GRACE / 4)):
             begun = self._begun
-            if begun is None or begun is told:
+            if begun is None or begun is reported:
                 continue
             what, since, seconds = begun
             passed = time.monotonic() - since
             if passed > seconds:
-                told = begun
+                reported = begun
                 self._report(what, passed)
 
     def _report(self, what: str, passed: float) -> None:
@@ -66,10 +65,10 @@ class Watchdog:
                 file.write(f"{now}: {what} has not ended for {passed:.0f} s\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-            where = f"; what every thread does is in {self._path}"
+            where = f"; the stacks of all threads are in {self._path}"
         except OSError as error:
             where = f" (and {self._path} cannot be written: {error.strerror})"
         say(
-            f"{what} has not ended for {clock(passed)}: a hang, or a very slow machine{where}."
-            " Nothing was stopped."
+            f"{what} has not ended for {clock(passed)}, so the run hangs or is very slow{where}. The run was"
+            " not stopped."
         )

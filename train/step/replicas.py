@@ -151,7 +151,7 @@ def as_saved(
 
 
 def is_error(name: str) -> bool:
-    """Whether an array of this name (`migration.names`) belongs to one worker."""
+    """Whether an array of this name (`migration.leaf_names`) belongs to one worker."""
     return re.match(rf"\w+\.({'|'.join(ERRORS)})/", name) is not None
 
 
@@ -184,6 +184,6 @@ def _with_saved_errors(path: str, state: Any, structure: dict[str, str]) -> Any:
 
 def _array(text: str, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """An array of a checkpoint, its rows over all devices if they can be."""
-    found = migration.parse(text)
+    found = migration.parse_shape(text)
     spec = jax.P() if found.shape[0] % mesh.size else jax.P(mesh.axis_names)
     return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=NamedSharding(mesh, spec))

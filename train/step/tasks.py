@@ -16,7 +16,7 @@ import numpy as np
 from train.config.fields import Config, UserError, model_config
 from train.data import batches, images
 from train.display import say
-from train.run.figures import Words
+from train.run.figures import Labels
 from train.step import families, image_task, update
 
 State = update.State
@@ -27,7 +27,7 @@ class Task(Protocol):
 
     noun: ClassVar[str]  # of the data
     unit: ClassVar[str]  # that steps are measured in
-    words: ClassVar[Words]
+    words: ClassVar[Labels]
 
     @staticmethod
     def read(config: Config) -> Any:
@@ -98,15 +98,15 @@ class LanguageTask:
 
     noun: ClassVar[str] = "text"
     unit: ClassVar[str] = "tokens"
-    words: ClassVar[Words] = Words("nats per token", "held-out text", "token frequencies alone")
+    words: ClassVar[Labels] = Labels("nats per token", "held-out text", "token frequencies alone")
 
     @staticmethod
-    def read(config: Config) -> batches.Data:
+    def read(config: Config) -> batches.TokenBatches:
         wanted = config.data
         encoded = wanted.text.startswith(batches.STORE)
         say(f"reading {wanted.text}{'' if encoded else f' as {wanted.tokenizer} tokens'} ...")
         try:
-            return batches.load(
+            return batches.load_text(
                 wanted.text,
                 wanted.tokenizer,
                 length=wanted.length,
@@ -119,7 +119,7 @@ class LanguageTask:
             raise UserError(f"There is nothing to train on: {error}.") from None
 
     @staticmethod
-    def outputs(data: batches.Data) -> int:
+    def outputs(data: batches.TokenBatches) -> int:
         return data.vocab_size
 
     @property
@@ -168,10 +168,10 @@ class ImageTask:
 
     noun: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
-    words: ClassVar[Words] = Words("nats per image", "held-out images", "all classes alike")
+    words: ClassVar[Labels] = Labels("nats per image", "held-out images", "all classes alike")
 
     @staticmethod
-    def read(config: Config) -> images.Images:
+    def read(config: Config) -> images.ImageBatches:
         wanted = config.images
         say(f"reading {wanted.name} ...")
         recipe = images.Recipe(
@@ -180,7 +180,7 @@ class ImageTask:
                 for field in dataclasses.fields(images.Recipe)
             }
         )
-        return images.load(
+        return images.load_images(
             wanted.name,
             size=model_config(config).image_size,
             batch_size=config.data.batch_size,
@@ -192,7 +192,7 @@ class ImageTask:
         )
 
     @staticmethod
-    def outputs(data: images.Images) -> int:
+    def outputs(data: images.ImageBatches) -> int:
         return data.classes
 
     @property

@@ -143,7 +143,7 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
     plt = figures.pyplot()
     colors = dict(zip(NAMES, ("#a0a0a0", "#10305a", "#b4521e", "#3c8c84", "#7a3b8f")))
     marks = dict(zip(NAMES, "os^Dv"))
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
             2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 6.5)
         )

@@ -18,7 +18,7 @@ from train.config.tree import flatten
 from train.display import say
 from train.run.folder import write
 from train.step import families, observe, optimizer
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 
 def main(arguments: list[str]) -> int:
@@ -47,8 +47,8 @@ def compare(
         UserError: not a run folder, no checkpoint, other models, or no base width.
     """
     (config, model, params, done), (base, reference, weights, base_done) = (
-        newest(run),
-        newest(proxy),
+        load_trained(run),
+        load_trained(proxy),
     )
     if config.width is None or config.width.base != reference.width:
         raise UserError(

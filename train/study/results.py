@@ -94,7 +94,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         elif number < len(lines) or content.endswith(b"\n"):
             bad.append(number)
     if bad:
-        copy = disk.aside(path)
+        copy = disk.unreadable_path(path)
         copy.write_bytes(content)
         say(
             f"{path}: {len(bad)} of {len(lines)} lines cannot be read, were changed or are there twice, line {bad[0]}"

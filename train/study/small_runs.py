@@ -61,14 +61,14 @@ class SmallTask:
         names = ("width", "mlp_width", "layers", "heads", "init_std", "dtype")
         return llama.Config(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
 
-    def read_text(self, text: str) -> batches.Data:
+    def read_text(self, text: str) -> batches.TokenBatches:
         """A text as in --data.text of a run.
 
         Raises:
             UserError: there is none, or it is too short.
         """
         try:
-            return batches.load(
+            return batches.load_text(
                 text,
                 self.tokenizer,
                 length=self.length,

@@ -1,1 +1,1 @@
-"""What a run survives, measured."""
+"""Reliability tests: real runs under kills, signals, damage and changed devices, compared with undisturbed ones."""

@@ -1,11 +1,11 @@
-"""Damage to the files of a folder, of the kinds that disks and people do."""
+"""Damages files as failing disks and people do: flipped bits, truncation, deletion."""
 
 import pathlib
 import random
 
 
 def one(folder: pathlib.Path, generator: random.Random, kind: str) -> str:
-    """Flips one bit of a random file, cuts its end off, or deletes it; says what was done to which."""
+    """Flips one bit of a random file, truncates it, or deletes it; returns a description."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
     path = generator.choice(paths)
     content = bytearray(path.read_bytes())

@@ -1,10 +1,12 @@
-"""What optimizers and decays compute on other numbers of devices and processes, against one device.
+"""Compares the losses of optimizers and decays on several devices and processes with those on one device.
 
-All of the trainer's optimizers but one_bit_adam, to whose result the number of replicas belongs.
+The comparison covers all of the trainer's optimizers except one_bit_adam, whose result depends on the number of
+replicas.
 
     python -m train.torture.layouts FOLDER [--coordinator HOST:PORT --processes N --process I]
 
-is one process of it: eight devices of one process, or of several, work through the layouts of their number.
+runs one process of the comparison. Its processes have eight devices together, and train on every layout for their
+number of processes.
 """
 
 import hashlib
@@ -20,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from train import main, processes
 from train.cli import parse
-from train.torture.runs import Life, Place, free_address
+from train.torture.runs import RunProcess, Workspace, free_address
 
 STEPS, DEVICES = 6, 8
 REFRESH = ("--optimizer.refresh_every", "2")
@@ -31,7 +33,7 @@ SPECTRAL = (
 THRESHOLD, DECAY = "--decay.threshold", "--decay"
 WEAK = ("--decay.weight_decay", "0.03", "--decay.coupling")  # not times a rate of 0.003
 
-# So strong that six steps tell one decay from another, and none from any.
+# Strong enough that six steps distinguish every decay from the others, and from no decay.
 STRONG = ("--decay.weight_decay", "10", "--optimizer.schedule.warmup_steps", "1")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adam": (),
@@ -48,7 +50,7 @@ DECAYS: dict[str, tuple[str, ...]] = {
     "log_cosh": (DECAY, "log_cosh"),
     "fair": (DECAY, "fair"),
     "threshold rms": (THRESHOLD, "rms"),
-    "threshold ema": (THRESHOLD, "ema"),
+    "threshold running_mean": (THRESHOLD, "running_mean"),
     "threshold 0.02": (THRESHOLD, "0.02"),
     "cautious": ("--decay.form", "cautious"),
     "proximal": ("--decay.form", "proximal"),
@@ -68,7 +70,7 @@ DECAYS: dict[str, tuple[str, ...]] = {
 SETTINGS = OPTIMIZERS | DECAYS
 NOTHING = ("--decay.weight_decay", "0", DECAY, "l2")
 
-# Number of processes to grids, data x fsdp x tensor; the first of all is what the others are compared with.
+# Number of processes to grids, data x fsdp x tensor. The first grid is the reference for all others.
 GRIDS = {1: ((1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)), 2: ((2, 4, 1),)}
 
 
@@ -80,72 +82,72 @@ def steps(flags: list[str]) -> dict[str, Any]:
     """The losses of some steps, and a digest of what they learnt from."""
     config = parse(flags)
     run = main.assemble(config, main.read_data(config))
-    state, losses, seen = run.program.init(jax.random.key(0)), [], hashlib.sha256()
+    state, losses, digest = run.program.init(jax.random.key(0)), [], hashlib.sha256()
     for index in range(STEPS):
         batch = run.batch(index)
         state, noted = run.program.update(state, batch)
         losses.append(float(noted["loss"]))
         whole = multihost_utils.process_allgather(batch, tiled=True)
-        seen.update(np.ascontiguousarray(whole).tobytes())
-    return {"losses": losses, "batches": seen.hexdigest()}
+        digest.update(np.ascontiguousarray(whole).tobytes())
+    return {"losses": losses, "batches": digest.hexdigest()}
 
 
 def work(folder: pathlib.Path, settings: dict[str, tuple[str, ...]]) -> None:
-    """All settings on all grids of so many processes; the first of them writes what came out."""
-    count, place, found = jax.process_count(), Place(folder), {}
+    """Trains with all settings on all grids for this number of processes; the first process writes the results."""
+    count, workspace, results = jax.process_count(), Workspace(folder), {}
     for grid in GRIDS[count]:
         axes = zip(("data", "fsdp", "tensor"), grid)
         mesh = [part for name, size in axes for part in (f"--mesh.{name}", str(size))]
-        here = found.setdefault(name_of(count, grid), {})
+        here = results.setdefault(name_of(count, grid), {})
         for name, own in settings.items():
-            here[name] = steps(place.flags("layouts", STEPS, *STRONG, *own, *mesh))
+            here[name] = steps(workspace.flags("layouts", STEPS, *STRONG, *own, *mesh))
             jax.clear_caches()
             if processes.first():
                 print(f"{name} on {name_of(count, grid)}: {here[name]['losses'][-1]}", flush=True)
     if processes.first():
-        (folder / f"layouts-{count}.json").write_text(json.dumps(found))
+        (folder / f"layouts-{count}.json").write_text(json.dumps(results))
 
 
-def layouts(place: Place, say: Callable[[str], None]) -> dict[str, Any]:
-    """The largest relative difference of a loss from one device's by layout, and where it was."""
-    found: dict[str, Any] = {}
+def compare_layouts(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:
+    """The largest relative difference of a loss from that on one device, by layout, and its setting."""
+    results: dict[str, Any] = {}
     for count in GRIDS:
         join = ["--coordinator", free_address(), "--processes", str(count), "--process"]
-        lives = [
-            Life(
-                [str(place.folder), *([*join, str(number)] if count > 1 else [])],
-                place.folder / f"layouts-{count}-{number}.log",
+        started = [
+            RunProcess(
+                [str(workspace.folder), *([*join, str(number)] if count > 1 else [])],
+                workspace.folder / f"layouts-{count}-{number}.log",
                 DEVICES // count,
                 module="train.torture.layouts",
                 patience=3600,
             )
             for number in range(count)
         ]
-        if any([life.end() for life in lives]):
-            return {"failed": str(lives[0].log)}
-        found |= json.loads((place.folder / f"layouts-{count}.json").read_text())
+        if any([running.end() for running in started]):
+            return {"failed": str(started[0].log)}
+        results |= json.loads((workspace.folder / f"layouts-{count}.json").read_text())
         say(f"{len(SETTINGS)} settings on {len(GRIDS[count])} grids in {count} processes")
-    return compared(found)
+    return compared(results)
 
 
-def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each layout with the first one, and each setting with no decay."""
-    alone, *_ = found.values()
+def compared(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Compares each layout with the first one, and each decay with none."""
+    alone, *_ = results.values()
     without = np.array(alone["none"]["losses"])
     effects = {
-        name: float(np.max(np.abs(np.array(seen["losses"]) / without - 1)))
-        for name, seen in alone.items()
+        name: float(np.max(np.abs(np.array(run["losses"]) / without - 1)))
+        for name, run in alone.items()
         if name in DECAYS
     }
     worst: dict[str, Any] = {}
-    for layout, settings in found.items():
+    for layout, settings in results.items():
         apart = {
-            name: float(np.max(np.abs(np.array(seen["losses"]) / alone[name]["losses"] - 1)))
-            for name, seen in settings.items()
+            name: float(np.max(np.abs(np.array(run["losses"]) / alone[name]["losses"] - 1)))
+            for name, run in settings.items()
         }
         name = max(apart, key=lambda name: apart[name])
         worst[layout] = {"difference": apart[name], "of": name}
-    batches = {seen["batches"] for settings in found.values() for seen in settings.values()}
+    batches = {run["batches"] for settings in results.values() for run in settings.values()}
     return {
         "largest": worst,
         "settings": len(alone),

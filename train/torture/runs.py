@@ -1,6 +1,6 @@
-"""Real runs, in processes of their own, and what is done to them: kills, signals, other devices, a full disk.
+"""Reliability tests of real runs in separate processes: kills, signals, changed devices, a full disk.
 
-All are the same toy run, so that every loss can be compared with those of one that nothing disturbed.
+All tests train the same toy run, so that every loss can be compared with that of an undisturbed run.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from train.run.folder import ROOT
-from train.run.log import read
+from train.run.log import read_records
 
 TOY = (
     *("--model.preset", "toy", "--model.width", "16", "--model.mlp_width", "20"),
@@ -29,17 +29,17 @@ TOY = (
     *("--optimizer.schedule.warmup_steps", "10"),
 )
 INTERVAL = 5  # steps between two checkpoints
-PATIENCE = 600.0  # seconds after which a life counts as stuck
+PATIENCE = 600.0  # seconds after which a process counts as stuck
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the runs of one torture are."""
+class Workspace:
+    """The folder that holds the runs of one test."""
 
     folder: pathlib.Path
 
     def flags(self, name: str, steps: int, *more: str) -> list[str]:
-        """Of the toy run, in a folder of that name."""
+        """Command-line flags of the toy run, in a run folder with this name."""
         text = ["--data.text", str(self.folder / "text.txt")]
         cache = ["--data.cache", str(self.folder / "cache")]
         every = ["--run.save_every", str(INTERVAL), "--run.eval_every", str(4 * INTERVAL)]
@@ -50,7 +50,7 @@ class Place:
         return self.folder / name
 
     def write_text(self) -> None:
-        """30 kB of words with a Zipf-like frequency."""
+        """Writes 30 kB of words with Zipf-like frequencies."""
         generator = random.Random(0)
         words = ["".join(generator.choices("abcdefghij", k=n % 7 + 1)) for n in range(50)]
         weights = [1 / (n + 1) for n in range(50)]
@@ -58,8 +58,8 @@ class Place:
         (self.folder / "text.txt").write_text(text)
 
 
-class Life:
-    """One process of a run, from its start to its end."""
+class RunProcess:
+    """One process of a run. Creating it starts the process."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Life:
         variables = {k: v for k, v in os.environ.items() if k != "CI"}
         variables["XLA_FLAGS"] = re.sub(
             r"--xla_force_host_platform_device_count=\S*", "", variables.get("XLA_FLAGS", "")
-        ).strip()  # what starts with a space is the name of a file
+        ).strip()  # XLA takes flags that start with a space for the name of a file
         cache = str(log.parent / "compiled")
         variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
@@ -97,7 +97,7 @@ class Life:
             )
 
     def until(self, condition: Callable[[], Any]) -> bool:
-        """Waits for a condition; False if the process ended before."""
+        """Waits for a condition; returns False if the process ended first."""
         return any(condition() for _ in self.ticks())
 
     def ticks(self) -> Iterator[None]:
@@ -105,7 +105,7 @@ class Life:
             if time.monotonic() - self._begun > self._patience:
                 self.process.kill()
                 raise TimeoutError(
-                    f"a run has not ended for {self._patience:.0f} s; see {self.log}"
+                    f"a process has not ended after {self._patience:.0f} s; see {self.log}"
                 )
             yield
             time.sleep(0.002)
@@ -122,14 +122,14 @@ class Life:
 
 
 def free_address() -> str:
-    """For processes of one run to find each other at."""
+    """A free local address for the coordinator of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def limited(size: int) -> list[str]:
-    """Arguments for Python in front of others: those are then run where files may only have `size` bytes."""
+    """Arguments that make Python run the arguments after them with a limit to the size of files [bytes]."""
     program = (
         "import os, resource, sys; size = int(sys.argv[1]);"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (size, size));"
@@ -139,7 +139,7 @@ def limited(size: int) -> list[str]:
 
 
 def records(run: pathlib.Path, kind: str = "train") -> list[dict[str, Any]]:
-    return [record for record in read(run / "metrics.jsonl") if record["kind"] == kind]
+    return [record for record in read_records(run / "metrics.jsonl") if record["kind"] == kind]
 
 
 def losses(run: pathlib.Path) -> dict[int, float]:
@@ -151,7 +151,7 @@ def last_step(run: pathlib.Path) -> int:
 
 
 def saving(run: pathlib.Path, since: float) -> bool:
-    """Whether a save is in flight that began after a moment: a life finds those that a kill has left."""
+    """Whether a save that began after a point in time is in flight; older ones are left over from a kill."""
     for path in (run / "checkpoints").glob("*.orbax-checkpoint-tmp"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime >= since:
@@ -164,59 +164,61 @@ def saved(run: pathlib.Path) -> list[int]:
 
 
 def started_at(run: pathlib.Path) -> list[int]:
-    """The step that every start of a run went on from."""
+    """The step from which each start of a run continued."""
     path = run / "environment.json"
     return [start["start"] for start in json.loads(path.read_text())] if path.exists() else []
 
 
-def clean(place: Place, steps: int) -> dict[int, float]:
-    """The losses of a run that nothing disturbs."""
-    life = Life(place.flags("clean", steps), place.folder / "clean.log")
-    if life.end() != 0:
-        raise RuntimeError(f"the run that nothing disturbs failed; see {life.log}")
-    return losses(place.run("clean"))
+def clean(workspace: Workspace, steps: int) -> dict[int, float]:
+    """Trains the undisturbed run; returns its losses."""
+    running = RunProcess(workspace.flags("clean", steps), workspace.folder / "clean.log")
+    if running.end() != 0:
+        raise RuntimeError(f"the undisturbed run failed; see {running.log}")
+    return losses(workspace.run("clean"))
 
 
-def strike(life: Life, run: pathlib.Path, generator: random.Random, startup: float) -> bool:
-    """Waits for a save (half of the time), a step, or a moment of the start; False if the life is over."""
+def strike(
+    running: RunProcess, run: pathlib.Path, generator: random.Random, startup: float
+) -> bool:
+    """Waits for a save (half of the time), a step, or a moment of the start; returns False if the process has ended."""
     starts = len(started_at(run))
     how = generator.choices(("save", "step", "start"), (5, 3, 2))[0]
     at = last_step(run) + generator.randrange(1, 2 * INTERVAL)
     end = time.monotonic() + generator.uniform(0, 1.2 * startup)
     match how:
         case "save":
-            alive = life.until(lambda: last_step(run) >= at - INTERVAL)
-            # It has started anew, and cleared what the last one left, before it saves.
-            alive = alive and life.until(lambda: len(started_at(run)) > starts)
-            alive = alive and life.until(lambda: saving(run, life.since))
+            alive = running.until(lambda: last_step(run) >= at - INTERVAL)
+            # Before the first save, the process has started and removed the files that a killed one left.
+            alive = alive and running.until(lambda: len(started_at(run)) > starts)
+            alive = alive and running.until(lambda: saving(run, running.since))
         case "step":
-            alive = life.until(lambda: last_step(run) >= at)
+            alive = running.until(lambda: last_step(run) >= at)
         case _:
-            alive = life.until(lambda: time.monotonic() > end)
+            alive = running.until(lambda: time.monotonic() > end)
     time.sleep(generator.uniform(0, 0.05))
-    return alive and life.process.poll() is None
+    return alive and running.process.poll() is None
 
 
 def kills(
-    place: Place, count: int, steps: int, seed: int, say: Callable[[str], None]
+    workspace: Workspace, count: int, steps: int, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Kills a run again and again, and lets it go on after the last time.
+    """Kills a run many times, restarts it each time, and lets it finish after the last time.
 
-    Every loss that was ever written is compared with that of the clean run.
+    Every loss that was ever written is compared with that of the undisturbed run.
     """
-    generator, expected = random.Random(seed), losses(place.run("clean"))
+    generator, expected = random.Random(seed), losses(workspace.run("clean"))
     number, done, inside, wrong, failed = 1, 0, 0, 0, 0
     lost: list[int] = []
     begun, startup = time.monotonic(), 10.0
     while failed < 3:
-        run = place.run(f"kills-{number}")
+        run = workspace.run(f"kills-{number}")
         before, starts, since = last_step(run), len(started_at(run)), time.monotonic()
-        life = Life(place.flags(run.name, steps), place.folder / "kills.log")
-        if done < count and strike(life, run, generator, startup):
-            in_flight = len(started_at(run)) > starts and saving(run, life.since)
-            life.kill()
+        running = RunProcess(workspace.flags(run.name, steps), workspace.folder / "kills.log")
+        if done < count and strike(running, run, generator, startup):
+            in_flight = len(started_at(run)) > starts and saving(run, running.since)
+            running.kill()
             done, inside = done + 1, inside + in_flight
-        elif life.end() != 0:
+        elif running.end() != 0:
             failed += 1
         else:
             startup = min(60.0, time.monotonic() - since)
@@ -225,7 +227,7 @@ def kills(
         seen = losses(run)
         wrong += sum(loss != expected[step] for step, loss in seen.items())
         say(f"kill {done} of {count}, {inside} inside a save; step {last_step(run)} of {steps}")
-        if life.process.returncode == 0:
+        if running.process.returncode == 0:
             wrong += len(expected) - len(seen)
             if done >= count:
                 break
@@ -245,58 +247,62 @@ def kills(
 PHASES = ("compile", "warm-up", "step", "evaluation", "save")
 
 
-def signals(place: Place, steps: int, number: int, say: Callable[[str], None]) -> dict[str, str]:
-    """Asks a run to end in each phase, then lets it go on; what became of it, by phase."""
+def signals(
+    workspace: Workspace, steps: int, number: int, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Sends a signal to a run in each phase, then lets it continue; returns the outcome by phase."""
     steps = min(steps, 8 * INTERVAL)
-    expected, found = losses(place.run("clean")), {}
+    expected, outcomes = losses(workspace.run("clean")), {}
     expected = {step: expected[step] for step in range(1, steps + 1)}
     for phase in PHASES:
-        run = place.run(f"signal-{number}-{phase}")
-        # Evaluations long enough to be met, which change no loss of a step.
-        flags = place.flags(run.name, steps, "--run.eval_batches", "40")
-        life = Life(flags, place.folder / "signals.log")
+        run = workspace.run(f"signal-{number}-{phase}")
+        # Longer evaluations, so that a signal can arrive in one. They do not change the training losses.
+        flags = workspace.flags(run.name, steps, "--run.eval_batches", "40")
+        running = RunProcess(flags, workspace.folder / "signals.log")
 
-        def reached(run: pathlib.Path = run, phase: str = phase, life: Life = life) -> bool:
+        def reached(
+            run: pathlib.Path = run, phase: str = phase, running: RunProcess = running
+        ) -> bool:
             at = last_step(run)
             match phase:
-                case "compile":  # it has introduced itself, and not written a number
+                case "compile":  # after the introduction, before the first record
                     return (run / "decay.txt").exists()
                 case "warm-up":
                     return 0 < at < 10
                 case "step":
                     return at > 2 * INTERVAL
-                case "evaluation":  # due, and not there yet
+                case "evaluation":  # due, but not recorded yet
                     return at >= 4 * INTERVAL and at // (4 * INTERVAL) >= len(
                         records(run, "held_out")
                     )
                 case _:
-                    return saving(run, life.since)
+                    return saving(run, running.since)
 
-        met = life.until(reached)
+        met = running.until(reached)
         if met:
-            life.process.send_signal(number)
-        code, stopped, kept = life.end(), last_step(run), saved(run)
-        again = Life(flags, place.folder / "signals.log").end()
+            running.process.send_signal(number)
+        code, stopped, kept = running.end(), last_step(run), saved(run)
+        again = RunProcess(flags, workspace.folder / "signals.log").end()
         if not met:
-            found[phase] = "not met"
+            outcomes[phase] = "not met"
         elif code != 128 + number or again != 0:
-            found[phase] = f"exit codes {code} and {again}"
+            outcomes[phase] = f"exit codes {code} and {again}"
         elif losses(run) != expected:
-            found[phase] = "other losses after going on"
+            outcomes[phase] = "wrong losses after the restart"
         else:
-            found[phase] = "saved" if kept and kept[-1] == stopped else "fell back"
-        say(f"{signal.Signals(number).name} in {phase}: {found[phase]}")
-    return found
+            outcomes[phase] = "saved" if kept and kept[-1] == stopped else "fell back"
+        say(f"{signal.Signals(number).name} in {phase}: {outcomes[phase]}")
+    return outcomes
 
 
-def elastic(place: Place, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """One run that goes on with 8, 4, 1 and 8 devices: the largest relative difference of a loss."""
-    expected, run = losses(place.run("clean")), place.run("elastic")
+def elastic(workspace: Workspace, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Continues one run on 8, 4, 1 and 8 devices; the largest relative difference of a loss."""
+    expected, run = losses(workspace.run("clean")), workspace.run("elastic")
     counts, steps = (8, 4, 1, 8), min(steps, 8 * INTERVAL)
     for part, devices in enumerate(counts, 1):
-        flags = place.flags(run.name, steps * part // len(counts))
+        flags = workspace.flags(run.name, steps * part // len(counts))
         fixed = [] if part == 1 else ["--mesh.fsdp", str(min(2, devices))]
-        if Life([*flags, *fixed], place.folder / "elastic.log", devices).end() != 0:
+        if RunProcess([*flags, *fixed], workspace.folder / "elastic.log", devices).end() != 0:
             return {"devices": counts[:part], "failed": True}
         say(f"{devices} devices up to step {last_step(run)}")
     seen = losses(run)
@@ -304,35 +310,35 @@ def elastic(place: Place, steps: int, say: Callable[[str], None]) -> dict[str, A
     return {"devices": counts, "largest_difference": worst, "starts": started_at(run)}
 
 
-def full_disk(place: Place) -> dict[str, Any]:
-    """A disk on which checkpoints do not fit (a limit to the size of files), and then do."""
-    run, expected = place.run("full"), losses(place.run("clean"))
-    flags = place.flags(run.name, 2 * INTERVAL)
-    refused = Life(flags, place.folder / "full.log", largest_file=16_000).end()
-    said = (place.folder / "full.log").read_text()
-    code = Life(flags, place.folder / "full.log").end()
+def full_disk(workspace: Workspace) -> dict[str, Any]:
+    """Trains with a limit to the size of files, so that checkpoints do not fit, and then without it."""
+    run, expected = workspace.run("full"), losses(workspace.run("clean"))
+    flags = workspace.flags(run.name, 2 * INTERVAL)
+    refused = RunProcess(flags, workspace.folder / "full.log", largest_file=16_000).end()
+    output = (workspace.folder / "full.log").read_text()
+    code = RunProcess(flags, workspace.folder / "full.log").end()
     seen = losses(run)
     return {
-        "refused": refused == 2 and "could not be written" in said and "Make room" in said,
+        "refused": refused == 2 and "could not be written" in output and "Make room" in output,
         "equal": code == 0 and all(seen[n] == expected[n] for n in range(1, 2 * INTERVAL + 1)),
     }
 
 
-def second_run(place: Place) -> dict[str, Any]:
-    """A second run on a folder in use, and a third after the first was killed."""
-    run, log = place.run("shared"), place.folder / "shared.log"
-    flags = place.flags(run.name, 100_000)
-    first = Life(flags, place.folder / "shared-first.log")
+def second_run(workspace: Workspace) -> dict[str, Any]:
+    """Starts a second run on a folder in use, and a third one after the first was killed."""
+    run, log = workspace.run("shared"), workspace.folder / "shared.log"
+    flags = workspace.flags(run.name, 100_000)
+    first = RunProcess(flags, workspace.folder / "shared-first.log")
     met = first.until(lambda: last_step(run) > 0)
-    refused = Life(flags, log).end()
+    refused = RunProcess(flags, log).end()
     alive = first.process.poll() is None
     first.kill()
-    third = Life(flags, log)
+    third = RunProcess(flags, log)
     at = last_step(run)
     free = third.until(lambda: last_step(run) > at)
     third.kill()
-    said = log.read_text()
+    output = log.read_text()
     return {
-        "refused": met and alive and refused == 2 and "in use by another run" in said,
+        "refused": met and alive and refused == 2 and "in use by another run" in output,
         "free": free,
     }

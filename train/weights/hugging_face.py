@@ -1,10 +1,10 @@
-"""Weights in the form of Hugging Face's `transformers`: a folder of config.json and safetensors files.
+"""Loads and saves weights in the format of Hugging Face's `transformers`: config.json and safetensors files.
 
     python -m train --model.weights FOLDER ...                              starts a run from such weights
-    python -m train export RUN --out FOLDER [--dtype bfloat16]              writes those of a run (export.py)
+    python -m train export RUN --out FOLDER [--dtype bfloat16]              writes the weights of a run (export.py)
 
-GPT-2 and LLaMA, both with their usual options; what else config.json may ask for is refused. Reading and
-writing hold one array of one layer at a time in the memory of the host, whatever the size of the model.
+Supported are GPT-2 and LLaMA with their usual options; other options in config.json raise an error. Loading and saving
+hold one array of one layer at a time in host memory, for models of any size.
 """
 
 import functools
@@ -18,39 +18,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from optax_decay.parameters.paths import leaf_paths
-from train.config.fields import UserError
+from optax_decay.axes import leaf_paths
+from train.errors import UserError
 from train.step import families
-from train.weights.hugging_face_arrays import CONSTANTS, Array, Piece, arrays
+from train.weights.hugging_face_arrays import CONSTANTS, FileArray, LayerSlice, arrays
 from train.weights.hugging_face_config import FIELDS, config_json, read_config
-from train.weights.safetensors_file import Planned, Tensors, write
+from train.weights.safetensors_file import PlannedArray, Tensors, write_checkpoint
 
-LARGEST_FILE = 5_000_000_000  # bytes, as transformers cuts them
+LARGEST_FILE = 5_000_000_000  # bytes; the limit of transformers
 
 
-def load(folder: pathlib.Path, model: Any, shardings: Any) -> Any:
-    """The weights in a folder, as the parameters of `model`, float32.
+def load_pretrained(folder: pathlib.Path, model: Any, shardings: Any) -> Any:
+    """Loads the weights in a folder as parameters of `model`, in float32.
 
     Args:
         folder: with config.json and safetensors files.
-        model: a Config of `models/` of the same shape.
-        shardings: NamedShardings, like the parameters.
+        model: a Config of `models/` with the same shape.
+        shardings: a tree of NamedSharding, structured like the parameters.
 
     Raises:
-        UserError: they are of another model, or an array is missing, too much, or of another shape.
+        UserError: the weights belong to another model, or an array is missing, unexpected, or of another shape.
     """
-    there = read_config(folder)
-    for name in FIELDS[families.of(there)]:
-        ours, theirs = getattr(model, name, None), getattr(there, name)
+    saved = read_config(folder)
+    for name in FIELDS[families.of(saved)]:
+        ours, theirs = getattr(model, name, None), getattr(saved, name)
         if ours != theirs and (
-            name != "kv_heads" or (ours or model.heads) != (theirs or there.heads)
+            name != "kv_heads" or (ours or model.heads) != (theirs or saved.heads)
         ):
             raise UserError(
-                f"The weights in {folder} have {name} = {theirs}, the model has {ours}."
+                f"The weights in {folder} have {name} = {theirs}, but the model has {ours}."
             )
     tensors = Tensors(folder)
-    wanted = [(array, _found(array, tensors, folder)) for array in arrays(model)]
-    _nothing_left(tensors, {name for _, name in wanted}, folder, there.tied)
+    wanted = [(array, _name_in_files(array, tensors, folder)) for array in arrays(model)]
+    _check_all_used(tensors, {name for _, name in wanted}, folder, saved.tied)
     init = families.of(model).init
     like = jax.eval_shape(lambda: init(model, jax.random.key(0)))
     paths, (leaves, tree) = leaf_paths(like), jax.tree.flatten(like)
@@ -72,33 +72,33 @@ def load(folder: pathlib.Path, model: Any, shardings: Any) -> Any:
     return jax.tree.unflatten(tree, [params[path] for path in paths])
 
 
-def _found(array: Array, tensors: Tensors, folder: pathlib.Path) -> str:
-    """The name of an array in these files: without the first word if only the inner network was saved."""
+def _name_in_files(array: FileArray, tensors: Tensors, folder: pathlib.Path) -> str:
+    """The name of an array in the files, which lacks its first component if only the inner network was saved."""
     name = array.name if array.name in tensors else array.name.split(".", 1)[1]
     if name not in tensors:
-        raise UserError(f"The weights in {folder} have no {array.name!r}.")
+        raise UserError(f"The weights in {folder} have no array {array.name!r}.")
     if tensors.shape(name) != array.shape:
         raise UserError(
-            f"{name!r} in {folder} has shape {tensors.shape(name)}; by its config.json it is {array.shape}."
+            f"{name!r} in {folder} has the shape {tensors.shape(name)}; its config.json requires {array.shape}."
         )
     return name
 
 
-def _nothing_left(tensors: Tensors, used: set[str], folder: pathlib.Path, tied: bool) -> None:
+def _check_all_used(tensors: Tensors, used: set[str], folder: pathlib.Path, tied: bool) -> None:
     ignored = (*CONSTANTS, "lm_head.weight") if tied else CONSTANTS
     extra = sorted(n for n in tensors if n not in used and not f".{n}".endswith(ignored))
     if extra:
         raise UserError(
-            f"The weights in {folder} hold {len(extra)} arrays that the model has no use for, the first"
-            f" of them {extra[0]!r}: a bias or a layer that config.json does not speak of."
+            f"The weights in {folder} hold {len(extra)} arrays that the model does not have, such as"
+            f" {extra[0]!r}: a bias or a layer that config.json does not mention."
         )
 
 
-def _placed(values: np.ndarray, piece: Piece, sharding: NamedSharding) -> jax.Array:
-    """One layer on its devices; each gets its slice alone."""
+def _placed(values: np.ndarray, piece: LayerSlice, sharding: NamedSharding) -> jax.Array:
+    """Places one layer on its devices; each device receives only its own part."""
     values = values.reshape(piece.shape)
     spec = sharding.spec if piece.layer is None else tuple(sharding.spec)[1:]
-    # Dividing copies, so that no parameter is a view of the file.
+
     part = lambda index: np.asarray(values[index], np.float32) / np.float32(piece.factor)
     where = NamedSharding(sharding.mesh, jax.P(*spec))
     return jax.make_array_from_callback(piece.shape, where, part)
@@ -110,7 +110,7 @@ def _empty(shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
 
 @functools.cache
 def _put(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """Overwrites one layer of a stack, in place."""
+    """A function that overwrites one layer of a stack, in place."""
     put = lambda stack, layer, i: jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
@@ -120,7 +120,7 @@ def _take(stack: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
 
-def save(
+def save_pretrained(
     folder: pathlib.Path,
     model: Any,
     params: Any,
@@ -130,33 +130,36 @@ def save(
     dtype: str = "float32",
     largest: int = LARGEST_FILE,
 ) -> list[str]:
-    """Writes parameters as transformers reads them; returns the names of the files.
+    """Saves parameters in the format of transformers.
 
     Args:
-        folder: where to; made if need be.
+        folder: for the files; created if necessary.
         model: a Config of `models/`.
         params: its parameters, on any devices of this process.
         length, separator: see `config_json`.
-        dtype: of the numbers in the files, float32 or bfloat16.
-        largest: bytes of a file.
+        dtype: of the saved numbers, float32 or bfloat16.
+        largest: limit of the size of a file [bytes].
+
+    Returns:
+        The names of the files.
     """
     leaves = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
 
-    def fetch(piece: Piece) -> np.ndarray:
-        if piece.path not in leaves:  # a bias that the architecture has there
+    def fetch(piece: LayerSlice) -> np.ndarray:
+        if piece.path not in leaves:  # a bias that the architecture has, but the model does not
             return np.zeros(piece.matrix, np.float32)
         leaf = leaves[piece.path]
         one = np.asarray(leaf if piece.layer is None else _take(leaf, piece.layer), np.float32)
         return one.reshape(piece.matrix) * np.float32(piece.factor)
 
-    def make(array: Array) -> np.ndarray:
+    def make(array: FileArray) -> np.ndarray:
         values = np.concatenate([fetch(piece) for piece in array.pieces], axis=-1)
         return values.T if array.transposed else values
 
     folder.mkdir(parents=True, exist_ok=True)
-    planned = [Planned(a.name, a.shape, functools.partial(make, a)) for a in arrays(model)]
+    planned = [PlannedArray(a.name, a.shape, functools.partial(make, a)) for a in arrays(model)]
     kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    files = write(folder, planned, kind, largest)
+    files = write_checkpoint(folder, planned, kind, largest)
     described = config_json(model, length, separator) | {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     return ["config.json", *files]

@@ -1,8 +1,8 @@
-"""What the arrays of GPT-2 and LLaMA are called in files of Hugging Face's `transformers`, and how they lie there.
+"""Names and layouts of the arrays of GPT-2 and LLaMA in the files of Hugging Face's `transformers`.
 
-LLaMA's matrices are [out, in], GPT-2's [in, out]; queries, keys and values of GPT-2 are one array; every
-layer has arrays of its own, where ours are stacked. What a model with a `base_width` multiplies
-activations with is multiplied into its final norm and its queries instead: there is no such number there.
+In the files, LLaMA's matrices are [out, in] and GPT-2's [in, out]; queries, keys and values of GPT-2 form one array;
+and every layer has its own arrays, which are stacked here. A model with a `base_width` scales some activations. The
+files have no such factor, so it is multiplied into the final norm and the queries.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 from models import gpt, llama, shapes
-from optax_decay.parameters.axes import signatures
+from optax_decay.axes import signatures
 from train.step import families
 
-# One row per array of a file: its name, with {} for the layer; whether it holds [out, in]; our paths,
-# whose outputs stand side by side in it.
+# One row per array in a file: its name, with {} for the layer; whether it is [out, in]; and our paths, whose outputs
+# are concatenated in it.
 Row = tuple[str, bool, tuple[str, ...]]
 _LAYER, _BLOCK = "model.layers.{}", "transformer.h.{}"
 _QUERY, _KEY, _VALUE, _OUT = (f"blocks/attention/{x}" for x in ("query", "key", "value", "out"))
@@ -61,26 +61,26 @@ GPT2: tuple[Row, ...] = (
     ("lm_head.weight", True, ("head/kernel",)),
 )
 ROWS = {llama: LLAMA, gpt: GPT2}
-# Arrays in old files that are constants of the architecture, or the embedding again.
+# Arrays in old files that are constants of the architecture.
 CONSTANTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
-class Piece(NamedTuple):
-    """The part of one array of a file that is one layer of one of our parameters."""
+class LayerSlice(NamedTuple):
+    """One layer of one of our parameters, which is all or a part of an array in a file."""
 
     path: str
-    layer: int | None  # None: the parameter has no layers
+    layer: int | None  # None if the parameter is not stacked
     shape: tuple[int, ...]  # of the layer
-    matrix: tuple[int, ...]  # the same as [inputs, outputs], or as it is
-    factor: float  # the file holds the parameter times this
+    matrix: tuple[int, ...]  # the shape as a matrix [inputs, outputs], or of a vector
+    factor: float  # the file holds the parameter times this factor
 
 
-class Array(NamedTuple):
-    """One array of a file."""
+class FileArray(NamedTuple):
+    """One array in a file."""
 
     name: str
     transposed: bool
-    pieces: tuple[Piece, ...]  # side by side
+    pieces: tuple[LayerSlice, ...]  # concatenated along the outputs
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,32 +89,34 @@ class Array(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
-def arrays(model: Any) -> Iterator[Array]:
-    """What a checkpoint of the model consists of, layer by layer."""
-    # GPT-2 always has biases there, zeros if need be.
+def arrays(model: Any) -> Iterator[FileArray]:
+    """The arrays of a checkpoint of the model, layer by layer."""
+    # In the files GPT-2 always has biases, which may be zero.
     full = dataclasses.replace(model, bias=True) if hasattr(model, "bias") else model
     family = families.of(full)
     weights = jax.eval_shape(lambda: family.init(full, jax.random.key(0)))
     described = signatures(family.axes(full), weights)
 
-    def piece(path: str, layer: int | None) -> Piece:
+    def piece(path: str, layer: int | None) -> LayerSlice:
         signature = described[path]
         shape = signature.shape if layer is None else signature.shape[1:]
         matrix = signature.matrix_shape[1:] if signature.is_matrix else (math.prod(shape),)
-        return Piece(path, layer, shape, matrix, _factor(model, path))
+        return LayerSlice(path, layer, shape, matrix, _factor(model, path))
 
     known = [row for row in ROWS[family] if row[2][0] in described]
     layered = [row for row in known if "{}" in row[0]]
     for name, transposed, paths in known:
         if "{}" not in name:
-            yield Array(name, transposed, tuple(piece(path, None) for path in paths))
+            yield FileArray(name, transposed, tuple(piece(path, None) for path in paths))
     for layer in range(model.layers):
         for name, transposed, paths in layered:
-            yield Array(name.format(layer), transposed, tuple(piece(path, layer) for path in paths))
+            yield FileArray(
+                name.format(layer), transposed, tuple(piece(path, layer) for path in paths)
+            )
 
 
 def _factor(model: Any, path: str) -> float:
-    """The file holds a parameter times this."""
+    """Factor by which the parameter is multiplied in the file."""
     if path.startswith("final_norm/"):
         return shapes.readout(model)
     if path.startswith(_QUERY):

@@ -1,4 +1,4 @@
-"""What config.json of a Hugging Face model means here: the same model as a Config of `models/`, and back."""
+"""Converts the config.json of a Hugging Face model to a Config of `models/`, and back."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from train.config.fields import Config, UserError
 from train.config.tree import replace
 from train.step import families
 
-# Our field: theirs, and what transformers takes where config.json is silent (`...`: nothing).
+# Our field: the field in config.json, and its default in transformers (`...` if it is required).
 FIELDS: dict[Any, dict[str, tuple[str, Any]]] = {
     llama: {
         "vocab_size": ("vocab_size", ...),
@@ -33,7 +33,7 @@ FIELDS: dict[Any, dict[str, tuple[str, Any]]] = {
         "norm_eps": ("layer_norm_epsilon", 1e-5),
     },
 }
-# Their field: values that mean what ours do; the first is written. Absent is as the first.
+# Field in config.json: values that agree with our models. The first one is the default, and is written.
 FIXED: dict[Any, dict[str, tuple[Any, ...]]] = {
     llama: {
         "hidden_act": ("silu", "swish"),
@@ -54,20 +54,25 @@ FIXED: dict[Any, dict[str, tuple[Any, ...]]] = {
     },
 }
 NAMES = {llama: ("llama", "LlamaForCausalLM"), gpt: ("gpt2", "GPT2LMHeadModel")}
-ONLY_THERE = ("partial_rotary_factor", "sliding_window", "num_local_experts", "quantization_config")
+NOT_WRITTEN = (
+    "partial_rotary_factor",
+    "sliding_window",
+    "num_local_experts",
+    "quantization_config",
+)
 
 
 def read_config(folder: pathlib.Path) -> Any:
-    """The model that a folder holds the weights of, as a Config of `models/`.
+    """Reads config.json in a folder, as a Config of `models/`.
 
     Raises:
-        UserError: no such folder, or a model that cannot be had here; says which field is why.
+        UserError: there is no such file, or a field has an unsupported value, which the message names.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no config.json. Weights are a folder on this machine with config.json and"
-            " model.safetensors, as transformers' save_pretrained leaves it."
+            f"{folder} holds no config.json. Name a folder on this machine with config.json and"
+            " model.safetensors, as save_pretrained of the package transformers writes them."
         )
     try:
         theirs = json.loads(path.read_text("utf-8"))
@@ -77,33 +82,33 @@ def read_config(folder: pathlib.Path) -> Any:
     family = next((f for f, (name, _) in NAMES.items() if name == kind), None)
     if family is None:
         allowed = " and ".join(name for name, _ in NAMES.values())
-        raise UserError(f"{path}: model_type = {kind!r} is not supported; {allowed} are.")
+        raise UserError(f"{path}: model_type = {kind!r} is not supported; allowed are {allowed}.")
     theirs = _plain_rope(theirs, path) if family is llama else theirs
     for name, allowed in FIXED[family].items():
         if theirs.get(name, allowed[0]) not in allowed:
             raise UserError(
-                f"{path}: {name} = {str(theirs[name])[:80]!r} is not supported; {allowed[0]!r} is."
+                f"{path}: {name} = {str(theirs[name])[:80]!r} is not supported; allowed is {allowed[0]!r}."
             )
-    fields = {ours: _field(theirs, *there, path) for ours, there in FIELDS[family].items()}
+    fields = {ours: _field(theirs, *known, path) for ours, known in FIELDS[family].items()}
     if family is gpt and fields["mlp_width"] is None:
         fields["mlp_width"] = 4 * fields["width"]
     try:
         model = family.Config(**fields)
     except ValueError as error:
-        raise UserError(f"{path}: the model does not work out: {error}.") from None
+        raise UserError(f"{path} describes an impossible model: {error}.") from None
     if theirs.get("head_dim") not in (None, model.head_width):
         raise UserError(
-            f"{path}: head_dim = {theirs['head_dim']} is not supported; hidden_size over"
-            f" num_attention_heads is: {model.head_width}."
+            f"{path}: head_dim = {theirs['head_dim']} is not supported; allowed is hidden_size /"
+            f" num_attention_heads = {model.head_width}."
         )
     return model
 
 
 def longest(folder: pathlib.Path) -> int:
-    """The longest sequence that the model in a folder is said to be good for [tokens].
+    """The longest sequence that config.json in a folder allows [tokens].
 
     Raises:
-        UserError: as `read_config`.
+        UserError: see `read_config`.
     """
     model, path = read_config(folder), folder / "config.json"
     if families.of(model) is gpt:
@@ -115,7 +120,7 @@ def longest(folder: pathlib.Path) -> int:
 
 def _field(theirs: dict[str, Any], name: str, default: Any, path: pathlib.Path) -> Any:
     if default is ... and name not in theirs:
-        raise UserError(f"{path} does not say {name}.")
+        raise UserError(f"{path} has no field {name}.")
     value = theirs.get(name, default)
     kind = (
         bool if isinstance(default, bool) else (int, float) if isinstance(default, float) else int
@@ -123,14 +128,13 @@ def _field(theirs: dict[str, Any], name: str, default: Any, path: pathlib.Path) 
     if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
         if value is None and default is None:
             return None
-        raise UserError(
-            f"{path}: {name} = {str(value)[:80]!r} is not a number or truth value as due."
-        )
+        wanted = "true or false" if kind is bool else "a number"
+        raise UserError(f"{path}: {name} = {str(value)[:80]!r} must be {wanted}.")
     return value
 
 
 def _plain_rope(theirs: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """With `rope_theta` and `rope_scaling` for what newer files put into `rope_parameters`."""
+    """Replaces `rope_parameters`, which newer files contain, by `rope_theta` and `rope_scaling`."""
     rope = theirs.get("rope_parameters")
     if rope is None:
         scaling = theirs.get("rope_scaling")
@@ -138,25 +142,25 @@ def _plain_rope(theirs: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
             return {**theirs, "rope_scaling": None}
         return theirs
     if not isinstance(rope, dict):
-        raise UserError(f"{path}: rope_parameters = {str(rope)[:80]!r} is not an object.")
+        raise UserError(f"{path}: rope_parameters = {str(rope)[:80]!r} must be an object.")
     known = {"rope_theta", "rope_type", "partial_rotary_factor"}
     plain = rope.get("rope_type", "default") == "default" and set(rope) <= known
-    found = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    return {**theirs, **found, "rope_scaling": None if plain else rope}
+    moved = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    return {**theirs, **moved, "rope_scaling": None if plain else rope}
 
 
 def config_json(model: Any, length: int, separator: int | None) -> dict[str, Any]:
-    """What `read_config` reads, and transformers too.
+    """The content of config.json for a model.
 
     Args:
         model: a Config of `models/`.
-        length: the longest sequence that a LLaMA is known to be good for [tokens].
-        separator: the token between texts, if there is one.
+        length: the longest sequence that a LLaMA was trained on [tokens].
+        separator: the token after each text; None if there is none.
     """
     family = families.of(model)
     kind, architecture = NAMES[family]
-    written = {there: getattr(model, ours) for ours, (there, _) in FIELDS[family].items()}
-    written |= {n: v[0] for n, v in FIXED[family].items() if n not in ONLY_THERE}
+    written = {theirs: getattr(model, ours) for ours, (theirs, _) in FIELDS[family].items()}
+    written |= {n: v[0] for n, v in FIXED[family].items() if n not in NOT_WRITTEN}
     if family is llama:
         written["num_key_value_heads"] = model.kv_heads or model.heads
         written["max_position_embeddings"] = length
@@ -167,22 +171,22 @@ def config_json(model: Any, length: int, separator: int | None) -> dict[str, Any
     return common | written | {"initializer_range": model.init_std} | tokens
 
 
-def shaped(config: Config) -> Config:
-    """The config of a run that starts from `model.weights`: the shape that they have, as single fields.
+def shape_from_weights(config: Config) -> Config:
+    """Copies the shape of the weights in `model.weights` into the fields of a config.
 
     Raises:
-        UserError: the weights cannot be had here, or a field of the model says otherwise.
+        UserError: the weights are not supported, or a field of the model has another value than they have.
     """
-    there = read_config(pathlib.Path(config.model.weights or ""))
-    family = families.of(there)
-    fields: dict[str, Any] = {name: getattr(there, name) for name in FIELDS[family]}
+    model = read_config(pathlib.Path(config.model.weights or ""))
+    family = families.of(model)
+    fields: dict[str, Any] = {name: getattr(model, name) for name in FIELDS[family]}
     fields |= {"bias": True} if family is gpt else {}
     for name, value in fields.items():
-        asked = getattr(config.model, name)
-        if asked not in (None, value):
+        own = getattr(config.model, name)
+        if own not in (None, value):
             raise UserError(
-                f"model.{name} = {asked}, but the weights in {config.model.weights} have {value};"
-                " leave it out."
+                f"model.{name} = {own}, but the weights in {config.model.weights} have {value}; leave it"
+                " out."
             )
     name = next(name for name, module in families.FAMILIES.items() if module is family)
     return replace(config, {f"model.{n}": v for n, v in {**fields, "preset": name}.items()})

@@ -1,12 +1,15 @@
-"""Files of named arrays in the safetensors format, one or several to a checkpoint, read and written by the piece.
+"""Reads and writes checkpoints in the safetensors format, one array at a time.
 
-A file is 8 bytes with the length of its header (little-endian), the header (JSON: for each name its
-"dtype", its "shape" and "data_offsets" [begin, end] into what follows), and the arrays, row by row,
-without gaps. A checkpoint of several files has `model.safetensors.index.json` beside them, whose
-"weight_map" says which file holds which name. Format: the README of github.com/huggingface/safetensors.
+A checkpoint is `model.safetensors`, or several files and `model.safetensors.index.json`, whose "weight_map" names the
+file of each array. The package `safetensors` reads the files and validates their headers: a header that a stranger
+wrote cannot make it read outside of the file. The following parts are not in the package, so they are here:
 
-Headers are read as what a stranger wrote: everything is checked before a byte of an array is touched.
-Arrays are views of the mapped file; nothing is copied until a slice of one is used.
+* the index of a checkpoint with several files, validated before any file that it names is opened;
+* the rejection of a name that occurs twice in a header, of which the package keeps the last occurrence silently;
+* writing with one array in memory. `safetensors.serialize_file` needs all arrays of a file in memory at once, which
+  is up to `largest` bytes (5 GB).
+
+Format: the README of github.com/huggingface/safetensors.
 """
 
 import json
@@ -17,197 +20,155 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from train.config.fields import UserError
+from train.errors import UserError
 
-# Floating-point types of weights; others are not of models that can be trained here.
+# The floating-point types that the models here can be initialised from. A file may also hold arrays of other types.
 DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(jnp.bfloat16),
     "F64": np.dtype("<f8"),
 }
-# Sizes [bits] of the other types: their arrays may be in a file, only not be asked for.
-OTHERS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64}
-OTHERS |= {"I64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
 
-LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
-ALONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-class Entry(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int  # in the file [bytes]
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Tensors:
-    """The arrays of a checkpoint's folder, by name."""
+    """The arrays of a checkpoint folder, by name. Each is read from disk when it is asked for."""
 
     def __init__(self, folder: pathlib.Path):
-        """Reads the headers.
+        """Opens the files and validates their headers.
 
         Raises:
-            UserError: no such files, or files that are damaged or not what they say.
+            UserError: a file is missing or damaged, or contradicts the index.
         """
-        self.folder = folder
-        self._where: dict[str, tuple[pathlib.Path, Entry]] = {}
-        self._bytes: dict[pathlib.Path, np.ndarray] = {}
-        promised = _index(folder)
-        for path in sorted({*promised.values()}) if promised else [folder / ALONE]:
-            for name, entry in read_header(path).items():
-                if promised and promised.get(name) != path:
-                    raise UserError(f"{path} holds {name!r}, but {folder / INDEX} says otherwise.")
-                self._where[name] = path, entry
-        missing = sorted(set(promised) - set(self._where))
+        self._files: dict[str, tuple[pathlib.Path, Any]] = {}  # of each array: path and open file
+        index = _read_index(folder)
+        for path in sorted({*index.values()}) if index else [folder / SINGLE_FILE]:
+            file = _open(path)
+            for name in file.offset_keys():
+                if index and index.get(name) != path:
+                    raise UserError(
+                        f"{path} holds {name!r}, but {folder / INDEX} does not list it there."
+                    )
+                self._files[name] = path, file
+        missing = sorted(set(index) - set(self._files))
         if missing:
-            raise UserError(
-                f"{promised[missing[0]]} does not hold {missing[0]!r}, as {INDEX} says."
-            )
+            raise UserError(f"{index[missing[0]]} does not hold {missing[0]!r}, as {INDEX} claims.")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._files)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._where[name][1].shape
+        return tuple(self._files[name][1].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """The array, as a read-only view of its file.
+        """One array, read-only.
 
         Raises:
-            UserError: an array of whole numbers or of 8-bit floating-point numbers.
+            UserError: the array holds integers or 8-bit floating-point numbers.
         """
-        path, (dtype, shape, begin) = self._where[name]
+        path, file = self._files[name]
+        dtype = file.get_slice(name).get_dtype()
         if dtype not in DTYPES:
             allowed = ", ".join(DTYPES)
-            raise UserError(
-                f"{name!r} in {path} has numbers of type {dtype}; allowed are {allowed}."
-            )
-        if path not in self._bytes:
-            self._bytes[path] = np.memmap(path, np.uint8, "r")
-        size = math.prod(shape) * DTYPES[dtype].itemsize
-        return self._bytes[path][begin : begin + size].view(DTYPES[dtype]).reshape(shape)
+            raise UserError(f"{name!r} in {path} has the type {dtype}; allowed are {allowed}.")
+        array = file.get_tensor(name)
+        array.flags.writeable = False
+        return array
 
 
-def _index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """File of each array, for a checkpoint of several files; else nothing."""
+def _read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Array name to file, for a checkpoint of several files; empty for one without an index."""
     path = folder / INDEX
     if not path.is_file():
         return {}
-    content = _json(path.read_bytes(), path)
+    content = _parse_json(path.read_bytes(), path)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         raise UserError(f"{path} has no weight_map.")
     for name, file in files.items():
-        # A file of the same folder, or somebody wants us to read another one.
+        # An index from a stranger must not make us read files elsewhere.
         if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\\" in file:
-            raise UserError(f"{path} puts {name!r} into {file!r}, which is not a file beside it.")
+            raise UserError(
+                f"{path} puts {name!r} into {file!r}, which is not the name of a file in this folder."
+            )
     return {name: folder / file for name, file in files.items()}
 
 
-def _json(text: bytes, path: pathlib.Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_json(text: bytes, path: pathlib.Path) -> Any:
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         return dict(pairs)
 
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise UserError(f"The JSON of {path} cannot be read: {error}.") from None
 
 
-def read_header(path: pathlib.Path) -> dict[str, Entry]:
-    """What a file says it holds, checked: every array in the file, none overlapping, no byte left over.
-
-    Raises:
-        UserError: it cannot be read, or does not add up.
-    """
+def _open(path: pathlib.Path) -> Any:
+    """An open safetensors file whose header is valid and names every array once."""
     try:
-        size = path.stat().st_size
+        path.stat()
+        opened = safe_open(path, framework="np")
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
-                raise UserError(
-                    f"{path} is not a safetensors file: of its {size} bytes, {length} would be header."
-                )
-            header = _json(file.read(length), path)
+            header = file.read(int.from_bytes(file.read(8), "little"))
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a valid safetensors file: {error}.") from None
     except OSError as error:
-        others = sorted(p.name for p in path.parent.glob("*.bin"))
+        pickled = sorted(p.name for p in path.parent.glob("*.bin"))
         raise UserError(
-            f"{path} cannot be read: {error.strerror}."
+            f"{path} cannot be read: {error.strerror or error}."
             + (
-                f" {others[0]} is of a form that is not read; what AutoModelForCausalLM"
-                ".from_pretrained(...).save_pretrained(FOLDER) of the package transformers writes, is."
-                if others
+                f" {pickled[0]} is a pickled checkpoint, which this program does not read. The package"
+                " transformers converts it: AutoModelForCausalLM.from_pretrained(...)"
+                ".save_pretrained(FOLDER)."
+                if pickled
                 else ""
             )
         ) from None
-    if not isinstance(header, dict):
-        raise UserError(f"The header of {path} is not an object.")
-    header.pop("__metadata__", None)
-    entries, spans = {}, []
-    for name, described in header.items():
-        dtype, shape, begin, end = _entry(described, f"{name!r} in {path}")
-        entries[name] = Entry(dtype, shape, 8 + length + begin)
-        spans.append((begin, end, name))
-    reached = 0
-    for begin, end, name in sorted(spans):
-        if begin != reached:
-            raise UserError(f"{name!r} in {path} begins at byte {begin}, but {reached} is due.")
-        reached = end
-    if reached != size - 8 - length:
-        raise UserError(
-            f"{path} is cut or has something behind its end: {size - 8 - length} bytes of arrays"
-            f" where its header describes {reached}."
-        )
-    return entries
+    _parse_json(header, path)
+    return opened
 
 
-def _entry(described: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
-    whole = lambda values: (
-        isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
-    )
-    if not isinstance(described, dict) or set(described) != {"dtype", "shape", "data_offsets"}:
-        raise UserError(f"{where} is not described by dtype, shape and data_offsets.")
-    dtype, shape, offsets = (described[key] for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in {*DTYPES, *OTHERS}:
-        raise UserError(f"{where} has the unknown type {str(dtype)[:40]!r}.")
-    if not whole(shape) or len(shape) > 32 or not whole(offsets) or len(offsets) != 2:
-        raise UserError(f"{where} has a shape or offsets that are not lists of whole numbers.")
-    begin, end = offsets
-    bits = OTHERS[dtype] if dtype in OTHERS else 8 * DTYPES[dtype].itemsize
-    if end - begin != math.prod(shape) * bits // 8:
-        raise UserError(f"{where} has {end - begin} bytes, which its shape and type do not need.")
-    return dtype, tuple(shape), begin, end
-
-
-class Planned(NamedTuple):
-    """An array to be written: `make` is called when its turn has come, and its result is not kept."""
+class PlannedArray(NamedTuple):
+    """An array to be written. `make` is called right before the array is written, and its result is not kept."""
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
 
 
-def write(folder: pathlib.Path, arrays: list[Planned], dtype: str, largest: int) -> list[str]:
+def write_checkpoint(
+    folder: pathlib.Path, arrays: list[PlannedArray], dtype: str, largest: int
+) -> list[str]:
     """Writes a checkpoint, one array at a time, into files of at most `largest` bytes of arrays.
 
-    An array larger than that gets a file of its own. Returns the names of the files.
+    An array that is larger than `largest` gets a file of its own.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ValueError: an array does not have its planned shape.
     """
     kind = DTYPES[dtype]
     size = lambda array: math.prod(array.shape) * kind.itemsize
-    groups: list[list[Planned]] = [[]]
+    groups: list[list[PlannedArray]] = [[]]
     for array in arrays:
         if groups[-1] and sum(map(size, groups[-1])) + size(array) > largest:
             groups.append([])
         groups[-1].append(array)
     count = len(groups)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    names = [ALONE] if count == 1 else names
+    names = [SINGLE_FILE] if count == 1 else names
     for name, group in zip(names, groups):
         _write_file(folder / name, group, dtype)
     if count > 1:
@@ -217,7 +178,7 @@ def write(folder: pathlib.Path, arrays: list[Planned], dtype: str, largest: int)
     return names
 
 
-def _write_file(path: pathlib.Path, arrays: list[Planned], dtype: str) -> None:
+def _write_file(path: pathlib.Path, arrays: list[PlannedArray], dtype: str) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     kind, end = DTYPES[dtype], 0
     for name, shape, _ in arrays:
@@ -231,6 +192,8 @@ def _write_file(path: pathlib.Path, arrays: list[Planned], dtype: str) -> None:
         for name, shape, make in arrays:
             array = np.asarray(make(), kind, order="C")
             if array.shape != shape:
-                raise ValueError(f"{name} has shape {array.shape} where {shape} was announced")
+                raise ValueError(
+                    f"{name} has shape {array.shape}, but its planned shape is {shape}"
+                )
             file.write(array.reshape(-1).view(np.uint8).data)
     part.replace(path)

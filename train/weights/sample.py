@@ -1,11 +1,11 @@
-"""Continues a text with the weights of a run, or with those of a folder that transformers reads.
+"""Generates text with the weights of a run, or of a folder in the format of Hugging Face's transformers.
 
     python -m train sample RUN_OR_FOLDER [--prompt "..."] [--tokens 100] [--temperature 1] [--seed 0]
 
-Without a prompt the text starts where texts of the training data start; what a folder's tokenizer.json puts
-before every text, as LLaMA's does, the model sees there too. Temperature 0 takes the most
-likely token each time. Of a long text the model sees as much of the end as it was trained on at once.
-The same seed gives the same text. Every token costs a pass over that window: no keys and values are kept.
+Without a prompt, the text starts like a new document. Tokens that the tokenizer.json of a folder puts before every
+text, such as LLaMA's, are put before the prompt. With a temperature of 0, the most likely token is chosen every time.
+The model's context is the end of the text, as long as the sequences that it was trained on. The same seed gives the
+same text. There is no cache of keys and values, so every token costs one forward pass over the context.
 """
 
 import argparse
@@ -18,106 +18,115 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.config.fields import Mesh, UserError
+from train.config.fields import Mesh
 from train.data import tokens
 from train.data.loading import read_data
 from train.display import say
+from train.errors import UserError
 from train.step import families, sharding, tasks
 from train.weights import hugging_face
 from train.weights.hugging_face_config import longest, read_config
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 
-class Source(NamedTuple):
-    """What text is made with."""
+class LanguageModel(NamedTuple):
+    """A trained language model with its tokenizer."""
 
-    model: Any  # Config of models/
+    model: Any  # a Config of models/
     params: Any
     tokenizer: tokens.Tokenizer
-    window: int  # tokens that the model sees at once
-    begin: tuple[int, ...] = ()  # tokens that stand before every text
+    window: int  # length of the context [tokens]
+    begin: tuple[int, ...] = ()  # tokens before every text
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m train sample", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "source", type=pathlib.Path, help="a run folder, or one that transformers reads"
+        "source", type=pathlib.Path, help="a run folder, or one in the format of transformers"
     )
     parser.add_argument("--prompt", default="", help="the text to continue")
-    parser.add_argument("--tokens", type=int, default=100, help="how many to add")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
+    parser.add_argument("--tokens", type=int, default=100, help="number of tokens to generate")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0 chooses the most likely token"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(arguments)
-    if asked.tokens < 1:
-        raise UserError(f"--tokens = {asked.tokens} must be at least 1; nearest: 1.")
-    if not 0 <= asked.temperature < math.inf:
-        raise UserError(f"--temperature = {asked.temperature} must be 0 or more; nearest: 0.")
-    if not 0 <= asked.seed < 1 << 32:
+    options = parser.parse_args(arguments)
+    if options.tokens < 1:
+        raise UserError(f"--tokens = {options.tokens} must be at least 1; nearest: 1.")
+    if not 0 <= options.temperature < math.inf:
+        raise UserError(f"--temperature = {options.temperature} must be 0 or more; nearest: 0.")
+    if not 0 <= options.seed < 1 << 32:
         raise UserError(
-            f"--seed = {asked.seed} must be 0 to {(1 << 32) - 1}; nearest:"
-            f" {min(max(asked.seed, 0), (1 << 32) - 1)}."
+            f"--seed = {options.seed} must be 0 to {(1 << 32) - 1}; nearest:"
+            f" {min(max(options.seed, 0), (1 << 32) - 1)}."
         )
-    if any(0xD800 <= ord(letter) < 0xE000 for letter in asked.prompt):
-        raise UserError("--prompt is not text in UTF-8; write it in that.")
-    say(text(source(asked.source), asked.prompt, asked.tokens, asked.temperature, asked.seed))
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in options.prompt):
+        raise UserError("--prompt must be valid UTF-8.")
+    model = load_language_model(options.source)
+    say(continue_text(model, options.prompt, options.tokens, options.temperature, options.seed))
     return 0
 
 
-def source(folder: pathlib.Path) -> Source:
-    """The model in a folder of either kind.
+def load_language_model(folder: pathlib.Path) -> LanguageModel:
+    """Loads the model in a run folder, or in a folder in the format of transformers.
 
     Raises:
-        UserError: it is of neither, or there is no tokenizer for it.
+        UserError: the folder is neither, or has no tokenizer that fits the model.
     """
     if (folder / "checkpoints").is_dir():
-        config, model, params, _ = newest(folder)
+        config, model, params, _ = load_trained(folder)
         tasks.only_language(config, "sample")
-        return Source(model, params, read_data(config).tokenizer, config.data.length)
+        return LanguageModel(model, params, read_data(config).tokenizer, config.data.length)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds neither a run nor weights: there is no config.json in it.")
+        raise UserError(
+            f"{folder} is neither a run folder nor one with weights: it holds no config.json."
+        )
     model = read_config(folder)
     try:
-        tokenizer = tokens.given(folder)
+        tokenizer = tokens.read_vocabulary(folder)
     except ValueError as error:
         raise UserError(f"{error}.") from None
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model {model.vocab_size}."
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has only"
+            f" {model.vocab_size}."
         )
     family = families.of(model)
     shapes = jax.eval_shape(lambda: family.init(model, jax.random.key(0)))
     mesh = sharding.make_mesh(Mesh(data=1), 1)
     places = sharding.of_parameters(family.axes(model), shapes, mesh)
-    params = hugging_face.load(folder, model, places)
-    return Source(model, params, tokenizer, longest(folder), tokenizer.begin)
+    params = hugging_face.load_pretrained(folder, model, places)
+    return LanguageModel(model, params, tokenizer, longest(folder), tokenizer.begin)
 
 
-def text(source: Source, prompt: str, count: int, temperature: float, seed: int) -> str:
-    """The prompt and what follows it."""
-    *given, end = source.tokenizer.encode([prompt]).tolist()
-    # A text begins behind the separator of the one before it.
-    start = [*source.begin, *given] or [end]
-    added = continuation(source, start, count, temperature, seed)
-    return source.tokenizer.decode(np.array(given + added, np.int64))
+def continue_text(
+    model: LanguageModel, prompt: str, count: int, temperature: float, seed: int
+) -> str:
+    """The prompt with `count` generated tokens after it."""
+    *prompt_tokens, separator = model.tokenizer.encode([prompt]).tolist()
+    # In training, a document follows the separator of the previous one.
+    start = [*model.begin, *prompt_tokens] or [separator]
+    added = sample_tokens(model, start, count, temperature, seed)
+    return model.tokenizer.decode(np.array(prompt_tokens + added, np.int64))
 
 
-def continuation(
-    source: Source, given: list[int], count: int, temperature: float, seed: int
+def sample_tokens(
+    source: LanguageModel, start: list[int], count: int, temperature: float, seed: int
 ) -> list[int]:
-    """`count` tokens after those given, each drawn from softmax(logits / temperature)."""
+    """Generates `count` tokens after `start`, each drawn from softmax(logits / temperature)."""
     model, params, tokenizer, window, _ = source
-    window = min(window, len(given) + count)
-    # Below that, float32 can no longer divide; nothing but the likeliest would be drawn.
+    window = min(window, len(start) + count)
+    # float32 overflows when it divides by a smaller temperature, where sampling is greedy anyway.
     greedy = temperature < 1e-20
     step = jax.jit(functools.partial(_next, model, tokenizer.vocab_size, greedy))
-    key, found = jax.random.key(seed), list(given)
+    key, text = jax.random.key(seed), list(start)
     for index in range(count):
-        seen = found[-window:]
+        context = text[-window:]
         padded = np.zeros((1, window), np.int32)
-        padded[0, : len(seen)] = seen
-        drawn = jax.random.fold_in(key, index)
-        found.append(int(step(params, padded, len(seen) - 1, temperature or 1.0, drawn)))
-    return found[len(given) :]
+        padded[0, : len(context)] = context
+        key_here = jax.random.fold_in(key, index)
+        text.append(int(step(params, padded, len(context) - 1, temperature or 1.0, key_here)))
+    return text[len(start) :]
 
 
 def _next(
@@ -130,7 +139,7 @@ def _next(
     temperature: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    """The token after position `last`; what stands behind it is not seen. Only tokens that mean something."""
+    """Samples the token after position `last`. Causal attention ignores the padding behind it."""
     logits_V = families.of(model).forward(model, params, tokens_1T)[0, last, :vocab_size]
     if greedy:
         return jnp.argmax(logits_V)

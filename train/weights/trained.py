@@ -1,12 +1,15 @@
-"""What a run has learned: the weights of its newest checkpoint, and what they are weights of. Only reads."""
+"""Loads the trained model of a run: the weights of its newest checkpoint, its config and its network. Read-only."""
 
 import json
 import pathlib
 from typing import Any, NamedTuple
 
-from train.config.fields import Config, UserError, model_config
+from flax import traverse_util
+
+from train.config.fields import Config, model_config
 from train.config.saved import from_json
-from train.weights import params as params_lib
+from train.errors import UserError
+from train.weights.params import read_params
 
 
 class Trained(NamedTuple):
@@ -16,18 +19,18 @@ class Trained(NamedTuple):
     step: int
 
 
-def newest(folder: pathlib.Path) -> Trained:
-    """The newest checkpoint of a run folder, without the state of its optimizer.
+def load_trained(folder: pathlib.Path) -> Trained:
+    """Loads the newest intact checkpoint of a run folder, without the state of the optimizer.
 
     Raises:
-        UserError: not a run folder, or one without a checkpoint.
+        UserError: the folder is not a run folder, or has no intact checkpoint.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no config.json.")
-    params, meta = params_lib.read(folder)
+    params, meta = read_params(folder)
     config = from_json(json.dumps(meta["config"]), str(folder))
-    # Only the data knew how many tokens or classes there are.
+    # The number of tokens or classes came from the data, which need not be available here.
     rows = params.get("embed/embedding")
     outputs = params["head/kernel"].shape[-1] if rows is None else rows.shape[0]
     model = model_config(config, outputs)
-    return Trained(config, model, params_lib.nested(params), meta["step"])
+    return Trained(config, model, traverse_util.unflatten_dict(params, sep="/"), meta["step"])

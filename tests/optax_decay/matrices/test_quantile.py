@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_decay.matrices.quantile import quantile
+from optax_decay.matrices.quantile import exact_quantile
 
 
 def _awkward(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_order_statistics_are_exact(name):
     """At every rank the bits are those of the sorted array, denormals included."""
     x = _awkward(name, np.random.default_rng(1))[0]
     n = x.size
-    ours = np.array([quantile(jnp.asarray(x), k / (n - 1)) for k in range(0, n, 4)])
+    ours = np.array([exact_quantile(jnp.asarray(x), k / (n - 1)) for k in range(0, n, 4)])
     expected = np.sort(x)[::4]
     np.testing.assert_array_equal(ours, expected)
     # DAZ arithmetic would call two denormals equal; their bits are not.
@@ -68,16 +68,16 @@ def test_interpolation_follows_numpy(name, q):
 
 def test_interpolation_beside_infinity():
     x = jnp.array([1.0, jnp.inf, jnp.inf])
-    assert quantile(x, 0.25) == jnp.inf
-    assert quantile(x, 0.75) == jnp.inf  # between two equal infinities, not nan
-    assert quantile(-x, 0.25) == -jnp.inf
+    assert exact_quantile(x, 0.25) == jnp.inf
+    assert exact_quantile(x, 0.75) == jnp.inf  # between two equal infinities, not nan
+    assert exact_quantile(-x, 0.25) == -jnp.inf
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sixteen_bits(dtype):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(5, 301)), dtype)
     expected = np.quantile(np.asarray(x, np.float64), 0.9, axis=1)
-    ours = quantile(x, 0.9, axis=-1)
+    ours = exact_quantile(x, 0.9, axis=-1)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, expected, rtol=3e-7)
     # 0.9 of 300 is rank 270: nothing to interpolate.
@@ -87,7 +87,7 @@ def test_sixteen_bits(dtype):
 def test_float64():
     with jax.enable_x64(True):
         x = np.random.default_rng(4).normal(size=(3, 4, 501))
-        ours = quantile(jnp.asarray(x), 0.9, axis=(0, 2), keepdims=True)
+        ours = exact_quantile(jnp.asarray(x), 0.9, axis=(0, 2), keepdims=True)
         assert ours.dtype == jnp.float64 and ours.shape == (1, 4, 1)
         expected = np.quantile(x, 0.9, axis=(0, 2), keepdims=True)
         np.testing.assert_allclose(ours, expected, rtol=4e-16)
@@ -95,9 +95,9 @@ def test_float64():
 
 def test_traced_q_and_nan():
     x = jnp.asarray(np.random.default_rng(5).normal(size=(2, 999)), jnp.float32)
-    ours = jax.jit(lambda q: quantile(x, q, axis=1))(0.9)
-    np.testing.assert_allclose(ours, quantile(x, 0.9, axis=1), rtol=1e-4)
-    assert np.isnan(quantile(x.at[1, 3].set(-jnp.nan), 0.5, axis=1)).tolist() == [False, True]
+    ours = jax.jit(lambda q: exact_quantile(x, q, axis=1))(0.9)
+    np.testing.assert_allclose(ours, exact_quantile(x, 0.9, axis=1), rtol=1e-4)
+    assert np.isnan(exact_quantile(x.at[1, 3].set(-jnp.nan), 0.5, axis=1)).tolist() == [False, True]
 
 
 def test_size_that_float32_cannot_index():
@@ -107,7 +107,7 @@ def test_size_that_float32_cannot_index():
     expected = q * (n - 1) - 4_500_000
     naive = float(np.float32(q) * np.float32(n - 1)) - 4_500_000
     assert abs(naive - expected) > 0.05
-    np.testing.assert_allclose(quantile(jnp.asarray(x), q), expected, rtol=3e-7)
+    np.testing.assert_allclose(exact_quantile(jnp.asarray(x), q), expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -115,7 +115,7 @@ def test_sharded_counts_travel_not_data(kind, as_for_users):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType[kind],) * 2)
     x = np.random.default_rng(7).normal(size=(3, 64, 32)).astype(np.float32)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "a", "b")))
-    f = jax.jit(lambda x: quantile(jnp.abs(x), 0.9, axis=(1, 2)))
+    f = jax.jit(lambda x: exact_quantile(jnp.abs(x), 0.9, axis=(1, 2)))
     np.testing.assert_array_equal(f(sharded), f(x))
     text = f.lower(sharded).compile().as_text()
     assert " all-reduce(" in text
@@ -126,22 +126,25 @@ def test_inside_shard_map():
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     x = jnp.asarray(np.random.default_rng(8).normal(size=(64, 30)), jnp.float32)
     f = jax.shard_map(
-        lambda x: quantile(x, 0.9, axis_name=("a", "b")),
+        lambda x: exact_quantile(x, 0.9, axis_name=("a", "b")),
         mesh=mesh,
         in_specs=jax.P("a", "b"),
         out_specs=jax.P(),
     )
-    np.testing.assert_array_equal(f(x), quantile(x, 0.9))
+    np.testing.assert_array_equal(f(x), exact_quantile(x, 0.9))
     local = jax.shard_map(
-        lambda x: quantile(x, 0.9, axis=1), mesh=mesh, in_specs=jax.P("a"), out_specs=jax.P("a")
+        lambda x: exact_quantile(x, 0.9, axis=1),
+        mesh=mesh,
+        in_specs=jax.P("a"),
+        out_specs=jax.P("a"),
     )
-    np.testing.assert_array_equal(local(x), quantile(x, 0.9, axis=1))
+    np.testing.assert_array_equal(local(x), exact_quantile(x, 0.9, axis=1))
 
 
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match=r"q=1\.5 .* \[0, 1\]; the nearest allowed value is 1"):
-        quantile(jnp.ones(3), 1.5)
+        exact_quantile(jnp.ones(3), 1.5)
     with pytest.raises(ValueError, match="int32"):
-        quantile(jnp.arange(3), 0.5)
+        exact_quantile(jnp.arange(3), 0.5)
     with pytest.raises(ValueError, match="no numbers"):
-        quantile(jnp.zeros((0, 4)), 0.5, axis=0)
+        exact_quantile(jnp.zeros((0, 4)), 0.5, axis=0)

@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from train.data import batches as data
-from train.data import corpus, token_store, tokens
+from train.data import batches, corpus, token_store, tokens
 
 ODD_TEXTS = [
     "",
@@ -48,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, tokenizer="bytes", length=16, batch_size=4, seed=0, cache=None):
-    return data.load(
+    return batches.load_text(
         str(folder), tokenizer, length=length, batch_size=batch_size, seed=seed, cache=cache
     )
 
@@ -61,7 +60,7 @@ def contents(entry):
 
 
 def test_the_split_depends_on_names_and_sizes_alone(tmp_path, folder):
-    found = corpus.read(str(folder))
+    found = corpus.read_corpus(str(folder))
     names = {f"part{i % 3}/{i}.txt" for i in range(60)}
     assert found.files == 60 and (found.skipped, found.repaired) == (0, 0)
     assert set(found.train) | set(found.held_out) == names
@@ -69,7 +68,7 @@ def test_the_split_depends_on_names_and_sizes_alone(tmp_path, folder):
     assert 2 <= len(found.held_out) <= 4  # 5 % of 60 files of about the same size
     # Other contents and another place: each name stays where it was.
     files = {name: text[::-1] for name, text in (found.train | found.held_out).items()}
-    moved = corpus.read(str(write(tmp_path, files)))
+    moved = corpus.read_corpus(str(write(tmp_path, files)))
     assert moved.digest != found.digest
     assert set(moved.held_out) == set(found.held_out)
 
@@ -102,7 +101,7 @@ def test_enough_is_held_out_whatever_the_sizes():
 
 def test_a_large_file_gives_its_end(tmp_path):
     text = prose(0, words=3000)
-    found = corpus.read(str(write(tmp_path, {"one.txt": text}) / "one.txt"))
+    found = corpus.read_corpus(str(write(tmp_path, {"one.txt": text}) / "one.txt"))
     (train,), (held_out,) = found.train.values(), found.held_out.values()
     assert train + held_out == text
     assert len(held_out) == np.ceil(corpus.HELD_OUT * len(text))
@@ -114,14 +113,16 @@ def test_a_large_file_gives_its_end(tmp_path):
 
 def test_digest_follows_names_and_contents_not_the_place(tmp_path):
     files = {"a.txt": "one two three", "b/c.txt": "four"}
-    digest = corpus.read(str(write(tmp_path / "x", files))).digest
-    assert corpus.read(str(write(tmp_path / "y", files))).digest == digest
+    digest = corpus.read_corpus(str(write(tmp_path / "x", files))).digest
+    assert corpus.read_corpus(str(write(tmp_path / "y", files))).digest == digest
     others = [
         files | {"a.txt": "one two threE"},
         {"A.txt": files["a.txt"], "b/c.txt": "four"},
         {"a.txt": "one two threefour", "b/c.txt": ""},
     ]
-    digests = {corpus.read(str(write(tmp_path / str(i), f))).digest for i, f in enumerate(others)}
+    digests = {
+        corpus.read_corpus(str(write(tmp_path / str(i), f))).digest for i, f in enumerate(others)
+    }
     assert len(digests | {digest}) == 4
 
 
@@ -136,7 +137,7 @@ def test_what_is_not_text_is_counted(tmp_path):
     }
     write(tmp_path, files)
     (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
-    found = corpus.read(str(tmp_path))
+    found = corpus.read_corpus(str(tmp_path))
     assert (found.files, found.skipped, found.repaired) == (2, 2, 1)
     assert "caf\ufffd" in found.train["latin.txt"]
     assert set(found.train) == {"good.txt", "latin.txt"}
@@ -144,21 +145,21 @@ def test_what_is_not_text_is_counted(tmp_path):
 
 def test_patterns_and_folders_find_the_same(tmp_path):
     write(tmp_path, {"a/x.txt": "one " * 20, "a/b/y.txt": "two " * 20, "a/b/z.md": "three " * 20})
-    pattern = corpus.read(f"{tmp_path}/a/**/*.txt")
+    pattern = corpus.read_corpus(f"{tmp_path}/a/**/*.txt")
     assert set(pattern.train) == {"x.txt", "b/y.txt"}
-    both = corpus.read(f"{tmp_path}/a/**")
-    assert both.digest == corpus.read(f"{tmp_path}/a").digest
-    assert set(corpus.read(f"{tmp_path}/*/x.txt").train) == {"a/x.txt"}
+    both = corpus.read_corpus(f"{tmp_path}/a/**")
+    assert both.digest == corpus.read_corpus(f"{tmp_path}/a").digest
+    assert set(corpus.read_corpus(f"{tmp_path}/*/x.txt").train) == {"a/x.txt"}
 
 
 @pytest.mark.parametrize(
     ("files", "source", "error", "fragments"),
     [
-        ({}, "", ValueError, ["no text in", "{root}", "found 0 files"]),
+        ({}, "", ValueError, ["contains no text", "{root}", "found 0 files"]),
         ({"a.bin": b"\0\0", "b.txt": ""}, "", ValueError, ["found 2 files", "1 are unreadable"]),
         ({}, "missing.txt", FileNotFoundError, ["no file or folder", "{root}", "texts/**/*.txt"]),
         ({"a.md": "x"}, "**/*.txt", FileNotFoundError, ["no file matches", "**/*.txt", "{root}"]),
-        ({"a.txt": "x" * 300}, "", ValueError, ["too little text", "held-out", "15", "16", "17"]),
+        ({"a.txt": "x" * 300}, "", ValueError, ["is too short", "held-out", "15", "16", "17"]),
         ({"a.txt": "x"}, "", ValueError, ["training", "length=16 needs 17; give more text"]),
     ],
 )
@@ -188,8 +189,8 @@ def test_standard_library_is_found_without_its_tests():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("words", '"bytes" nor "bpe-<size>".* nor an existing file tokenizer.json'),
-        ("bpe4096", '"bytes" nor "bpe-<size>"'),
+        ("words", 'must be "bytes", "bpe-<size>".* an existing file tokenizer.json'),
+        ("bpe4096", 'must be "bytes", "bpe-<size>"'),
         ("bpe-100", '512 to 65536 tokens; nearest: "bpe-512"'),
         ("bpe-100000", 'nearest: "bpe-65536"'),
     ],
@@ -255,8 +256,10 @@ def test_an_epoch_visits_every_window_once(tmp_path):
 def test_a_text_of_one_window_repeats_it(tmp_path):
     made = load(write(tmp_path, {"a.txt": "0123456789" * 3}), length=1, batch_size=5)
     assert made.batch(3).shape == (5, 2)
-    short = token_store.Row.of(made.train.arrays[0][:18], made.tokenizer.separator)
-    made = data.Data(short, made.held, made.tokenizer, made.corpus, 16, 5, 0, "off")
+    short = token_store.TokenSequence.from_array(
+        made.train.arrays[0][:18], made.tokenizer.separator
+    )
+    made = batches.TokenBatches(short, made.held, made.tokenizer, made.corpus, 16, 5, 0, "off")
     assert made.windows == 1
     whole = {
         short.arrays[0][:17].astype(np.int32).tobytes(),
@@ -268,14 +271,14 @@ def test_a_text_of_one_window_repeats_it(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 1000, 4097])
 def test_permutation_is_one(size):
     index = np.arange(size)
-    shuffled = data.permutation(index, size, (0, 1))
+    shuffled = batches.permutation(index, size, (0, 1))
     np.testing.assert_array_equal(np.sort(shuffled), index)
-    np.testing.assert_array_equal(data.permutation(index[::-1], size, (0, 1)), shuffled[::-1])
+    np.testing.assert_array_equal(batches.permutation(index[::-1], size, (0, 1)), shuffled[::-1])
 
 
 def test_permutations_are_like_random_ones():
     size, keys = 11, 4000
-    shuffles = np.array([data.permutation(np.arange(size), size, key) for key in range(keys)])
+    shuffles = np.array([batches.permutation(np.arange(size), size, key) for key in range(keys)])
     # Two positions get each of the 110 pairs of values equally often: chi-square with 109 degrees
     # of freedom has mean 109 and deviation sqrt(218); five of them.
     for i, j in ((0, 1), (1, 0), (3, 10), (5, 6)):
@@ -285,19 +288,19 @@ def test_permutations_are_like_random_ones():
         chi_square = ((pairs - expected) ** 2 / expected).sum() - size * expected
         assert chi_square < 109 + 5 * np.sqrt(218)
     # A large one moves neighbours apart: no correlation of position and value.
-    large = data.permutation(np.arange(100_000), 100_000, "key")
+    large = batches.permutation(np.arange(100_000), 100_000, "key")
     assert abs(np.corrcoef(np.arange(100_000), large)[0, 1]) < 5 / np.sqrt(100_000)
     assert abs(np.corrcoef(large[1:], large[:-1])[0, 1]) < 5 / np.sqrt(100_000)
 
 
 def test_held_out_batches_are_fixed_and_spread(folder):
     made = load(folder)
-    batches = made.held_out(5)
-    assert [batch.shape for batch in batches] == [(4, 17)] * 5
-    for a, b in zip(batches, load(folder, seed=9).held_out(5)):
+    chosen = made.held_out(5)
+    assert [batch.shape for batch in chosen] == [(4, 17)] * 5
+    for a, b in zip(chosen, load(folder, seed=9).held_out(5)):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(batches[0][0], made.held.arrays[0][:17])
-    np.testing.assert_array_equal(batches[-1][-1], made.held.arrays[0][-17:])
+    np.testing.assert_array_equal(chosen[0][0], made.held.arrays[0][:17])
+    np.testing.assert_array_equal(chosen[-1][-1], made.held.arrays[0][-17:])
     every = made.held_out(10**9)
     assert len(every) == (len(made.held) - 1) // 16 // 4
     with pytest.raises(ValueError, match="batches=0"):
@@ -328,7 +331,7 @@ def test_figures(folder):
     assert made.unigram_entropy() == pytest.approx(-np.mean(logs), rel=1e-12)
     summary = made.summary()
     assert json.loads(json.dumps(summary)) == summary
-    assert summary["digest"] == made.digest == corpus.read(str(folder)).digest
+    assert summary["digest"] == made.digest == corpus.read_corpus(str(folder)).digest
     assert summary["tokenizer"] == "bpe-512" and summary["documents"] == 60
     assert summary["steps_per_epoch"] * made.batch_size == made.windows
 
@@ -360,7 +363,7 @@ def test_the_cache_is_used(folder, cached, monkeypatch):
     made, entry = cached
     assert made.cache == "new"
     before = contents(entry)
-    monkeypatch.setattr(tokens, "learn", lambda *_: pytest.fail("learned again"))
+    monkeypatch.setattr(tokens, "learn_tokenizer", lambda *_: pytest.fail("learned again"))
     again = load(folder, "bpe-512", cache=entry.parent)
     assert again.cache == "reused"
     assert_same(made, again)
@@ -375,7 +378,7 @@ def test_without_a_cache_nothing_is_written(folder, cached, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "train", "held_out", data.SEAL])
+@pytest.mark.parametrize("name", ["tokenizer.json", "train", "held_out", batches.SEAL])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty"])
 def test_a_damaged_cache_is_made_again(folder, cached, name, damage):
     made, entry = cached
@@ -389,7 +392,7 @@ def test_a_damaged_cache_is_made_again(folder, cached, name, damage):
         kept = {"flip": content, "cut": content[: len(content) // 2], "empty": b""}[damage]
         path.write_bytes(bytes(kept))
     again = load(folder, "bpe-512", cache=entry.parent)
-    assert again.cache == ("new" if (name, damage) == (data.SEAL, "remove") else "rebuilt")
+    assert again.cache == ("new" if (name, damage) == (batches.SEAL, "remove") else "rebuilt")
     assert_same(made, again)
     assert contents(entry) == good
     assert load(folder, "bpe-512", cache=entry.parent).cache == "reused"
@@ -418,7 +421,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(folder, cached, monkeypatch
             patch.setattr(pathlib.Path, "write_bytes", interrupted(pathlib.Path.write_bytes))
             patch.setattr(os, "replace", interrupted(os.replace))
             load(folder, "bpe-512", cache=entry.parent)
-        assert data.SEAL not in contents(entry)
+        assert batches.SEAL not in contents(entry)
         again = load(folder, "bpe-512", cache=entry.parent)
         assert again.cache == "new"
         assert_same(made, again)
@@ -445,19 +448,19 @@ def test_another_split_has_an_entry_of_its_own(folder, cached, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_not_fatal(folder, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="not kept"):
+    with pytest.warns(UserWarning, match="not cached"):
         made = load(folder, "bpe-512", cache=tmp_path / "cache")
     assert made.cache == "off" and made.batch(0).shape == (4, 17)
 
 
 def test_two_processes_may_write_the_same_cache(folder, tmp_path):
     code = (
-        "import pathlib, sys; from train.data import batches as data; "
-        "made = data.load(sys.argv[1], 'bpe-512', length=16, batch_size=4, seed=0, "
+        "import pathlib, sys; from train.data import batches; "
+        "made = batches.load_text(sys.argv[1], 'bpe-512', length=16, batch_size=4, seed=0, "
         "cache=pathlib.Path(sys.argv[2])); print(made.batch(5).sum())"
     )
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
-    root = pathlib.Path(data.__file__).parents[2]
+    root = pathlib.Path(batches.__file__).parents[2]
     started = [
         subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -60,7 +60,7 @@ def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
         ("c4/en:3.0.1", "tfds build c4/en:3.0.1 --data_dir DATA --file_format array_record"),
         ("page", "nearest: pages"),
         ("pages:1.0.0", "versions there are 1.2.0"),
-        ("c4 en", "is not the name of a data set"),
+        ("c4 en", "is not the name of a tfds data set"),
         ("imagenet2012", "downloads/manual"),
     ):
         with pytest.raises(UserError) as caught:
@@ -81,7 +81,7 @@ def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
         ({"field": "label"}, "no field 'label' .* nearest"),
         ({"split": "training"}, "no split 'training'; it has train, validation"),
         ({"split": "train[90%:20%]"}, r"'train\[90%:20%\]' of pages/1.2.0 is empty"),
-        ({"held_out": "train[:4]"}, "'train' to train on and .* have 4 examples in common"),
+        ({"held_out": "train[:4]"}, "training split 'train' and .* share 4 examples"),
     ],
 )
 def test_wrong_fields_and_splits(prepared, tmp_path, more, said):
@@ -111,7 +111,7 @@ def test_what_tfds_did_not_finish_is_not_taken(prepared, tmp_path):
     shutil.copytree(prepared / "array", tmp_path / "data")
     folder = tmp_path / "data/pages/1.2.0"
     (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match=f"{folder} is not what tfds prepares"):
+    with pytest.raises(UserError, match=f"{folder} is not a data set that tfds has prepared"):
         datasets.builder("pages", str(tmp_path / "data"))
     shutil.copytree(prepared / "array/pages/1.2.0", folder.with_name("incomplete.9X_9.9.9"))
     shutil.rmtree(folder)

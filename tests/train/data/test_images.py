@@ -39,7 +39,7 @@ def prepared(tmp_path_factory):
 
 def load(prepared, recipe=images.Recipe(), **more):  # noqa: B008  (it is frozen)
     wanted = {"size": SIZE, "batch_size": 8, "seed": 3, "data_dir": str(prepared / "array")}
-    return images.load("shapes", recipe=recipe, **(wanted | more))
+    return images.load_images("shapes", recipe=recipe, **(wanted | more))
 
 
 def test_files_are_read_without_tensorflow(prepared):
@@ -103,7 +103,7 @@ def test_mixing_is_the_equations(prepared):
     for step in range(12):
         batch = made.batch(step)
         top, bottom, left, right = batch["box"][0].tolist()
-        x = (batch["image"] / 255.0 - images.CENTRE) / images.SPREAD
+        x = (batch["image"] / 255.0 - images.MEAN) / images.DEVIATION
         share = float(batch["pixels"][0])
         expected = share * x + (1 - share) * x[::-1]
         expected[:, top:bottom, left:right] = x[::-1][:, top:bottom, left:right]
@@ -176,16 +176,16 @@ def test_views_are_as_random_as_the_recipe_says():
 def test_what_cannot_be_read_is_refused(prepared):
     with pytest.raises(UserError, match="convert_format"):
         load(prepared, data_dir=str(prepared / "tfrecord"))
-    with pytest.raises(UserError, match="no set of labelled images"):
+    with pytest.raises(UserError, match="is not a set of labelled images"):
         wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN, "held_out": "train"}
-        images.load("words", data_dir=str(prepared / "array"), **wanted)
+        images.load_images("words", data_dir=str(prepared / "array"), **wanted)
     with pytest.raises(UserError, match="no split 'training'"):
         load(prepared, split="training")
-    with pytest.raises(UserError, match="11 examples in common"):
+    with pytest.raises(UserError, match="share 11 examples"):
         load(prepared, split="test")
     with pytest.raises(UserError, match="tfds build imagenet2012"):
         wanted = {"size": 8, "batch_size": 2, "seed": 0, "recipe": PLAIN}
-        images.load("imagenet2012", data_dir=str(prepared / "array"), **wanted)
+        images.load_images("imagenet2012", data_dir=str(prepared / "array"), **wanted)
     for name, value in (("erasing", 1.5), ("magnitude", 11.0), ("mixup", -1.0)):
         with pytest.raises(ValueError, match=f"{name}={value} is out of range"):
             dataclasses.replace(PLAIN, **{name: value})
@@ -197,11 +197,11 @@ def test_what_is_damaged_is_named(prepared, tmp_path):
     first, *_, last = sorted((tmp_path / "shapes/1.2.0").glob("*train*"))
     last.write_bytes(b"")
     number = len(made.train) - 1
-    place = f"Example {made.train.pieces[-1].take - 1} of {last} "
+    place = f"Example {made.train.ranges[-1].take - 1} of {last} "
     with pytest.raises(UserError, match=f"{place}cannot be read: .*again"):
         made._read(made.train, number)
     whole = load(prepared).train[0]
-    torn = datasets.Numbered([{**whole, "image": whole["image"][:-99]}], made.train.pieces)
+    torn = datasets.RandomAccessSplit([{**whole, "image": whole["image"][:-99]}], made.train.ranges)
     with pytest.raises(UserError, match=f"Example 0 of {first} holds no image"):
         made._read(torn, 0)
     last.unlink()

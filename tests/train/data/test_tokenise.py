@@ -18,8 +18,7 @@ from tests.support.runs import flags, records
 from tests.train.data.test_batches import ODD_TEXTS, prose, write
 from train import __main__ as command
 from train import main
-from train.data import batches as data
-from train.data import shards, token_store, tokenise
+from train.data import batches, shards, token_store, tokenise
 from train.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -178,7 +177,7 @@ def test_other_arguments_or_files_are_refused(folder, store, tmp_path):
 
 def load(store, **more):
     wanted = {"length": 16, "batch_size": 8, "seed": 3} | more
-    return data.load(f"store:{store.folder}", **wanted)
+    return batches.load_text(f"store:{store.folder}", **wanted)
 
 
 def test_a_store_gives_the_batches_of_one_row(store):
@@ -186,7 +185,9 @@ def test_a_store_gives_the_batches_of_one_row(store):
     made = load(store)
     assert len(made.train.arrays) > 3 and made.vocab_size == 512
     rows = [
-        token_store.Row.of(np.concatenate(list(row.arrays)), made.tokenizer.separator)
+        token_store.TokenSequence.from_array(
+            np.concatenate(list(row.arrays)), made.tokenizer.separator
+        )
         for row in (made.train, made.held)
     ]
     one = dataclasses.replace(made, train=rows[0], held=rows[1])
@@ -228,7 +229,7 @@ def test_documents_are_cut_and_filled_as_the_recipes_do(tmp_path):
         )
     for row in rows:
         real = row[row >= 0]
-        assert (row[len(real) :] == data.PADDING).all()
+        assert (row[len(real) :] == batches.PADDING).all()
         assert real[-1] == end and (real[:-1] == ord("a")).all() and len(real) >= 2
     lengths = sorted(min(len(t) + 1, 16) for t in texts_of(store, store.train))
     assert sorted((row >= 0).sum() for row in rows[:count]) == lengths
@@ -285,7 +286,9 @@ def test_sizes_names_and_vocabulary_are_checked_at_once(store, tmp_path):
     path = copy / "train-00001.tokens"
     content = path.read_bytes()
     path.write_bytes(content[:-2])
-    with pytest.raises(token_store.Damaged, match=f"{len(content) - 2} bytes"):
+    with pytest.raises(
+        token_store.Damaged, match=f"{len(content) - 2} bytes instead of {len(content)}"
+    ):
         token_store.open_store(copy)
     path.unlink()
     with pytest.raises(token_store.Damaged, match="missing"):
@@ -349,7 +352,7 @@ def test_no_manifest_gets_through_by_chance(store, tmp_path):
 
 
 def test_options_of_other_sources_are_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="--split belongs to a tfds data set"):
+    with pytest.raises(UserError, match="--split applies to tfds data sets only"):
         build(tmp_path, folder, split="train")
     with pytest.raises(UserError, match="end_of_text"):
         build(tmp_path, folder, end_of_text="</s>")
@@ -361,7 +364,7 @@ def test_options_of_other_sources_are_refused(folder, tmp_path):
         with pytest.raises(UserError, match=wrong.split()[0]):
             tokenise.main(["--out", str(tmp_path / "out"), *wrong.split()])
     with pytest.raises(ValueError, match="tokenise --source tfds:c4/en --out FOLDER"):
-        data.load("tfds:c4/en", length=4, batch_size=1, seed=0)
+        batches.load_text("tfds:c4/en", length=4, batch_size=1, seed=0)
     with pytest.raises(UserError, match=r"nothing to tokenise.*--data.text zipf "):
         build(tmp_path, "zipf")
 

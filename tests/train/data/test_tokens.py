@@ -15,7 +15,7 @@ from train.data import token_store, tokens
 
 @pytest.fixture(scope="module", params=["bytes", "bpe-512", "bpe-700"])
 def tokenizer(request):
-    return tokens.learn(request.param, [prose(i) for i in range(40)])
+    return tokens.learn_tokenizer(request.param, [prose(i) for i in range(40)])
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
@@ -45,32 +45,38 @@ def test_vocabulary_sizes(tokenizer):
 
 
 def test_restored_tokenizer_is_the_same(tokenizer):
-    again = tokens.restore(tokenizer.name, tokenizer.to_json())
+    again = tokens.tokenizer_from_json(tokenizer.name, tokenizer.to_json())
     np.testing.assert_array_equal(again.encode(ODD_TEXTS), tokenizer.encode(ODD_TEXTS))
 
 
 def test_learning_twice_gives_the_same_vocabulary():
     texts = [prose(i) for i in range(20)]
-    assert tokens.learn("bpe-600", texts).to_json() == tokens.learn("bpe-600", texts).to_json()
+    assert (
+        tokens.learn_tokenizer("bpe-600", texts).to_json()
+        == tokens.learn_tokenizer("bpe-600", texts).to_json()
+    )
 
 
 def test_of_much_text_an_even_sample_is_learned_from(monkeypatch):
     texts = [prose(i) for i in range(10)]
-    all_of_it, sample = tokens.learn("bpe-600", texts), tokens.learn("bpe-600", texts[::3])
+    all_of_it, sample = (
+        tokens.learn_tokenizer("bpe-600", texts),
+        tokens.learn_tokenizer("bpe-600", texts[::3]),
+    )
     assert all_of_it.to_json() != sample.to_json()
     monkeypatch.setattr(tokens, "LEARN_FROM", sum(map(len, texts)) // 2)
-    assert tokens.learn("bpe-600", texts).to_json() == sample.to_json()
+    assert tokens.learn_tokenizer("bpe-600", texts).to_json() == sample.to_json()
 
 
 def test_little_text_has_a_smaller_vocabulary():
-    learned = tokens.learn("bpe-4096", ["abc abc"])
+    learned = tokens.learn_tokenizer("bpe-4096", ["abc abc"])
     assert 257 < learned.vocab_size < 270
     assert learned.decode(learned.encode(["abc Ω"])) == "abc Ω"
 
 
 def test_long_texts_are_cut_and_survive(monkeypatch):
     text = "".join(prose(i) + "\n" for i in range(5)) + "no newline at the end " * 40
-    learned = tokens.learn("bpe-512", [text])
+    learned = tokens.learn_tokenizer("bpe-512", [text])
     whole = learned.encode([text, "next"])
     monkeypatch.setattr(tokens, "PIECE", 500)
     pieces = list(tokens._pieces(text))
@@ -137,7 +143,7 @@ def test_a_tokenizer_json(vocabularies, folder, tmp_path):
 
 
 def test_gpt2s_pair_of_files(vocabularies):
-    given = tokens.given(vocabularies / "gpt2")
+    given = tokens.read_vocabulary(vocabularies / "gpt2")
     theirs = tokenizers.ByteLevelBPETokenizer(
         str(vocabularies / "gpt2/vocab.json"), str(vocabularies / "gpt2/merges.txt")
     )
@@ -146,30 +152,30 @@ def test_gpt2s_pair_of_files(vocabularies):
         assert given.decode(given.encode([text])) == text
     spelled = given.encode(["a<|endoftext|>b"])
     assert (spelled == given.separator).sum() == 1 and spelled[-1] == given.separator
-    assert tokens.given(vocabularies / "gpt2/vocab.json").to_json() == given.to_json()
+    assert tokens.read_vocabulary(vocabularies / "gpt2/vocab.json").to_json() == given.to_json()
 
 
 def test_which_token_ends_a_text(vocabularies, tmp_path):
     shutil.copytree(vocabularies / "t5", tmp_path / "t5")
     path = tmp_path / "t5"
-    assert tokens.given(path).separator == 1
-    assert tokens.given(path, "<pad>").separator == 0
+    assert tokens.read_vocabulary(path).separator == 1
+    assert tokens.read_vocabulary(path, "<pad>").separator == 0
     (path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<unk>"}}')
-    assert tokens.given(path).separator == 2
-    with pytest.raises(ValueError, match=r"<nothing> is not in .*--end_of_text.*<pad>"):
-        tokens.given(path, "<nothing>")
+    assert tokens.read_vocabulary(path).separator == 2
+    with pytest.raises(ValueError, match=r"has none of <nothing>; .*--end_of_text.*<pad>"):
+        tokens.read_vocabulary(path, "<nothing>")
 
 
 def test_what_begins_a_text_is_told_from_what_ends_it(vocabularies, tmp_path):
-    assert tokens.given(vocabularies / "gpt2").begin == ()
+    assert tokens.read_vocabulary(vocabularies / "gpt2").begin == ()
     library = tokenizers.Tokenizer.from_file(str(vocabularies / "t5/tokenizer.json"))
     library.no_padding()
-    assert tokens.restore("t5", library.to_str(), 1).begin == ()
+    assert tokens.tokenizer_from_json("t5", library.to_str(), 1).begin == ()
     library.post_processor = tokenizers.processors.TemplateProcessing(
         single="<pad> $A </s>", special_tokens=[("</s>", 1), ("<pad>", 0)]
     )
     library.save(str(tmp_path / "tokenizer.json"))
-    given = tokens.given(tmp_path)
+    given = tokens.read_vocabulary(tmp_path)
     assert given.begin == (0,)
     assert given.encode(["a b"]).tolist() == library.encode("a b").ids[1:]  # not between documents
 
@@ -179,7 +185,7 @@ def test_wide_vocabularies_take_four_bytes():
         tokenizers.models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}, "w0")
     )
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    wide = tokens.restore("wide", library.to_str(), 70_000)
+    wide = tokens.tokenizer_from_json("wide", library.to_str(), 70_000)
     encoded = wide.encode(["w3 w69999", "w1"])
     assert encoded.dtype == np.uint32 and encoded.tolist() == [3, 69_999, 70_000, 1, 70_000]
 
@@ -193,7 +199,7 @@ WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).t
         ({}, "merges.txt"),
         ({"tokenizer.json": "{"}, "SentencePiece"),
         ({"vocab.json": "{}"}, "missing: merges"),
-        ({"spiece.model": ""}, "SentencePiece model is not accepted; AutoTokenizer"),
+        ({"spiece.model": ""}, "SentencePiece models are not supported.*AutoTokenizer"),
         ({"tokenizer.json": WORDS, "tokenizer_config.json": "{"}, "tokenizer_config.json cannot"),
         ({"tokenizer.json": WORDS, "tokenizer_config.json": "[1]"}, "tokenizer_config.json cannot"),
     ],
@@ -201,4 +207,4 @@ WORDS = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>")).t
 def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
     write(tmp_path, content)
     with pytest.raises(ValueError, match=said):
-        tokens.given(tmp_path)
+        tokens.read_vocabulary(tmp_path)

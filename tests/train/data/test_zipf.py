@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from train.data import batches as data_lib
-from train.data import corpus, zipf
+from train.data import batches, corpus, zipf
 
 LENGTH = 120
 
@@ -97,12 +96,12 @@ def test_the_text_follows_from_the_fields_alone(short):
 
 def test_it_is_a_text_to_train_on(monkeypatch, tmp_path):
     monkeypatch.setitem(zipf.SOURCES, "zipf", (40 * 8192 + 100, 8))
-    found = corpus.read("zipf")
+    found = corpus.read_corpus("zipf")
     assert found.files == 40 and found.train_bytes + found.held_out_bytes == 40 * 8192
     assert not set(found.train) & set(found.held_out)
-    data = data_lib.load("zipf", "bytes", length=33, batch_size=3, seed=1, cache=tmp_path)
+    data = batches.load_text("zipf", "bytes", length=33, batch_size=3, seed=1, cache=tmp_path)
     assert len(data.train) + len(data.held) == 40 * (8192 + 1)  # and a separator each
     assert set(data.decode(data.batch(2)[1])) <= set(zipf.ALPHABET)
-    assert corpus.read("zipf").digest == data.digest
+    assert corpus.read_corpus("zipf").digest == data.digest
     monkeypatch.setitem(zipf.SOURCES, "zipf", (40 * 8192, 9))
-    assert corpus.read("zipf").digest != data.digest
+    assert corpus.read_corpus("zipf").digest != data.digest

@@ -33,6 +33,9 @@ LINES = {
     "%a = s8[12]{0} all-gather(%x), replica_groups=mesh['p'=4,'q'=2], device_ids=([2,4]T(1,0)) {'p'}, dimensions={0}": (
         "all-gather", (("s8", 12),), 4, 3 / 4 * 12,
     ),
+    "%a = (f32[6]{0}, f32[6]{0}) all-to-all(%x, %y), replica_groups=mesh['q'=4], device_ids=([4]T(0)) {'q':(2)2}": (
+        "all-to-all", (("f32", 6),) * 2, 2, 1 / 2 * 48,
+    ),
     "%a = f32[32]{0} all-gather-done(%b)": None,
     "%a = s32[5]{0} reduce-scatter(%x), replica_groups={}, dimensions={0}, to_apply=%add": (
         "reduce-scatter", (("s32", 5),), 6, 5 * 20,
@@ -55,7 +58,7 @@ def test_reads_a_line(line):
     assert found[0].sent() == pytest.approx(size)
 
 
-@pytest.mark.parametrize("groups", ["?", "mesh['p'=4] {'p':(1)2}"])
+@pytest.mark.parametrize("groups", ["?", "mesh['p'=4] {'p':2}"])
 def test_unknown_groups_are_refused(groups):
     with pytest.raises(ValueError, match="cannot read the groups"):
         collectives(f"%a = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add")

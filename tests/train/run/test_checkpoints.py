@@ -16,8 +16,8 @@ from train import main
 from train.cli import parse
 from train.config.fields import Config, UserError
 from train.config.tree import replace
-from train.run import checkpoints as checkpoint
 from train.run import integrity, log
+from train.run.checkpoints import Checkpoints, describe, flat, structure
 from train.run.folder import Folder
 from train.torture import damage
 from train.weights import params
@@ -47,9 +47,9 @@ def largest_file(folder: pathlib.Path) -> pathlib.Path:
 def forge(folder: pathlib.Path, edit) -> None:
     """Changes the meta of a checkpoint so that its seals hold, as a program would that wrote it so."""
     path = folder / "meta/metadata"
-    meta = integrity.verified(json.loads(path.read_text()))
+    meta = integrity.verify_digest(json.loads(path.read_text()))
     edit(meta)
-    path.write_text(json.dumps(integrity.signed(meta)))
+    path.write_text(json.dumps(integrity.add_digest(meta)))
     integrity.seal(folder)
 
 
@@ -60,16 +60,16 @@ def again(folder: pathlib.Path, *more: str) -> list[str]:
 def test_a_state_comes_back_as_it_was_on_any_mesh(tmp_path):
     ready = program(tmp_path)
     state, _ = ready.program.update(ready.program.init(jax.random.key(3)), ready.batch(0))
-    meta = checkpoint.describe(Config(), "text", ready.program.shapes)
+    meta = describe(Config(), "text", ready.program.shapes)
     before = jax.device_get(state)
-    with checkpoint.Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         checkpoints.save(state, meta, 1)
         # The save is still under way while the next step overwrites the state.
         ready.program.update(state, ready.batch(1))
         checkpoints.wait()
     split = program(tmp_path, *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"])
     for other in (ready, split):
-        with checkpoint.Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
             found = checkpoints.restore(other.program.placed_shapes(), meta, print)
         assert found is not None and found[1] == 1
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found[0]), before)
@@ -78,13 +78,13 @@ def test_a_state_comes_back_as_it_was_on_any_mesh(tmp_path):
 
 
 def test_nothing_is_restored_from_nothing(tmp_path):
-    with checkpoint.Checkpoints(tmp_path / "none", 2) as checkpoints:
+    with Checkpoints(tmp_path / "none", 2) as checkpoints:
         assert checkpoints.restore({}, {}, print) is None
 
 
 def test_at_most_keep_are_kept(tmp_path):
     state = {"step": jax.numpy.zeros([], int)}
-    with checkpoint.Checkpoints(tmp_path / "c", 2) as checkpoints:
+    with Checkpoints(tmp_path / "c", 2) as checkpoints:
         for step in (1, 2, 3, 3):
             checkpoints.save(state, {}, step)
         checkpoints.wait()
@@ -145,22 +145,22 @@ def test_the_weights_alone_are_written_where_asked(copied, tmp_path, capsys):
     assert "step 6 cannot be read" in said and "of step 4" in said
     assert (run / "checkpoints/6").is_dir()  # reading changes nothing
     ready = program(copied)
-    meta = checkpoint.describe(ready.config, "", ready.program.shapes)
-    with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+    meta = describe(ready.config, "", ready.program.shapes)
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         whole, _ = checkpoints.parameters(4, ready.program.shardings["step"])
     host = jax.sharding.SingleDeviceSharding(jax.devices()[1])
-    found = params.load(out, host)
-    assert checkpoint.structure({"params": found}).items() <= meta["structure"].items()
-    for path, x in checkpoint.flat(found).items():
+    found = params.load_params(out, host)
+    assert structure({"params": found}).items() <= meta["structure"].items()
+    for path, x in flat(found).items():
         np.testing.assert_array_equal(x, whole[path])
         assert x.sharding == host
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["step"] == 4 and manifest["config"]["model"]["width"] == 16
     manifest["weights"]["head/kernel"]["digest"] = "0" * 16
     rest = {name: value for name, value in manifest.items() if name != "digest"}
-    (out / "manifest.json").write_text(json.dumps(integrity.signed(rest)))
+    (out / "manifest.json").write_text(json.dumps(integrity.add_digest(rest)))
     with pytest.raises(integrity.Damaged, match="head/kernel"):
-        params.load(out, host)
+        params.load_params(out, host)
     assert command.main(["params", str(run), "--out", str(out)]) == 2
     assert command.main(["params", str(run), "--out", str(tmp_path / "x"), "--step", "5"]) == 2
     said = capsys.readouterr().err
@@ -202,7 +202,7 @@ def test_a_folder_in_use_is_refused(saved):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     config = replace(Config(), {"run.folder": str(tmp_path)})
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="neither empty nor a run folder"):
         Folder(config)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -211,12 +211,12 @@ def test_records_after_a_step_and_a_torn_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"kind": "train", "step": n, "loss": 1.0, "seconds": n}) for n in (1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"kind": "train", "step": 4, "lo')
-    assert [r["step"] for r in log.read(path)] == [1, 2, 3]
+    assert [r["step"] for r in log.read_records(path)] == [1, 2, 3]
     recorder = log.Recorder(path, start=2, steps=9, per_step=5)
     with recorder:
         recorder.train(3, {"loss": 0.5})
         recorder.flush()
-    found = log.read(path)
+    found = log.read_records(path)
     assert [(r["step"], r["loss"]) for r in found] == [(1, 1.0), (2, 1.0), (3, 0.5)]
     assert found[-1]["tokens"] == 15 and found[-1]["seconds"] >= 2
     assert path.read_text().endswith("}\n")
@@ -238,7 +238,7 @@ def test_damaged_records_are_kept_aside(tmp_path, capsys):
         path.write_bytes(content)
         with log.Recorder(path, start=3, steps=9, per_step=5):
             pass
-        assert log.read(path) == [good[0], good[2]]
+        assert log.read_records(path) == [good[0], good[2]]
         assert aside.read_bytes() == content
         said = capsys.readouterr().out
-        assert "1 of 4 lines cannot be read, line 2 the first" in said and aside.name in said
+        assert "1 of 4 lines cannot be read, starting with line 2" in said and aside.name in said

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from train.config.fields import Config
-from train.run import checkpoints as checkpoint
 from train.run import integrity
-from train.run.checkpoints import Checkpoints, structure
+from train.run.checkpoints import Checkpoints, describe, flat, structure
 from train.torture import damage
 
 
@@ -87,7 +87,7 @@ def state(step: int) -> dict:
 def saved(tmp_path_factory):
     """Checkpoints of steps 1 and 2, and their meta."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    meta = checkpoint.describe(Config(), "text", state(1))
+    meta = describe(Config(), "text", state(1))
     with Checkpoints(folder, 3) as checkpoints:
         for step in (1, 2):
             checkpoints.save(state(step), meta, step)
@@ -138,13 +138,13 @@ def test_without_a_seal_no_wrong_array_passes(saved, tmp_path, seed):
 
 
 def test_eight_devices_to_four_to_one_and_back_are_bit_equal(tmp_path):
-    meta = checkpoint.describe(Config(), "text", state(5))
+    meta = describe(Config(), "text", state(5))
     current = state(5)
     for step, count in enumerate((8, 4, 1, 8)):
         mesh = jax.make_mesh((count,), ("a",), (AxisType.Auto,), devices=jax.devices()[:count])
         split = {
             path: NamedSharding(mesh, jax.P("a") if x.shape[:1] == (40,) else jax.P())
-            for path, x in checkpoint.flat(current).items()
+            for path, x in flat(current).items()
         }
         placed = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -165,7 +165,7 @@ def test_eight_devices_to_four_to_one_and_back_are_bit_equal(tmp_path):
 
 def test_an_array_that_orbax_returns_wrong_is_found(saved, tmp_path, monkeypatch):
     folder = shutil.copytree(saved[0], tmp_path / "copy")
-    plain = checkpoint.ocp.Checkpointer.restore
+    plain = ocp.Checkpointer.restore
 
     def wrong(self, path, *rest, **more):
         arrays = plain(self, path, *rest, **more)
@@ -173,9 +173,9 @@ def test_an_array_that_orbax_returns_wrong_is_found(saved, tmp_path, monkeypatch
             arrays["params/a"] = arrays["params/a"].at[3, 2].add(1e-6)
         return arrays
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", wrong)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", wrong)
     step, said = restored(folder, saved[1])
-    assert step == 1 and "1 of 4 arrays are not what was saved: params/a" in said[0]
+    assert step == 1 and "1 of 4 arrays differ from what was saved: params/a" in said[0]
 
 
 def test_a_second_damaged_checkpoint_of_a_step_is_set_aside_as_well(saved, tmp_path):
@@ -194,11 +194,11 @@ def test_further_files_are_no_damage(saved, tmp_path):
 
 HOSTILE = [
     *(None, 0, "x", [], {}, {"digest": 1}, {"files": [], "digest": "0"}),
-    integrity.signed({}),
-    integrity.signed({"files": {"../../../etc/passwd": [1, "00"]}}),
-    integrity.signed({"files": {"/etc/passwd": [1, "00"]}}),
-    integrity.signed({"files": "all"}),
-    integrity.signed({"files": {"meta/metadata": None}}),
+    integrity.add_digest({}),
+    integrity.add_digest({"files": {"../../../etc/passwd": [1, "00"]}}),
+    integrity.add_digest({"files": {"/etc/passwd": [1, "00"]}}),
+    integrity.add_digest({"files": "all"}),
+    integrity.add_digest({"files": {"meta/metadata": None}}),
 ]
 
 
@@ -224,8 +224,8 @@ META = {
 def test_a_meta_of_another_form_is_damage_though_its_digest_holds(saved, tmp_path, field):
     folder = shutil.copytree(saved[0], tmp_path / "copy")
     path = folder / "2/meta/metadata"
-    meta = integrity.verified(json.loads(path.read_text()))
-    path.write_text(json.dumps(integrity.signed({**meta, field: META[field]})))
+    meta = integrity.verify_digest(json.loads(path.read_text()))
+    path.write_text(json.dumps(integrity.add_digest({**meta, field: META[field]})))
     integrity.seal(folder / "2")
     step, said = restored(folder, saved[1])
     assert step == 1 and "meta" in said[0]

@@ -10,9 +10,8 @@ from tests.support.runs import flags, losses, records
 from train import main
 from train.config.fields import Config, UserError
 from train.config.tree import replace
-from train.run import checkpoints as checkpoint
-from train.run import migration as migrate
-from train.run.checkpoints import Checkpoints
+from train.run import migration
+from train.run.checkpoints import Checkpoints, describe, flat
 
 PARAMS = {"w": (3, 4), "b": (5,)}
 INJECTED = ("b1", "b2", "eps", "eps_root", "learning_rate", "weight_decay")
@@ -83,11 +82,11 @@ def saved(tmp_path_factory):
         weights = optax.apply_updates(state["params"], change)
         state = {"params": weights, "optimizer": optimizer, "step": state["step"] + 1}
     folder = tmp_path_factory.mktemp("checkpoints")
-    meta = checkpoint.describe(Config(), "text", state)
+    meta = describe(Config(), "text", state)
     with Checkpoints(folder, 3) as checkpoints:
         checkpoints.save(state, meta, 2)
         checkpoints.wait()
-    return folder, checkpoint.flat(state)
+    return folder, flat(state)
 
 
 def restored(folder, tx, say, migrating=True, state=state_of):
@@ -96,9 +95,9 @@ def restored(folder, tx, say, migrating=True, state=state_of):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(lambda: state(tx, params())),
     )
-    meta = checkpoint.describe(replace(Config(), {"optimizer.b1": 0.8}), "text", abstract)
+    meta = describe(replace(Config(), {"optimizer.b1": 0.8}), "text", abstract)
     if not migrating:
-        meta |= {"config": checkpoint.describe(Config(), "text", abstract)["config"]}
+        meta |= {"config": describe(Config(), "text", abstract)["config"]}
     with Checkpoints(folder, 3) as checkpoints:
         return checkpoints.restore(abstract, meta, say, tx.init if migrating else None)
 
@@ -110,8 +109,8 @@ def test_nine_edits_go_on_by_name_and_say_what_was_kept(saved, edit):
     tx, said = make(), []
     found = restored(folder, tx, said.append)
     assert found is not None and found[1] == 2
-    after = checkpoint.flat(found[0])
-    begun = checkpoint.flat({"optimizer": tx.init(found[0]["params"])})
+    after = flat(found[0])
+    begun = flat({"optimizer": tx.init(found[0]["params"])})
     kept = {f"optimizer/{new}": f"optimizer/{old}" for new, old in kept.items()}
     reset = {f"optimizer/{path}" for path in reset}
     dropped = {p for p in before if p.startswith("optimizer/")} - set(kept.values())
@@ -144,7 +143,7 @@ def test_the_mean_of_the_weights_is_kept_or_begins_at_them(saved, tmp_path, had)
     if had:
         state = with_average(optax.adamw(0.01), params())
         with Checkpoints(folder, 3) as checkpoints:
-            checkpoints.save(state, checkpoint.describe(Config(), "text", state), 2)
+            checkpoints.save(state, describe(Config(), "text", state), 2)
             checkpoints.wait()
     after, _ = restored(folder, optax.lion(0.01), said.append, state=with_average)
     wanted = params(7) if had else after["params"]
@@ -178,27 +177,31 @@ def test_another_model_is_never_a_migration():
         {"params__w": "bfloat16[2]"},
     ):
         with pytest.raises(UserError, match="not its model: params/"):
-            migrate.plan(old, described(**wrong))
+            migration.plan_migration(old, described(**wrong))
 
 
 def test_what_could_be_two_things_is_not_guessed():
     old = described(optimizer__0__mu="float32[2]", optimizer__1__mu="float32[2]")
     new = described(optimizer__x__mu="float32[2]")
-    plan = migrate.plan(old, new)
+    plan = migration.plan_migration(old, new)
     assert plan.reset == ("optimizer/x/mu",)
     assert plan.dropped == ("optimizer/0/mu", "optimizer/1/mu")
     # Nor when one saved array could go to two places.
-    assert len(migrate.plan(new, old).reset) == 2
+    assert len(migration.plan_migration(new, old).reset) == 2
     # The longer common end decides.
     near = described(optimizer__x__1__mu="float32[2]")
-    assert migrate.plan(old, near).kept["optimizer/x/1/mu"] == "optimizer/1/mu"
+    assert migration.plan_migration(old, near).kept["optimizer/x/1/mu"] == "optimizer/1/mu"
 
 
 def test_another_shape_begins_anew_and_another_float_is_converted():
     old = described(optimizer__mu="float32[2, 3]", optimizer__n="int32[]")
-    plan = migrate.plan(old, described(optimizer__mu="float32[3, 2]", optimizer__n="float32[]"))
+    plan = migration.plan_migration(
+        old, described(optimizer__mu="float32[3, 2]", optimizer__n="float32[]")
+    )
     assert set(plan.reset) == {"optimizer/mu", "optimizer/n"} == set(plan.dropped)
-    plan = migrate.plan(old, described(optimizer__mu="bfloat16[2, 3]", optimizer__n="int32[]"))
+    plan = migration.plan_migration(
+        old, described(optimizer__mu="bfloat16[2, 3]", optimizer__n="int32[]")
+    )
     assert plan.kept["optimizer/mu"] == "optimizer/mu" and not plan.reset
 
 
@@ -218,8 +221,8 @@ def test_another_shape_begins_anew_and_another_float_is_converted():
 )
 def test_only_types_and_shapes_are_read_as_such(text):
     with pytest.raises(ValueError):
-        migrate.parse(text)
-    assert migrate.parse("bfloat16[3, 50]") == jax.ShapeDtypeStruct((3, 50), jnp.bfloat16)
+        migration.parse_shape(text)
+    assert migration.parse_shape("bfloat16[3, 50]") == jax.ShapeDtypeStruct((3, 50), jnp.bfloat16)
 
 
 def test_a_run_goes_on_with_another_optimizer_when_told_to(tmp_path, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(text):
-    return batches.load(str(text), "bytes", length=12, batch_size=4, seed=0)
+    return batches.load_text(str(text), "bytes", length=12, batch_size=4, seed=0)
 
 
 def test_a_run_is_adamw_by_hand(data):

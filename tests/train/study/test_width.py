@@ -138,7 +138,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(text):
-    return batches.load(text, "bytes", length=12, batch_size=2, seed=0)
+    return batches.load_text(text, "bytes", length=12, batch_size=2, seed=0)
 
 
 def test_runs_side_by_side_are_runs_alone(data):

@@ -9,17 +9,16 @@ import pytest
 from train import __main__ as command
 from train import main
 from train.run import integrity
-from train.torture import checks, runs
-from train.torture import layouts as torture_layouts
+from train.torture import in_process, layouts, runs
 from train.torture import main as torture
 
 STEPS = 15
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder with the run that nothing disturbs, made in this process."""
-    found = runs.Place(tmp_path_factory.mktemp("torture"))
+    found = runs.Workspace(tmp_path_factory.mktemp("torture"))
     found.write_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main.figures, "draw", lambda *_: [])
@@ -27,27 +26,27 @@ def place(tmp_path_factory):
     return found
 
 
-def test_a_killed_run_loses_no_more_than_is_promised(place):
-    asked = types.SimpleNamespace(kills=1, seed=3)
-    found, rows = torture.kills(place, STEPS, asked, print)
+def test_a_killed_run_loses_no_more_than_is_promised(workspace):
+    options = types.SimpleNamespace(kills=1, seed=3)
+    found, rows = torture.measure_kills(workspace, STEPS, options, print)
     assert found["killed"] == 1 and found["runs"] == 1
     assert found["wrong_losses"] == found["failed_restarts"] == 0
     assert rows[1][-1] and found["steps_lost_most"] <= 2 * runs.INTERVAL
-    assert runs.losses(place.run("kills-1")) == runs.losses(place.run("clean"))
+    assert runs.losses(workspace.run("kills-1")) == runs.losses(workspace.run("clean"))
 
 
-def test_damages_are_counted_and_none_is_missed(place, monkeypatch):
+def test_damages_are_counted_and_none_is_missed(workspace, monkeypatch):
     # What is drawn follows from the sizes of the files too: among 27 no kind is missing but once in 19000 times.
-    asked = types.SimpleNamespace(damages=27, seed=1)
-    found, (row,) = torture.damages(place, STEPS, asked, print)
+    options = types.SimpleNamespace(damages=27, seed=1)
+    found, (row,) = torture.measure_damages(workspace, STEPS, options, print)
     assert row[-1] and sum(found["kinds"].values()) == 27 and min(found["kinds"].values()) > 0
     # A program that compares nothing is told apart.
     monkeypatch.setattr(integrity, "check_seal", lambda folder: None)
     monkeypatch.setattr(integrity, "compare_digests", lambda *digests: None)
-    monkeypatch.setattr(checks.damage, "one", flip_a_digest)
-    said, asked.damages = [], 9
-    blind, (row,) = torture.damages(place, STEPS, asked, said.append)
-    assert not row[-1] and blind["silent"] == 9 and "not found: flip" in said[0]
+    monkeypatch.setattr(in_process.damage, "one", flip_a_digest)
+    said, options.damages = [], 9
+    blind, (row,) = torture.measure_damages(workspace, STEPS, options, said.append)
+    assert not row[-1] and blind["silent"] == 9 and "not detected: flip" in said[0]
 
 
 def flip_a_digest(folder, generator, kind):
@@ -58,22 +57,22 @@ def flip_a_digest(folder, generator, kind):
     return "flip state"
 
 
-def test_edits_and_broken_batches(place, tmp_path):
-    asked = types.SimpleNamespace()
-    assert torture.numbers.__name__ in torture.FIGURES
-    found = checks.broken_batches(place.run("clean"), 24)
+def test_edits_and_broken_batches(workspace, tmp_path):
+    options = types.SimpleNamespace()
+    assert "numbers" in torture.FIGURES
+    found = in_process.broken_batches(workspace.run("clean"), 24)
     assert found == {"injected": 24, "skipped": 24, "arrays_changed": 0, "not_finite": 0}
-    apart = runs.Place(tmp_path)
-    results, (row,) = torture.edits(apart, STEPS, asked, print)
+    apart = runs.Workspace(tmp_path)
+    results, (row,) = torture.measure_edits(apart, STEPS, options, print)
     assert row[-1] and set(results.values()) == {"kept by name"} and len(results) == 9
 
 
-def test_layouts_are_told_apart(place, monkeypatch):
-    monkeypatch.setattr(torture_layouts, "GRIDS", {1: ((1, 1, 1), (2, 2, 1))})
-    monkeypatch.setattr(torture_layouts, "SETTINGS", {"l2": torture_layouts.DECAYS["l2"]})
-    torture_layouts.work(place.folder, torture_layouts.SETTINGS | {"none": torture_layouts.NOTHING})
-    seen = json.loads((place.folder / "layouts-1.json").read_text())
-    found = torture_layouts.compared(seen)
+def test_layouts_are_told_apart(workspace, monkeypatch):
+    monkeypatch.setattr(layouts, "GRIDS", {1: ((1, 1, 1), (2, 2, 1))})
+    monkeypatch.setattr(layouts, "SETTINGS", {"l2": layouts.DECAYS["l2"]})
+    layouts.work(workspace.folder, layouts.SETTINGS | {"none": layouts.NOTHING})
+    seen = json.loads((workspace.folder / "layouts-1.json").read_text())
+    found = layouts.compared(seen)
     worst = found["largest"].pop("2x2x1 in 1")
     assert 0 < worst["difference"] <= 1e-5 and worst["of"] in ("l2", "none")
     assert found["orders_of_data"] == 1 and found["least_effect_of_a_decay"] > 1e-4
@@ -81,7 +80,7 @@ def test_layouts_are_told_apart(place, monkeypatch):
     seen["2x2x1 in 1"]["l2"]["losses"][5] *= 1.01
     seen["2x2x1 in 1"]["none"]["batches"] = "other"
     seen["1x1x1 in 1"]["l2"]["losses"] = seen["1x1x1 in 1"]["none"]["losses"]
-    off = torture_layouts.compared(seen)
+    off = layouts.compared(seen)
     assert off["largest"]["2x2x1 in 1"]["of"] == "l2" and off["orders_of_data"] == 2
     assert off["least_effect_of_a_decay"] == 0
 

@@ -31,7 +31,7 @@ from train.config.fields import Mesh, UserError
 from train.step import families, sharding
 from train.weights import hugging_face
 from train.weights.hugging_face_config import read_config
-from train.weights.trained import newest
+from train.weights.trained import load_trained
 
 LLAMA = {
     "model_type": "llama",
@@ -114,7 +114,7 @@ def places(model, sizes=(1, 1, 1)):
 
 def loaded(folder, sizes=(1, 1, 1)):
     model = read_config(folder)
-    return model, hugging_face.load(folder, model, places(model, sizes))
+    return model, hugging_face.load_pretrained(folder, model, places(model, sizes))
 
 
 def random_params(model, seed=0):
@@ -151,7 +151,7 @@ def test_reading_gives_the_logits_of_the_file(name, tmp_path):
 def test_what_is_written_has_our_logits(name, tmp_path):
     model = OURS[name]
     params = random_params(model)
-    files = hugging_face.save(tmp_path, model, params, length=77, separator=5)
+    files = hugging_face.save_pretrained(tmp_path, model, params, length=77, separator=5)
     assert files == ["config.json", "model.safetensors"]
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["eos_token_id"] == 5 and 77 in {config.get("max_position_embeddings"), 77}
@@ -163,7 +163,7 @@ def test_what_is_written_has_our_logits(name, tmp_path):
 def test_there_and_back_over_several_files_and_devices(name, tmp_path):
     model = dataclasses.replace(OURS[name], base_width=None, base_head_width=None)
     params = random_params(model)
-    files = hugging_face.save(tmp_path, model, params, largest=9000)
+    files = hugging_face.save_pretrained(tmp_path, model, params, largest=9000)
     sizes = [(tmp_path / file).stat().st_size for file in files[1:]]
     assert len(sizes) > 4 and files[1] == f"model-00001-of-{len(sizes):05d}.safetensors"
     # 9000 bytes of arrays and the header, or one array alone.
@@ -180,7 +180,7 @@ def test_there_and_back_over_several_files_and_devices(name, tmp_path):
 def test_bfloat16_files_hold_rounded_weights(tmp_path):
     model = OURS["llama-tied"]
     params = random_params(model)
-    hugging_face.save(tmp_path, model, params, dtype="bfloat16")
+    hugging_face.save_pretrained(tmp_path, model, params, dtype="bfloat16")
     size = (tmp_path / "model.safetensors").stat().st_size
     assert 2 * llama.count(model) < size < 2 * llama.count(model) + 4000
     _, again = loaded(tmp_path)
@@ -192,11 +192,11 @@ def test_bfloat16_files_hold_rounded_weights(tmp_path):
 def test_a_base_width_comes_back_out(tmp_path):
     model = OURS["llama"]
     params = random_params(model)
-    hugging_face.save(tmp_path, model, params)
-    again = hugging_face.load(tmp_path, model, places(model))
+    hugging_face.save_pretrained(tmp_path, model, params)
+    again = hugging_face.load_pretrained(tmp_path, model, places(model))
     # Times a factor and divided by it: two roundings.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2.0**-22), params, again)
-    plain = hugging_face.load(tmp_path, read_config(tmp_path), places(model))
+    plain = hugging_face.load_pretrained(tmp_path, read_config(tmp_path), places(model))
     assert not np.allclose(plain["final_norm"]["scale"], params["final_norm"]["scale"], rtol=0.1)
 
 
@@ -205,11 +205,11 @@ def test_the_host_holds_one_array_at_a_time(tmp_path):
     model = llama.Config(vocab_size=600, width=256, mlp_width=640, layers=8, heads=4)
     whole, largest = 4 * llama.count(model), 4 * 256 * 640
     params = random_params(model)
-    hugging_face.save(tmp_path / "warm", model, params)
+    hugging_face.save_pretrained(tmp_path / "warm", model, params)
     loaded(tmp_path / "warm")
     peaks = []
     for work in (
-        lambda: hugging_face.save(tmp_path / "out", model, params),
+        lambda: hugging_face.save_pretrained(tmp_path / "out", model, params),
         lambda: loaded(tmp_path / "warm"),
     ):
         tracemalloc.start()
@@ -246,24 +246,36 @@ def test_names_without_their_first_word_and_constants_in_the_file(tmp_path):
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}},
             "linear",
         ),
-        (LLAMA, {"rope_parameters": 7}, "rope_parameters = '7' is not an object"),
+        (LLAMA, {"rope_parameters": 7}, "rope_parameters = '7' must be an object"),
         (
             LLAMA,
             {"partial_rotary_factor": 0.5},
-            "partial_rotary_factor = '0.5' is not supported; 1.0 is",
+            "partial_rotary_factor = '0.5' is not supported; allowed is 1.0",
         ),
         (LLAMA, {"sliding_window": 4096}, "sliding_window"),
-        (LLAMA, {"attention_bias": True}, "attention_bias = 'True' is not supported; False is"),
+        (
+            LLAMA,
+            {"attention_bias": True},
+            "attention_bias = 'True' is not supported; allowed is False",
+        ),
         (LLAMA, {"mlp_bias": True}, "mlp_bias"),
-        (LLAMA, {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; 'silu' is"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; allowed is 'silu'"),
         (LLAMA, {"num_local_experts": 8}, "num_local_experts"),
-        (LLAMA, {"head_dim": 8}, "head_dim = 8 is not supported; .*: 4"),
-        (LLAMA, {"model_type": "mixtral"}, "'mixtral' is not supported; llama and gpt2 are"),
+        (LLAMA, {"head_dim": 8}, "head_dim = 8 is not supported; .* = 4"),
+        (
+            LLAMA,
+            {"model_type": "mixtral"},
+            "'mixtral' is not supported; allowed are llama and gpt2",
+        ),
         (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
-        (LLAMA, {"hidden_size": "24"}, "hidden_size = '24' is not a number"),
+        (LLAMA, {"hidden_size": "24"}, "hidden_size = '24' must be a number"),
         (LLAMA, {"num_hidden_layers": True}, "num_hidden_layers = 'True'"),
         (LLAMA, {"num_attention_heads": 5}, "heads=5 must divide"),
-        (GPT2, {"activation_function": "relu"}, "activation_function = 'relu'.*'gelu_new' is"),
+        (
+            GPT2,
+            {"activation_function": "relu"},
+            "activation_function = 'relu'.*allowed is 'gelu_new'",
+        ),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2, {"scale_attn_weights": False}, "scale_attn_weights"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention"),
@@ -281,31 +293,31 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         read_config(tmp_path)
     for text, said in (
         ("{", "cannot be read"),
-        ("[]", "None is not"),
+        ("[]", "None is not supported"),
         ("[" * 99999, "cannot be read"),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=said):
             read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="does not say vocab_size"):
+    with pytest.raises(UserError, match="has no field vocab_size"):
         read_config(tmp_path)
     arrays = written(tmp_path, LLAMA)
     path, name = tmp_path / "model.safetensors", "model.layers.1.self_attn.k_proj.weight"
     for changed, said in (
-        ({n: a for n, a in arrays.items() if n != name}, f"no '{name}'"),
+        ({n: a for n, a in arrays.items() if n != name}, f"no array '{name}'"),
         (
             {**arrays, name: arrays[name].T},
-            r"has shape \(24, 8\); by its config.json it is \(8, 24\)",
+            r"has the shape \(24, 8\); its config.json requires \(8, 24\)",
         ),
         ({**arrays, "model.layers.3.x": arrays[name]}, "hold 1 arrays .* 'model.layers.3.x'"),
     ):
         reference.write(path, changed)
         with pytest.raises(UserError, match=said):
             loaded(tmp_path)
-    with pytest.raises(UserError, match="have heads = 6, the model has 3"):
+    with pytest.raises(UserError, match="have heads = 6, but the model has 3"):
         other = dataclasses.replace(read_config(tmp_path), heads=3, kv_heads=1)
-        hugging_face.load(tmp_path, other, places(other))
+        hugging_face.load_pretrained(tmp_path, other, places(other))
 
 
 # --- runs
@@ -345,7 +357,7 @@ def test_a_run_starts_from_weights_and_is_written_again(tmp_path, monkeypatch):
     assert command.main(["--resume", str(run), "--run.steps", "3"]) == 0
     out = tmp_path / "out"
     assert command.main(["export", str(run), "--out", str(out)]) == 0
-    trained = newest(run)
+    trained = load_trained(run)
     assert trained.step == 3
     theirs = json.loads((out / "config.json").read_text())
     arrays = reference.read(out / "model.safetensors")
@@ -387,7 +399,7 @@ def test_transformers_agrees_both_ways(tmp_path):
         case.mkdir()
         (case / "asked.json").write_text(json.dumps(CASES[name]))
         np.save(case / "tokens.npy", TOKENS)
-        files = hugging_face.save(
+        files = hugging_face.save_pretrained(
             case / "ours", OURS[name], random_params(OURS[name]), largest=9000
         )
         assert len(files) > 3

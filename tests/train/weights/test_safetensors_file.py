@@ -1,4 +1,4 @@
-"""Files of arrays: what is written is read, and nothing that a stranger puts into a header is believed."""
+"""Files of arrays: what is written is read, and no header that a stranger wrote makes us read outside of a file."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from train.config.fields import UserError
-from train.weights.safetensors_file import INDEX, Planned, Tensors, write
+from train.weights.safetensors_file import INDEX, PlannedArray, Tensors, write_checkpoint
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5
 B = np.array([1.0, -0.0, np.inf], np.float32)
@@ -29,8 +29,8 @@ def entry(**changes):
 )
 def test_what_is_written_is_read(dtype, kind, tmp_path):
     arrays = {"a": A, "b": B, "empty": np.zeros((0, 4), np.float32), "scalar": np.float32(7)}
-    planned = [Planned(n, np.shape(x), lambda x=x: np.asarray(x)) for n, x in arrays.items()]
-    assert write(tmp_path, planned, dtype, 10**9) == ["model.safetensors"]
+    planned = [PlannedArray(n, np.shape(x), lambda x=x: np.asarray(x)) for n, x in arrays.items()]
+    assert write_checkpoint(tmp_path, planned, dtype, 10**9) == ["model.safetensors"]
     tensors = Tensors(tmp_path)
     assert list(tensors) == list(arrays) and tensors.shape("a") == (2, 3)
     for name, x in arrays.items():
@@ -40,19 +40,19 @@ def test_what_is_written_is_read(dtype, kind, tmp_path):
 
 
 def test_several_files(tmp_path):
-    planned = [Planned(n, (2, 3), lambda i=i: A + i) for i, n in enumerate("abcde")]
-    assert len(write(tmp_path, planned, "F32", 48)) == 3
+    planned = [PlannedArray(n, (2, 3), lambda i=i: A + i) for i, n in enumerate("abcde")]
+    assert len(write_checkpoint(tmp_path, planned, "F32", 48)) == 3
     tensors = Tensors(tmp_path)
     for i, name in enumerate("abcde"):
         np.testing.assert_array_equal(tensors.read(name), A + i)
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 120
     for change, said in (
-        ({"a": "../model.safetensors"}, "not a file beside it"),
-        ({"a": "/etc/passwd"}, "not a file beside it"),
-        ({"a": 3}, "not a file beside it"),
+        ({"a": "../model.safetensors"}, "not the name of a file in this folder"),
+        ({"a": "/etc/passwd"}, "not the name of a file in this folder"),
+        ({"a": 3}, "not the name of a file in this folder"),
         ({"z": "model-00001-of-00003.safetensors"}, "does not hold 'z'"),
-        ({"a": "model-00003-of-00003.safetensors"}, "says otherwise"),
+        ({"a": "model-00003-of-00003.safetensors"}, "does not list it there"),
         ({"e": "model-00009-of-00003.safetensors"}, "cannot be read"),
     ):
         changed = {"weight_map": {**index["weight_map"], **change}}
@@ -65,33 +65,39 @@ def test_several_files(tmp_path):
 
 
 def test_a_plan_is_held_to(tmp_path):
-    with pytest.raises(ValueError, match=r"a has shape \(2, 3\) where \(3, 2\) was announced"):
-        write(tmp_path, [Planned("a", (3, 2), lambda: A)], "F32", 100)
+    with pytest.raises(
+        ValueError, match=r"a has shape \(2, 3\), but its planned shape is \(3, 2\)"
+    ):
+        write_checkpoint(tmp_path, [PlannedArray("a", (3, 2), lambda: A)], "F32", 100)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+ENTRY = json.dumps(entry()).encode()
 
 
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"a": entry(data_offsets=[0, 28])}, "28 bytes, which its shape and type do not need"),
-        ({"a": entry(data_offsets=[24, 0])}, "-24 bytes"),
-        ({"a": entry(data_offsets=[-24, 0])}, "not lists of whole numbers"),
-        ({"a": entry(data_offsets=[0.0, 24.0])}, "not lists of whole numbers"),
-        ({"a": entry(data_offsets=[4, 28])}, "begins at byte 4, but 0 is due"),
-        ({"a": entry(), "b": entry()}, "begins at byte 0, but 24 is due"),
-        ({"a": entry(shape=[2**62, 2**62])}, "do not need"),
-        ({"a": entry(shape=[True, 6])}, "not lists"),
-        ({"a": entry(shape=[1] * 33)}, "not lists"),
-        ({"a": entry(dtype="F99")}, "unknown type 'F99'"),
-        ({"a": entry(dtype=["F32"])}, "unknown type"),
-        ({"a": {"dtype": "F32"}}, "not described by"),
-        ({"a": 7}, "not described by"),
-        ({}, "cut or has something behind its end"),
-        ([1], "not an object"),
-        (b'{"a":{},"a":{}}', "a name stands twice"),
-        (b"\xff\xfe{}", "cannot be read"),
-        (b"[" * 100_000, "cannot be read"),
-        (b"{" + b'"a":1' + b"0" * 5000 + b"}", "cannot be read|not described"),
+        ({"a": entry(data_offsets=[0, 28])}, "invalid shape, data type, or offset"),
+        ({"a": entry(data_offsets=[24, 0])}, "invalid offset for tensor `a`"),
+        ({"a": entry(data_offsets=[-24, 0])}, "integer `-24`"),
+        ({"a": entry(data_offsets=[0.0, 24.0])}, "floating point `0.0`"),
+        ({"a": entry(data_offsets=[4, 28])}, "invalid offset for tensor `a`"),
+        ({"a": entry(), "b": entry()}, "invalid offset for tensor `[ab]`"),
+        ({"a": entry(shape=[2**62, 2**62])}, "overflow"),
+        ({"a": entry(shape=[True, 6])}, "boolean `true`"),
+        ({"a": entry(shape=[1] * 33)}, "invalid shape, data type, or offset"),
+        ({"a": entry(dtype="F99")}, "unknown variant `F99`"),
+        ({"a": entry(dtype=["F32"])}, "invalid type: sequence"),
+        ({"a": {"dtype": "F32"}}, "missing field `shape`"),
+        ({"a": 7}, "invalid type: integer `7`"),
+        ({}, "file not fully covered"),
+        ([1], "invalid type: sequence"),
+        (b'{"a":{},"a":{}}', "missing field `dtype`"),
+        (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), "a name occurs twice"),
+        (b"\xff\xfe{}", "invalid UTF-8"),
+        (b"[" * 100_000, "invalid type: sequence"),
+        (b"{" + b'"a":1' + b"0" * 5000 + b"}", "number out of range"),
     ],
 )
 def test_hostile_headers_are_refused(header, said, tmp_path):
@@ -103,16 +109,19 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Tensors(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(UserError, match=r"pytorch_model.bin is of a form that is not read; what"):
+    with pytest.raises(
+        UserError, match=r"pytorch_model.bin is a pickled checkpoint.*save_pretrained"
+    ):
         Tensors(tmp_path)
     for length in (0, 1, 10**6, 2**63):
-        with pytest.raises(UserError, match="not a safetensors file"):
+        with pytest.raises(UserError, match="not a valid safetensors file"):
             Tensors(file(tmp_path, {"a": entry()}, bytes(24), length))
     (tmp_path / "model.safetensors").write_bytes(b"PK")
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         Tensors(tmp_path)
-    with pytest.raises(UserError, match="cut"):
-        Tensors(file(tmp_path, {"a": entry()}, bytes(23)))
+    for size in (23, 25):
+        with pytest.raises(UserError, match="file not fully covered"):
+            Tensors(file(tmp_path, {"a": entry()}, bytes(size)))
     whole = Tensors(file(tmp_path, {"a": entry(dtype="I32")}, bytes(24)))
     with pytest.raises(UserError, match="type I32; allowed are F32"):
         whole.read("a")
@@ -120,8 +129,8 @@ def test_files_that_are_none(tmp_path):
 
 def test_damage_never_reaches_an_array(tmp_path):
     """Bytes of a good header changed at random: an error of ours, or arrays that lie inside the file."""
-    planned = [Planned("first", (2, 3), lambda: A), Planned("second", (3,), lambda: B)]
-    write(tmp_path, planned, "F32", 10**9)
+    planned = [PlannedArray("first", (2, 3), lambda: A), PlannedArray("second", (3,), lambda: B)]
+    write_checkpoint(tmp_path, planned, "F32", 10**9)
     path = tmp_path / "model.safetensors"
     good, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for _ in range(400):

@@ -28,8 +28,8 @@ def test_without_temperature_each_token_is_the_likeliest(window, params):
     found = list(START)
     for _ in range(8):
         found.append(int(jnp.argmax(forward(np.array([found[-window:]]))[0, -1, :257])))
-    source = sample.Source(MODEL, params, Bytes(), window)
-    assert sample.continuation(source, START, 8, 0.0, 3) == found[5:]
+    source = sample.LanguageModel(MODEL, params, Bytes(), window)
+    assert sample.sample_tokens(source, START, 8, 0.0, 3) == found[5:]
     assert len(set(found[5:])) > 2
 
 
@@ -52,22 +52,24 @@ def test_tokens_are_drawn_as_often_as_the_model_says(params):
 
 
 def test_the_seed_decides(params):
-    source = sample.Source(MODEL, params, Bytes(), 16)
-    one, again, other = (sample.continuation(source, START, 12, 1.0, s) for s in (1, 1, 2))
+    source = sample.LanguageModel(MODEL, params, Bytes(), 16)
+    one, again, other = (sample.sample_tokens(source, START, 12, 1.0, s) for s in (1, 1, 2))
     assert one == again != other
-    likeliest, coldest = (sample.continuation(source, START, 4, t, 0) for t in (0.0, 1e-50))
+    likeliest, coldest = (sample.sample_tokens(source, START, 4, t, 0) for t in (0.0, 1e-50))
     assert likeliest == coldest
-    text = sample.text(source, "ab", 4, 1.0, 0)
+    text = sample.continue_text(source, "ab", 4, 1.0, 0)
     assert text.startswith("ab")
     # Without a prompt it begins behind a separator, which is not shown.
-    assert sample.text(source, "", 4, 0.0, 0) == Bytes().decode(
-        np.array(sample.continuation(source, [256], 4, 0.0, 0))
+    assert sample.continue_text(source, "", 4, 0.0, 0) == Bytes().decode(
+        np.array(sample.sample_tokens(source, [256], 4, 0.0, 0))
     )
     begun = source._replace(begin=(31, 7))
     seen = [31, 7, *b"ab"]
-    said = sample.text(begun, "ab", 4, 0.0, 0)
-    assert said == Bytes().decode(np.array(seen[2:] + sample.continuation(source, seen, 4, 0.0, 0)))
-    assert said != sample.text(source, "ab", 4, 0.0, 0)
+    said = sample.continue_text(begun, "ab", 4, 0.0, 0)
+    assert said == Bytes().decode(
+        np.array(seen[2:] + sample.sample_tokens(source, seen, 4, 0.0, 0))
+    )
+    assert said != sample.continue_text(source, "ab", 4, 0.0, 0)
 
 
 def test_a_run_and_what_it_exports_say_the_same(tmp_path, monkeypatch, capsys):
@@ -101,5 +103,5 @@ def test_a_gpt_sees_as_much_as_it_has_positions():
         vocab_size=257, positions=6, width=16, mlp_width=20, layers=1, heads=2, init_std=0.5
     )
     params = jax.jit(lambda key: gpt.init(model, key))(jax.random.key(0))
-    source = sample.Source(model, params, Bytes(), model.positions)
-    assert len(sample.continuation(source, START, 9, 0.0, 0)) == 9
+    source = sample.LanguageModel(model, params, Bytes(), model.positions)
+    assert len(sample.sample_tokens(source, START, 9, 0.0, 0)) == 9

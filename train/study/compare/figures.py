@@ -25,7 +25,7 @@ def speedups(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> 
     arms = [arm for arm in ARMS if any(row.arm == arm for row in chosen)]
     if not arms:
         return False
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
             *(1, len(texts)),
             figsize=(2.2 + 3.2 * len(texts), 1.3 + 0.27 * len(arms)),
@@ -90,7 +90,7 @@ def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
         return False
     each = math.ceil(len(arms) / COLUMNS)
     with plt.rc_context(
-        figures.LOOK | {"font.size": 7, "axes.titlesize": 7, "axes.axisbelow": True}
+        figures.RC_PARAMS | {"font.size": 7, "axes.titlesize": 7, "axes.axisbelow": True}
     ):
         picture, panels = plt.subplots(
             *(each * len(texts), COLUMNS),
@@ -148,7 +148,7 @@ def ladders(
     tables = {text: table for text, table in tables.items() if len(table) > 2}
     if not tables:
         return False
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
             *(1, len(tables)),
             figsize=(1 + 3.6 * len(tables), 3.3),
@@ -187,7 +187,7 @@ def costs(found: Mapping[str, Cost], path: pathlib.Path) -> bool:
     arms = [arm for arm in ARMS if arm in found and ARMS[arm].workers == 1]
     if not arms:
         return False
-    with plt.rc_context(figures.LOOK | {"axes.axisbelow": True}):
+    with plt.rc_context(figures.RC_PARAMS | {"axes.axisbelow": True}):
         picture, panel = plt.subplots(figsize=(6, 0.9 + 0.25 * len(arms)), layout="constrained")
         values = [found[arm].ratio for arm in arms]
         panel.barh([-i for i in range(len(arms))], values, color="#a9c3df", height=0.7)

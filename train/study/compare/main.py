@@ -27,7 +27,7 @@ from typing import Any
 import tyro
 
 from train.config.fields import UserError, nearest
-from train.data.batches import Data
+from train.data.batches import TokenBatches
 from train.display import Progress, say
 from train.run.signals import signals
 from train.study.compare.arms import ARMS, CONTROLS, WORKERS
@@ -160,7 +160,7 @@ def names(comparison: Comparison) -> list[str]:
 
 def run_all(
     comparison: Comparison,
-    texts: dict[str, Data],
+    texts: dict[str, TokenBatches],
     stored: Sequence[Record],
     path: pathlib.Path,
     stop: Sequence[int] = (),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data.batches import Data
+from train.data.batches import TokenBatches
 from train.study.compare.arms import ARMS
 from train.study.small_runs import SmallProgram, SmallTask, compiled, numbers, train
 
@@ -30,7 +30,7 @@ def program(task: SmallTask, arm: str, vocab_size: int) -> SmallProgram:
 
 def run(
     task: SmallTask,
-    data: Data,
+    data: TokenBatches,
     arm: str,
     *,
     learning_rate: float,
@@ -69,7 +69,9 @@ def run(
     }
 
 
-def cost(task: SmallTask, data: Data, arm: str, point: tuple[float, float]) -> dict[str, Any]:
+def cost(
+    task: SmallTask, data: TokenBatches, arm: str, point: tuple[float, float]
+) -> dict[str, Any]:
     """Seconds of a step of an arm and of AdamW, in turns: of the CPU if that is the device.
 
     Returns:

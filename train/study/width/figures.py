@@ -21,7 +21,7 @@ def draw(results: Sequence[Mapping[str, Any]], base_width: int, path: pathlib.Pa
     errors.
     """
     plt = figures.pyplot()
-    with plt.rc_context(figures.LOOK):
+    with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
             len(RULES), 2, sharex="col", sharey=True, squeeze=False, figsize=(7.5, 2.3 * len(RULES))
         )

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from train.config.fields import UserError, nearest
-from train.data.batches import Data
+from train.data.batches import TokenBatches
 from train.display import Progress, say
 from train.run.folder import write
 from train.run.signals import signals
@@ -173,7 +173,7 @@ def check(sweep: Sweep) -> None:
 
 def run(
     sweep: Sweep,
-    data: Data,
+    data: TokenBatches,
     results: list[dict[str, Any]],
     path: pathlib.Path,
     stop: Sequence[int] = (),

@@ -14,7 +14,7 @@ import optax
 import optax_decay
 from models import llama
 from train.config.fields import UserError
-from train.data.batches import Data
+from train.data.batches import TokenBatches
 from train.study.population import side_by_side
 from train.study.small_runs import (
     Optimizer,
@@ -99,7 +99,7 @@ def program(
 def run_group(
     task: SmallTask,
     steps: int,
-    data: Data,
+    data: TokenBatches,
     parametrisation: str,
     width: int,
     learning_rate: float,

@@ -1,4 +1,4 @@
-"""What is done to checkpoints and to numbers inside of this process: damage, edits of a chain, NaN."""
+"""Reliability tests inside this process: damaged checkpoints, edited optimizer chains, and NaN in batches."""
 
 import pathlib
 import random
@@ -14,19 +14,18 @@ import optax
 
 import optax_decay
 from train.config.fields import Config
-from train.run import checkpoints as checkpoint
-from train.run import integrity
-from train.run import migration as migrate
+from train.run import integrity, migration
+from train.run.checkpoints import Checkpoints, describe, flat
 from train.torture import damage
 from train.torture.runs import saved
-from train.weights import params
+from train.weights.params import read_params
 
 
 def _rate(count: Any) -> Any:
     return 0.01 / (1 + count)
 
 
-# What a run that began with `optax.adamw(0.01)` may want to be (needs: state by name, not by place).
+# Changes that a run may make to `optax.adamw(0.01)`, after which the state must be found by name.
 EDITS: dict[str, Callable[[], Any]] = {
     "schedule of the rate": lambda: optax.adamw(_rate),
     "schedule of the decay": lambda: optax.adamw(0.01, weight_decay=_rate),
@@ -40,23 +39,26 @@ EDITS: dict[str, Callable[[], Any]] = {
 }
 
 
-def damages(run: pathlib.Path, count: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Damages the newest checkpoint of a finished run, each time from a fresh copy, and restores.
+def damage_checkpoints(
+    run: pathlib.Path, count: int, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Damages the newest checkpoint of a finished run, each time in a fresh copy, and restores.
 
-    What comes back is compared bit for bit with what was there: the checkpoint before, or the same
-    one where nothing but its seal is gone.
+    The restored state must equal, bit for bit, the previous checkpoint, or the newest one if only its seal was deleted.
     """
     generator, newest = random.Random(seed), saved(run)[-1]
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.meta(newest)
         wanted = {step: checkpoints.meta(step)["digests"] for step in saved(run)}
     abstract = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-        for path, x in ((path, migrate.parse(text)) for path, text in meta["structure"].items())
+        for path, x in (
+            (path, migration.parse_shape(text)) for path, text in meta["structure"].items()
+        )
     }
     counts = dict.fromkeys(("flip", "cut", "delete"), 0)
-    result = {"found": 0, "seal_gone_and_equal": 0, "silent": 0, "kinds": counts}
+    result = {"detected": 0, "seal_gone_and_equal": 0, "silent": 0, "kinds": counts}
     for number in range(count):
         kind = generator.choice(list(counts))
         copy = run.parent / "damaged"
@@ -65,68 +67,72 @@ def damages(run: pathlib.Path, count: int, seed: int, say: Callable[[str], None]
             shutil.copytree(run / f"checkpoints/{step}", copy / f"checkpoints/{step}")
         done = damage.one(copy / f"checkpoints/{newest}", generator, kind)
         counts[kind] += 1
-        said: list[str] = []
-        with checkpoint.Checkpoints(copy / "checkpoints", 4) as checkpoints:
-            found = checkpoints.restore(abstract, meta, said.append)
-        state, step = found if found is not None else ({}, -1)
+        messages: list[str] = []
+        with Checkpoints(copy / "checkpoints", 4) as checkpoints:
+            restored = checkpoints.restore(abstract, meta, messages.append)
+        state, step = restored if restored is not None else ({}, -1)
         equal = step in wanted and integrity.digests(state) == wanted[step]
-        if equal and step != newest and "cannot be read" in said[0]:
-            result["found"] += 1
-        elif equal and done == f"delete {integrity.SEAL}" and integrity.SEAL in said[0]:
+        if equal and step != newest and "cannot be read" in messages[0]:
+            result["detected"] += 1
+        elif equal and done == f"delete {integrity.SEAL}" and integrity.SEAL in messages[0]:
             result["seal_gone_and_equal"] += 1
         else:
             result["silent"] += 1
-            say(f"not found: {done}")
+            say(f"not detected: {done}")
         if (number + 1) % 20 == 0 or number + 1 == count:
-            say(f"damage {number + 1} of {count}, {result['silent']} not found")
+            say(f"damage {number + 1} of {count}, {result['silent']} not detected")
     return result
 
 
-def edits(folder: pathlib.Path, say: Callable[[str], None]) -> dict[str, str]:
-    """What became of the state of AdamW under each edit: "kept by name", or what went wrong."""
+def edit_chains(folder: pathlib.Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Migrates the state of AdamW under each edit; the result by edit, "kept by name" or a description of the error."""
     tx, here = optax.adamw(0.01), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     weights = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.arange(5.0) - 2}
     before = {"params": weights, "optimizer": tx.init(weights), "step": jnp.asarray(2, jnp.int32)}
     gradient = jax.tree.map(jnp.cos, weights)
     before["optimizer"] = tx.update(gradient, before["optimizer"], weights)[1]
-    named = dict(zip(migrate.names(before).values(), checkpoint.flat(before).values()))
-    with checkpoint.Checkpoints(folder, 2) as checkpoints:
-        checkpoints.save(before, checkpoint.describe(Config(), "", before), 2)
+    named = dict(zip(migration.leaf_names(before).values(), flat(before).values()))
+    with Checkpoints(folder, 2) as checkpoints:
+        checkpoints.save(before, describe(Config(), "", before), 2)
         checkpoints.wait()
     result = {}
     for edit, make in EDITS.items():
-        tx, said = make(), []
+        tx, messages = make(), []
         shapes = {**before, "optimizer": jax.eval_shape(tx.init, weights)}
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
         )
-        meta = checkpoint.describe(Config(), "", abstract)
-        with checkpoint.Checkpoints(folder, 2) as checkpoints:
-            found = checkpoints.restore(abstract, meta, said.append, tx.init)
-        assert found is not None
-        after, names = checkpoint.flat(found[0]), migrate.names(found[0])
+        meta = describe(Config(), "", abstract)
+        with Checkpoints(folder, 2) as checkpoints:
+            restored = checkpoints.restore(abstract, meta, messages.append, tx.init)
+        assert restored is not None
+        after, names = flat(restored[0]), migration.leaf_names(restored[0])
         wrong = [
             path
             for path, x in after.items()
             if names[path] in named and not np.array_equal(x, named[names[path]])
         ]
-        text = "\n".join(said)
-        untold = [path for path in after if names[path] not in named and path not in text]
-        untold += [
+        text = "\n".join(messages)
+        unreported = [path for path in after if names[path] not in named and path not in text]
+        unreported += [
             path
-            for path, name in migrate.names(before).items()
+            for path, name in migration.leaf_names(before).items()
             if name not in names.values() and path not in text
         ]
         result[edit] = (
-            f"not kept: {wrong}" if wrong else f"not told: {untold}" if untold else "kept by name"
+            f"not kept: {wrong}"
+            if wrong
+            else f"not reported: {unreported}"
+            if unreported
+            else "kept by name"
         )
     say(f"edits of a chain: {sum(text == 'kept by name' for text in result.values())} of 9")
     return result
 
 
 def broken_batches(run: pathlib.Path, count: int) -> dict[str, Any]:
-    """Gives the weights of a run gradients and losses that are not numbers; counts what changes."""
-    weights = params.read(run)[0]
+    """Updates the weights of a run with NaN and infinite gradients and losses; counts the changes."""
+    weights = read_params(run)[0]
     chain = optax.chain(
         optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax_decay.huber_decay(0.1),
         optax.scale_by_schedule(lambda step: -0.01 / (1 + step)),
@@ -161,8 +167,8 @@ def broken_batches(run: pathlib.Path, count: int) -> dict[str, Any]:
     }
 
 
-def cost(folder: pathlib.Path) -> dict[str, float]:
-    """MB/s of the digests of arrays and of the seal of files, on 128 MB."""
+def digest_speed(folder: pathlib.Path) -> dict[str, float]:
+    """Speed of the digests of arrays and of the seal of files, on 128 MB [MB/s]."""
     x = {"x": jax.random.normal(jax.random.key(0), (32, 1024, 1024))}
     integrity.digests(x)
     since = time.perf_counter()
