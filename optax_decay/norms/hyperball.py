@@ -31,7 +31,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_decay.norms.slices import Slices, check_slices, map_slices, norms, slices, zeros
+from optax_decay.norms.slices import (
+    Slices,
+    and_more,
+    check_slices,
+    map_slices,
+    norms,
+    slices,
+    zeros,
+)
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
@@ -116,8 +124,8 @@ def hyperball(
         empty = list(zeros(start))
         if empty:
             raise ValueError(
-                f"{empty[0]} holds only zeros (as do {len(empty) - 1} more slices), so that there is no sphere to stay "
-                "on: initialise it otherwise, pass radius=..., or exclude it with mask=...."
+                f"{and_more(empty)} holds only zeros, so that there is no sphere to stay on: initialise it otherwise, "
+                "pass radius=..., or exclude it from the sphere."
             )
         return HyperballState(
             jnp.zeros([], jnp.int32),

@@ -24,7 +24,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_decay.norms.slices import Slices, check_slices, map_slices, norms, slices, zeros
+from optax_decay.norms.slices import (
+    Slices,
+    and_more,
+    check_slices,
+    map_slices,
+    norms,
+    slices,
+    zeros,
+)
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import masks
@@ -67,8 +75,8 @@ def relative_update(
         empty = list(zeros(norms(params, found)))
         if empty:
             raise ValueError(
-                f"{empty[0]} holds only zeros (as do {len(empty) - 1} more slices), and a relative update would keep "
-                "it there: initialise it otherwise, or exclude it with mask=...."
+                f"{and_more(empty)} holds only zeros, and a relative update would keep it there: initialise it "
+                "otherwise, or exclude it with mask=...."
             )
         return optax.EmptyState()
 

@@ -26,6 +26,7 @@ import jax
 import optax
 
 from optax_decay.norms.hyperball import hyperball
+from optax_decay.norms.slices import and_more
 from optax_decay.optimizers import shape_scales
 from optax_decay.optimizers.muon import MuonDirectionOptions, scale_by_muon
 from optax_decay.parameters import axes as axes_lib
@@ -182,8 +183,8 @@ def _assemble(
             both = [path for path in on if on[path] and decays[path]]
             if both:
                 raise ValueError(
-                    f"{both[0]!r} and {len(both) - 1} more are on the sphere and would decay in proportion to "
-                    "themselves: the sphere fixes the norm and undoes that. Remove the decay, exclude these leaves "
+                    f"{and_more(both)} would decay in proportion to its weights while it is on the sphere: the "
+                    "sphere fixes the norm and undoes that. Remove the decay, exclude these leaves "
                     "with mask=..., or use a pull that changes the direction, such as pulls.huber()."
                 )
         return chain.init(params)

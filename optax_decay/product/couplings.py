@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_decay.parameters.arguments import check, nearest, one_of
@@ -39,8 +40,8 @@ class FollowsRate(NamedTuple):
     coefficient: float | jax.Array
     learning_rate: optax.ScalarOrSchedule
 
-    def __call__(self, count: jax.Array) -> Value:
-        return self.coefficient * now(self.learning_rate, count)
+    def __call__(self, count: jax.typing.ArrayLike) -> Value:
+        return self.coefficient * now(self.learning_rate, jnp.asarray(count))
 
 
 class Coupling(NamedTuple):
