@@ -71,7 +71,7 @@ def exact_quantile(
         ValueError: q outside [0, 1], an integer or complex array, an empty slice.
 
     >>> import jax.numpy as jnp
-    >>> float(quantile(jnp.array([3.0, 0.0, 1.0, 1.0]), 0.75))
+    >>> float(exact_quantile(jnp.array([3.0, 0.0, 1.0, 1.0]), 0.75))
     1.5
     """
     check("q", q, 0.0, 1.0)

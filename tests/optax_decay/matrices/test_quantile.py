@@ -57,7 +57,7 @@ def test_order_statistics_are_exact(name):
 def test_interpolation_follows_numpy(name, q):
     x = _awkward(name, np.random.default_rng(2))
     expected = np.quantile(x.astype(np.float64), q, axis=1)
-    ours = jax.jit(quantile, static_argnames=("q", "axis"))(jnp.asarray(x), q=q, axis=1)
+    ours = jax.jit(exact_quantile, static_argnames=("q", "axis"))(jnp.asarray(x), q=q, axis=1)
     assert ours.dtype == jnp.float32
     # One rounding of the difference, of the product and of the sum, each relative to the larger neighbour, which is
     # at most the largest entry; and what flush-to-zero loses.
