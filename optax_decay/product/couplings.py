@@ -93,7 +93,7 @@ def schedule(peak_learning_rate: float) -> Coupling:
 def corrected(
     learning_rate: optax.ScalarOrSchedule, peak_learning_rate: float | None = None
 ) -> Coupling:
-    """Shrinks a weight by λ η_t²/η_max per step, which keeps |gradient|/|weight| of normalised layers constant.
+    """Shrinks a weight by λ η_t²/η_max per step, which keeps ``|gradient|/|weight|`` of normalised layers constant.
 
     Args:
         learning_rate: η, the chain's number or schedule.

@@ -17,8 +17,7 @@ import optax
 from flax import traverse_util
 
 import optax_decay
-from optax_decay import spectra
-from optax_decay.parameters import axes
+from optax_decay import axes, spectra
 from train.bench.table import Options, Table, best_times
 from train.display import say
 from train.step import families
