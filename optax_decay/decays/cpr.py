@@ -132,8 +132,8 @@ def cpr_decay(
         measure: R: ``"l2"``, ``"l1"``, ``"std"`` or ``"huber"``.
         rate: μ n (μ for std) > 0; a number or schedule.
         learning_rate: η, a number or schedule, if decay is to be scaled by it.
-        mask, axes: as in `decay`; by default hidden matrices and the output head. That needs `axes`: without a
-            description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+        mask, axes: as in `decay`; by default hidden matrices and the output head. Without `axes`, names of parameters
+            decide (`axes.signatures`).
 
     Returns:
         A transformation with a `CprState`, whose ``update`` needs params.

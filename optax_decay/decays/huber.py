@@ -133,9 +133,8 @@ def adam_huber_decay(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamHD: Adam with decoupled Huber decay.
 
-    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
-    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included. For the proximal
-    form, chain ``optax.adam`` and `huber_proximal_decay`.
+    Decays hidden matrices and the output head, not embeddings, norms and biases. Without `axes`, names of parameters
+    decide (`axes.signatures`). For the proximal form, chain ``optax.adam`` and `huber_proximal_decay`.
 
     Args:
         learning_rate: η, a number or schedule.

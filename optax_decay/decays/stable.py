@@ -99,8 +99,8 @@ def adam_stable_decay(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamS: Adam with stable weight decay; hands its gradients to the decay by itself.
 
-    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
-    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    Decays hidden matrices and the output head, not embeddings, norms and biases. Without `axes`, names of parameters
+    decide (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule.

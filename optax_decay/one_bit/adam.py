@@ -369,8 +369,8 @@ def one_bit_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """1-bit Adam with decoupled weight decay; for use inside `jax.shard_map`.
 
-    Compresses and decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`:
-    without a description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    Compresses and decays hidden matrices and the output head, not embeddings, norms and biases. Without `axes`, names
+    of parameters decide (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule.

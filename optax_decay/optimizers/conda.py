@@ -319,8 +319,8 @@ def conda(
     Two groups of parameters share one learning rate: hidden matrices move by about ``scale · η`` per entry and step,
     all others (Adam) by η. The released recipes use η = 0.01, ``b2=0.99``, ``refresh_every=2000`` and ``scale=0.25``;
     the first step of their warm-up has η = 0. Hidden matrices and the output head decay; embeddings, norms and biases
-    do not. The released code decays everything (``mask=None``). Without `axes`, every leaf of exactly two dimensions
-    counts as a hidden matrix, embeddings included, so describe the axes of a language model.
+    do not. The released code decays everything (``mask=None``). Without `axes`, names of parameters decide
+    (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule.

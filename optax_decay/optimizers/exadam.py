@@ -183,8 +183,8 @@ def exadam(
 ) -> optax.GradientTransformationExtraArgs:
     """EXAdam with decoupled weight decay. Its steps are 2 to 5 (at first 16) times as long as Adam's at equal η.
 
-    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
-    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    Decays hidden matrices and the output head, not embeddings, norms and biases. Without `axes`, names of parameters
+    decide (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule. The author suggests 1e-3 (vision) and 3e-4 (language).

@@ -376,10 +376,9 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with decoupled weight decay: ``w ← w - η u - η λ w``.
 
-    Hidden matrices (Muon) and all other parameters (Adam) have updates of comparable size, and share one learning rate
-    and one decay. Hidden matrices and the output head decay; embeddings, norms and biases do not. Without `axes`, every
-    leaf of exactly two dimensions counts as a hidden matrix, embeddings included, so describe the axes of a language
-    model. For other rates per group, see `by_role`.
+    Hidden matrices (Muon) and all other parameters (Adam) have updates of comparable size, and share one learning
+    rate and one decay. Hidden matrices and the output head decay; embeddings, norms and biases do not. Without
+    `axes`, names of parameters decide (`axes.signatures`). For other rates per group, see `by_role`.
 
     The matrices of ``optax.contrib.muon(r, weight_decay=d, consistent_rms=0.2)`` are those of ``muon(r, weight_decay=d,
     mask="hidden", momentum_form="bias_corrected_nesterov")``; with ``nesterov=False`` and ``momentum_form="plain"``,

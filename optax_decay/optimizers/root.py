@@ -330,8 +330,7 @@ def root(
 
     Hidden matrices (ROOT) and all other parameters (Adam) have updates of comparable size, and share one learning rate
     and one decay. Hidden matrices and the output head decay; embeddings, norms and biases do not. The released code
-    decays everything (``mask=None``). Without `axes`, every leaf of exactly two dimensions counts as a hidden matrix,
-    embeddings included, so describe the axes of a language model.
+    decays everything (``mask=None``). Without `axes`, names of parameters decide (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule.

@@ -289,7 +289,7 @@ def rotational_adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose hidden matrices rotate; the head decays as in AdamW, and everything else does not decay.
 
-    That needs `axes`: without a description, every leaf of exactly two dimensions counts as a hidden matrix.
+    Without `axes`, names of parameters decide (`axes.signatures`).
 
     Args:
         learning_rate: η, a number or schedule.

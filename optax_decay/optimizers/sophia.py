@@ -317,8 +317,8 @@ def sophia_g(
 ) -> optax.GradientTransformationExtraArgs:
     """Sophia-G with decoupled weight decay: pass ``hessian_fn=gnb_hessian(logits_fn, batch, mask)`` to ``update``.
 
-    Decays hidden matrices and the output head, not embeddings, norms and biases. That needs `axes`: without a
-    description, every leaf of exactly two dimensions counts as a hidden matrix, embeddings included.
+    Decays hidden matrices and the output head, not embeddings, norms and biases. Without `axes`, names of parameters
+    decide (`axes.signatures`).
 
     The authors' settings: learning rate 6e-4 (125M), 7e-4 (355M), 3e-4 (770M), γ 0.05, 0.08, 0.05, λ 0.2, k 10,
     gradients clipped to norm 1, 2000 steps of warm-up, cosine.

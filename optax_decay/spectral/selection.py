@@ -55,7 +55,7 @@ def _selection(
 def hidden_matrices(
     *, exclude: Sequence[str] = (), min_eigenvalues: int | None = None
 ) -> Selection:
-    """Measures every matrix of role hidden. Without `axes`, every array with two dimensions counts as hidden.
+    """Measures every matrix of role hidden. Without `axes`, names of parameters decide (`axes.signatures`).
 
     Args:
         exclude: names (``"blocks/attention/query/kernel[0]"``) or path patterns of matrices to leave out.
