@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "train.plan.main",
     "width": "train.study.width.main",
     "compare": "train.study.compare.main",
+    "tune": "train.study.tune.main",
     "coordinate_check": "train.study.coordinate_check",
     "gains": "train.study.gains",
     "params": "train.weights.params",

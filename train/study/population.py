@@ -1,65 +1,321 @@
-"""Runs of one small program side by side: a grid of seeds and points (learning rate, decay), in one program.
+"""A population: many runs of one small program that differ in learning rate, decay and seed.
 
-States, losses and results have two leading axes, seeds and points; tokens have that of seeds, so that all points of a
-seed see the same text in the same order. Every run is at the same step. With shared counters a counter has no such
-axes, and a `jax.lax.cond` that looks at it stays one: an optimizer that computes bases or spectra every k steps does so
-every k steps. Where counters are mapped, both branches of such a `cond` are computed in each step.
+The members of a population share a model, an optimizer, a text and a length. A member's seed decides its initial
+weights and its order of the text, so members of one seed see the same text in the same order from the same start,
+whatever their optimizer is: differences between points are taken seed by seed.
+
+On an accelerator all members train side by side as one compiled program: `jax.vmap` of the trainer's own step, with
+the axis of members split over the devices. Members exchange nothing, so a member that diverges harms no other one. On
+CPUs members train one after the other, because a step of several members costs more there than their steps one by one.
+`side_by_side_here` is the one place that decides between the two.
+
+Every member is at the same step. Counters of completed steps therefore have no axis of members, and a `jax.lax.cond`
+on such a counter stays a condition: bases and spectra are computed when they are due, not in every step. A counter is
+recognised by its name, `count` or `step`. A counter that depends on data, such as `SpectralAlphaState.measured`, has
+the axis of members.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import P
 
-from train.study.small_runs import Compiled, Numbers, SmallProgram, numbers
+import optax_decay
+from train.data.batches import TokenBatches
+from train.study.results import append
+from train.study.small_runs import Compiled, Numbers, SmallProgram, compiled, numbers, train
 
-SEEDS = Numbers(learning_rate=None, weight_decay=None, steps=None, seed=0)
-TUNED = ("learning_rate", "weight_decay")
+AXIS = "member"
+COUNTERS = frozenset({"count", "step"})
+SPARE = 0.9  # share of a device's free memory that a population may take
+Look = Callable[[Any], Any]
 
 
-def mapped(program: SmallProgram, shared_counters: bool) -> Any:
-    """A tree like a run's state: None for counters (integer scalars) that are shared, 0 for mapped leaves."""
+class Member(NamedTuple):
+    """The numbers of one run: peak learning rate, decay coefficient, and seed of weights and text."""
 
-    def axis(x: jax.ShapeDtypeStruct) -> int | None:
-        counter = x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)
-        return None if shared_counters and counter else 0
+    learning_rate: float
+    weight_decay: float
+    seed: int
 
-    return jax.tree.map(axis, jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0)))
+
+class Outcome(NamedTuple):
+    """What one run came to.
+
+    Attributes:
+        member: its numbers.
+        loss: on held-out text, in nats per token; infinite if the run diverged.
+        losses: of every training step, float32 [steps].
+        seen: result of `look` on the final weights; None without it.
+        seconds: of wall time, with compilation where the program was new; shared equally by members side by side.
+    """
+
+    member: Member
+    loss: float
+    losses: np.ndarray
+    seen: Any
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """A line of results."""
+        return {**self.member._asdict(), "loss": self.loss, "seconds": round(self.seconds, 3)}
+
+
+def side_by_side_here() -> bool:
+    """Whether members train side by side: on accelerators they do, on CPUs they do not."""
+    return jax.default_backend() != "cpu"
+
+
+def population(
+    program: SmallProgram,
+    members: Sequence[Member],
+    data: TokenBatches,
+    steps: int,
+    *,
+    together: bool | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
+    look: Look | None = None,
+) -> Iterator[Outcome]:
+    """Trains all members, and yields each when it is done.
+
+    Args:
+        program: task, model and optimizer of all members.
+        members: their numbers.
+        data: text for the task, read in an order of its own by each seed.
+        steps: length of every run and of its schedule.
+        together: whether to train side by side; None: as `side_by_side_here` says. Runs with simulated workers train
+            one after the other in any case.
+        devices: to split the members over; None: all of this process.
+        memory: bytes that the program may take per device; None: most of what is free.
+        look: function of the final weights of one run, whose result is kept. Pass the same function in every call.
+    """
+    if together is None:
+        together = side_by_side_here()
+    if not together or program.workers > 1:
+        yield from _one_by_one(program, members, data, steps, look)
+        return
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    size = planned(program, len(members), data, steps, chosen, memory)
+    rounds = math.ceil(len(members) / size)
+    size = _multiple(math.ceil(len(members) / max(rounds, 1)), len(chosen))  # equal rounds
+    for first in range(0, len(members), size):
+        group = list(members[first : first + size])
+        yield from _group(program, group, size, data, steps, chosen, look)
+
+
+def recorded(
+    path: pathlib.Path,
+    stored: Iterable[Mapping[str, Any]],
+    members: Sequence[Member],
+    run: Callable[[Sequence[Member]], Iterator[Outcome]],
+) -> Iterator[dict[str, Any]]:
+    """The results of all members: first those that are stored, then the others, each written to a file when done.
+
+    Args:
+        path: of the lines of results (`results.py`).
+        stored: lines that are in the file already.
+        members: that are wanted.
+        run: trains members that are missing.
+    """
+    known = {Member(*(line[name] for name in Member._fields)): dict(line) for line in stored}
+    yield from (known[member] for member in members if member in known)
+    for outcome in run([member for member in members if member not in known]):
+        append(path, [outcome.record()])
+        yield outcome.record()
+
+
+def member_axes(state: Any) -> Any:
+    """A tree like the state of one run: None for counters that all members share, 0 for leaves with an axis of members.
+
+    Steps that `skip_on_spike` leaves out differ between members, so nothing inside its state is shared.
+    """
+    return _by_sharing(state, None, 0)
+
+
+def _by_sharing(state: Any, shared: Any, own: Any) -> Any:
+    def skips(node: Any) -> bool:
+        return isinstance(node, optax_decay.states.SkipOnSpikeState)
+
+    def of(path: Any, x: Any) -> Any:
+        if skips(x):
+            return jax.tree.map(lambda _: own, x)
+        name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        return shared if name in COUNTERS and x.shape == () else own
+
+    return jax.tree_util.tree_map_with_path(of, state, is_leaf=skips)
 
 
 @functools.lru_cache(maxsize=4)
-def side_by_side(
-    program: SmallProgram, varied: tuple[str, ...] = TUNED, shared_counters: bool = True
-) -> Compiled:
-    """A grid of runs at once.
+def side_by_side(program: SmallProgram, devices: tuple[jax.Device, ...]) -> Compiled:
+    """Several runs as one program, split over devices.
 
     Args:
         program: of one run, without simulated workers.
-        varied: fields of `Numbers` that differ between points; all runs share the others.
-        shared_counters: whether counters have no axes of runs; an optimizer whose counters depend on the run's own
-            numbers, such as steps that were left out, needs them mapped.
+        devices: their number divides the number of members.
 
     Returns:
-        Functions of `Numbers` (seeds [seeds], varied numbers [points]), states [seeds, points, ...] and tokens
-        [steps, seeds, B, T + 1].
+        Functions of `Numbers` (learning rates, decays and seeds [members], steps []), states [members, ...], tokens
+        [steps, members, B, T + 1] and losses [steps, members].
 
     Raises:
-        ValueError: simulated workers; when called, shared counters that depend on the run.
+        ValueError: simulated workers.
     """
     if program.workers > 1:
         raise ValueError("runs side by side have no simulated workers: train them one at a time.")
-    state = mapped(program, shared_counters)
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    first, second = P(AXIS), P(None, AXIS)
+    state = jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0))
+    states, own = member_axes(state), Numbers(0, 0, None, 0)
+    split, numbers_split = _by_sharing(state, P(), first), Numbers(first, first, P(), first)
 
-    def over_runs(function: Callable[..., Any], axes: tuple[tuple[Any, Any], ...], out: Any) -> Any:
-        """`axes`: of every argument, what is mapped over seeds and what over points."""
-        outer, inner = zip(*axes)
-        return jax.vmap(jax.vmap(function, inner, out), outer, out)
+    def over(function: Any, axes: Any, out: Any, specs: Any, out_specs: Any) -> Any:
+        mapped = jax.vmap(function, axes, out)
+        # Members exchange nothing, so there is nothing to check about which values devices agree on.
+        return jax.shard_map(
+            mapped, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
+        )
 
-    points = Numbers(*(0 if name in varied else None for name in Numbers._fields))
-    own, tokens = (SEEDS, points), (1, None)
-    init = over_runs(program.init, (own,), state)
-    advance = over_runs(program.advance, ((state, state), own, tokens), (state, 1))
-    held_out_loss = over_runs(program.held_out_loss, ((state, state), (None, None)), 0)
+    init = over(program.init, (own,), states, (numbers_split,), split)
+    advance = over(
+        *(program.advance, (states, own, 1), (states, 1)),
+        *((split, numbers_split, second), (split, second)),
+    )
+    held_out_loss = over(program.held_out_loss, (states, None), 0, (split, P()), first)
     return Compiled(jax.jit(init), jax.jit(advance, donate_argnums=0), jax.jit(held_out_loss))
+
+
+def planned(
+    program: SmallProgram,
+    members: int,
+    data: TokenBatches,
+    steps: int,
+    devices: tuple[jax.Device, ...],
+    memory: int | None = None,
+) -> int:
+    """The number of members that train at once: as many as the compiled program's own figure says fit.
+
+    Args:
+        program, data, steps, devices, memory: as for `population`.
+        members: that are wanted.
+
+    Returns:
+        A multiple of the number of devices; at least one member per device, whether it fits or not.
+    """
+    limit = free_memory(devices[0]) if memory is None else memory
+    size = _multiple(members, len(devices))
+    while size > len(devices):
+        need = bytes_needed(program, size, data, steps, devices)
+        if need <= limit:
+            break
+        fitting = int(size * limit / need) // len(devices) * len(devices)
+        size = max(len(devices), min(fitting, size - len(devices)))
+    return size
+
+
+def bytes_needed(
+    program: SmallProgram,
+    members: int,
+    data: TokenBatches,
+    steps: int,
+    devices: tuple[jax.Device, ...],
+) -> int:
+    """Bytes per device that the compiled program of so many members takes: states, tokens and workspace."""
+    memory: Any = advance_program(program, members, data, steps, devices).memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def advance_program(
+    program: SmallProgram,
+    members: int,
+    data: TokenBatches,
+    steps: int,
+    devices: tuple[jax.Device, ...],
+) -> Any:
+    """The compiled program that trains so many members for a chunk of steps."""
+    runs = side_by_side(program, devices)
+    own = numbers([1.0] * members, [0.0] * members, steps, [0] * members)
+    chunk = min(steps, program.task.chunk)
+    rows, length = data.batch(0).shape
+    tokens = jax.ShapeDtypeStruct((chunk, members, rows, length), jnp.int32)
+    return runs.advance.lower(jax.eval_shape(runs.init, own), own, tokens).compile()  # type: ignore[attr-defined]
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes that a population may take on one device; on CPUs half of the machine's memory, over all devices."""
+    known = device.memory_stats() if device.platform != "cpu" else None
+    if known and "bytes_limit" in known:
+        return int(SPARE * (known["bytes_limit"] - known.get("bytes_in_use", 0)))
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages // 2 // jax.local_device_count()
+
+
+def _one_by_one(
+    program: SmallProgram,
+    members: Sequence[Member],
+    data: TokenBatches,
+    steps: int,
+    look: Look | None,
+) -> Iterator[Outcome]:
+    runs = compiled(program)
+    for member in members:
+        began = time.perf_counter()
+        own = numbers(member.learning_rate, member.weight_decay, steps, member.seed)
+        source = dataclasses.replace(data, seed=member.seed)
+        state, losses = train(runs, own, source.batch, steps, program.task.chunk)
+        held_out = np.stack(data.held_out(program.task.eval_batches))
+        final = float(runs.held_out_loss(state, jnp.asarray(held_out)))
+        seen = jax.device_get(jax.jit(look)(program.params(state))) if look else None
+        yield Outcome(member, _loss(final), losses, seen, time.perf_counter() - began)
+
+
+def _group(
+    program: SmallProgram,
+    members: list[Member],
+    size: int,
+    data: TokenBatches,
+    steps: int,
+    devices: tuple[jax.Device, ...],
+    look: Look | None,
+) -> Iterator[Outcome]:
+    """Members side by side; places that are left over repeat the last one."""
+    began = time.perf_counter()
+    places = members + [members[-1]] * (size - len(members))
+    rates, decays, seeds = zip(*places)
+    own, runs = numbers(rates, decays, steps, seeds), side_by_side(program, devices)
+    sources = {seed: dataclasses.replace(data, seed=seed) for seed in seeds}
+
+    def batch(step: int) -> np.ndarray:
+        rows = {seed: source.batch(step) for seed, source in sources.items()}
+        return np.stack([rows[seed] for seed in seeds])
+
+    state, losses = train(runs, own, batch, steps, program.task.chunk)
+    held_out = np.stack(data.held_out(program.task.eval_batches))
+    final = np.asarray(runs.held_out_loss(state, jnp.asarray(held_out)))
+    seen = jax.device_get(jax.jit(jax.vmap(look))(state["params"])) if look else None
+    each = (time.perf_counter() - began) / len(members)
+    for i, member in enumerate(members):
+        mine = jax.tree.map(lambda x, i=i: x[i], seen)
+        yield Outcome(member, _loss(float(final[i])), losses[:, i], mine, each)
+
+
+def _loss(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of

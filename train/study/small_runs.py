@@ -22,6 +22,7 @@ from models import llama
 from optax_decay.axes import resolve
 from train.config.fields import UserError
 from train.data import batches
+from train.step import families
 from train.step.optimizer import clip
 from train.step.update import State, first_state, loss, train_step
 
@@ -143,7 +144,7 @@ class SmallProgram:
 
     Attributes:
         task: of the experiment.
-        model: of the runs.
+        model: of the runs, a Config of a language model.
         build: the chain behind the clipping.
         workers: simulated workers with gradients of their own, on a mapped axis called "worker".
         curvature: whether the optimizer needs a sampled-label gradient now and then.
@@ -151,7 +152,7 @@ class SmallProgram:
     """
 
     task: SmallTask
-    model: llama.Config
+    model: Any
     build: Optimizer
     workers: int = 1
     curvature: bool = False
@@ -159,12 +160,13 @@ class SmallProgram:
 
     @functools.cached_property
     def axes(self) -> Any:
-        shapes = jax.eval_shape(functools.partial(llama.init, self.model), jax.random.key(0))
-        return resolve(llama.axes(self.model), shapes)
+        family = families.of(self.model)
+        shapes = jax.eval_shape(functools.partial(family.init, self.model), jax.random.key(0))
+        return resolve(family.axes(self.model), shapes)
 
     @property
     def forward(self) -> Callable[[Any, jax.Array], jax.Array]:
-        return functools.partial(llama.forward, self.model)
+        return functools.partial(families.of(self.model).forward, self.model)
 
     def optimizer(self, own: Numbers) -> tuple[optax.GradientTransformationExtraArgs, Any]:
         """The whole chain, and its learning rate by step."""
@@ -177,7 +179,8 @@ class SmallProgram:
     def init(self, own: Numbers) -> State:
         """The state before the first step."""
         make = lambda: first_state(
-            llama.init(self.model, jax.random.key(own.seed)), self.optimizer(own)[0]
+            families.of(self.model).init(self.model, jax.random.key(own.seed)),
+            self.optimizer(own)[0],
         )
         return self._each_worker(make, ())()
 

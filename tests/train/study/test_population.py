@@ -1,75 +1,240 @@
-"""Runs side by side are runs alone, whatever the arm, and their conditions stay conditions."""
+"""A population is its members alone, whatever the arm; its conditions stay conditions; its devices exchange nothing."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import optax_decay
+from tests.cases import CASES
+from tests.support import toy
 from tests.support.runs import write_text
 from train.data import batches
+from train.study import population as engine
+from train.study import results
+from train.study.compare.arms import after_adam, directed
 from train.study.compare.runs import program
-from train.study.population import side_by_side
-from train.study.small_runs import SmallTask, compiled, numbers, train
+from train.study.population import Member, member_axes, population, recorded, side_by_side
+from train.study.small_runs import SmallProgram, SmallTask
 
 TINY = SmallTask(
     width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=4, eval_batches=2, chunk=4
 )
-RATES, DECAYS, SEEDS, STEPS = (0.004, 0.03), (0.0, 2.0), (3, 8), 10
+STEPS = 10
+MEMBERS = [Member(eta, lam, seed) for seed in (3, 8) for eta, lam in ((0.004, 0.0), (0.03, 2.0))]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     text = write_text(tmp_path_factory.mktemp("text"))
-    return batches.load(str(text), "bytes", length=12, batch_size=4, seed=0)
+    return batches.load_text(str(text), "bytes", length=12, batch_size=4, seed=0)
 
 
-def together(small, data, shared_counters=True):
-    """Losses of every step [steps, seeds, points], and on held-out text [seeds, points]."""
-    runs = side_by_side(small, shared_counters=shared_counters)
-    sources = [dataclasses.replace(data, seed=seed) for seed in SEEDS]
-    own = numbers(RATES, DECAYS, STEPS, SEEDS)
-    batch = lambda step: np.stack([source.batch(step) for source in sources])
-    state, losses = train(runs, own, batch, STEPS, TINY.chunk)  # the last chunk is shorter
-    return losses, np.asarray(runs.held_out_loss(state, np.stack(data.held_out(2))))
+def trained(small, data, members=MEMBERS, **options):
+    return list(population(small, members, data, STEPS, **options))
 
 
 @pytest.mark.parametrize("arm", ["adamw", "awd", "conda", "sophia"])
-def test_runs_side_by_side_are_runs_alone(data, arm):
+def test_members_side_by_side_are_members_alone(data, arm):
+    """On eight devices, five members: three places repeat the last one."""
     small = program(TINY, arm, data.vocab_size)
-    losses, final = together(small, data)
-    assert losses.shape == (STEPS, 2, 2) and final.shape == (2, 2)
-    runs = compiled(small)
-    for i, seed in enumerate(SEEDS):
-        source = dataclasses.replace(data, seed=seed)
-        for j, point in enumerate(zip(RATES, DECAYS)):
-            state, alone = train(runs, numbers(*point, STEPS, seed), source.batch, STEPS, 4)
-            # The same float32 arithmetic up to fusion and batching; ten steps amplify roundings little.
-            np.testing.assert_allclose(losses[:, i, j], alone, rtol=1e-4)
-            found = runs.held_out_loss(state, np.stack(data.held_out(2)))
-            assert float(final[i, j]) == pytest.approx(float(found), rel=1e-4)
-    assert len(np.unique(final)) == 4
+    members = [*MEMBERS, Member(0.03, 2.0, 5)]
+    found = trained(small, data, members, together=True)
+    alone = trained(small, data, members)  # CPUs train one after the other
+    assert not engine.side_by_side_here()
+    for one, other in zip(found, alone, strict=True):
+        assert one.member == other.member
+        # The same float32 arithmetic up to fusion and batching; ten steps amplify roundings little.
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+    assert len({one.loss for one in found}) == 5 and found[0].losses.shape == (STEPS,)
 
 
-@pytest.mark.parametrize(("shared", "conditions"), [(True, True), (False, False)])
-def test_shared_counters_keep_a_condition_one(data, shared, conditions):
-    """Conda computes new bases every so many steps."""
-    runs = side_by_side(program(TINY, "conda", data.vocab_size), shared_counters=shared)
-    own = numbers(RATES, DECAYS, STEPS, SEEDS)
-    state = jax.eval_shape(runs.init, own)
-    tokens = jax.ShapeDtypeStruct((4, 2, 4, 13), jnp.int32)
-    jaxpr = str(runs.advance.trace(state, own, tokens).jaxpr)
-    assert ("cond[" in jaxpr) == conditions
-    assert state["step"].shape == (() if shared else (2, 2))
+def test_a_seed_decides_weights_and_text_and_all_arms_share_it(data):
+    """The first loss depends on nothing else: not on the point, not on the optimizer."""
+    first = {
+        arm: [out.losses[0] for out in trained(program(TINY, arm, data.vocab_size), data)]
+        for arm in ("adamw", "conda")
+    }
+    same_seed, other_seed = first["adamw"][:2], first["adamw"][2:]
+    assert same_seed[0] == same_seed[1] != other_seed[0]
+    np.testing.assert_allclose(first["conda"], first["adamw"], rtol=1e-6)
 
 
-def test_mapped_counters_change_no_loss(data):
+def test_a_member_that_diverges_harms_no_other(data):
     small = program(TINY, "adamw", data.vocab_size)
-    (shared, _), (mapped, _) = (together(small, data, c) for c in (True, False))
-    np.testing.assert_allclose(mapped, shared, rtol=1e-5)
+    wild = [MEMBERS[0], Member(1e30, 1e30, 1), *MEMBERS[2:]]
+    sane = [MEMBERS[0], Member(0.01, 0.1, 1), *MEMBERS[2:]]
+    one = jax.devices()[:1]
+    found, usual = (trained(small, data, m, together=True, devices=one) for m in (wild, sane))
+    assert found[1].loss == math.inf and math.isfinite(usual[1].loss)
+    for i in (0, 2, 3):
+        np.testing.assert_array_equal(found[i].losses, usual[i].losses)
+        assert found[i].loss == usual[i].loss
+
+
+def wide_enough(data, build):
+    """Matrices with so many eigenvalues that AlphaDecay measures them."""
+    task = dataclasses.replace(TINY, width=64, mlp_width=72, heads=4)
+    return SmallProgram(task, task.model(data.vocab_size), build)
+
+
+SPECTRAL = {
+    "alphadecay": after_adam(
+        lambda s: optax_decay.spectral_alpha_decay(
+            s.weight_decay,
+            refresh=optax_decay.spectra.all_at_once(5),
+            mask=("hidden", "head"),
+            axes=s.axes,
+        )
+    ),
+    "conda": directed(lambda s: optax_decay.scale_by_conda(refresh_every=5, axes=s.axes)),
+}
+
+
+def computations(text):
+    """Lines of every computation of a compiled program, by name."""
+    found, name = {}, ""
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = head[1]
+            found[name] = []
+        elif name:
+            found[name].append(line)
+    return found
+
+
+def below(names, inside):
+    """Names of computations, and of all that they call."""
+    done, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in done:
+            done.add(name)
+            waiting += [
+                c for line in inside[name] for c in re.findall(r"%([\w.\-]+)", line) if c in inside
+            ]
+    return done
+
+
+@pytest.mark.parametrize("arm", SPECTRAL)
+def test_spectra_and_bases_are_computed_when_due_and_not_in_every_step(data, arm):
+    """Decompositions of the compiled program all stand in branches of conditionals."""
+    small = wide_enough(data, SPECTRAL[arm])
+    text = engine.advance_program(small, 2, data, STEPS, tuple(jax.devices()[:1])).as_text()
+    inside = computations(text)
+    branches = {
+        name
+        for lines in inside.values()
+        for line in lines
+        if " conditional(" in line
+        for name in re.findall(r"%([\w.\-]+)", line.split("computation", 1)[1])
+        if name in inside
+    }
+    conditional = below(branches, inside)
+    hard = re.compile(r'custom_call_target="[^"]*(syevd|sytrd|gesdd|gesvd|geqrf|potrf)')
+    where = {name for name, lines in inside.items() for line in lines if hard.search(line)}
+    assert branches and where
+    assert where <= conditional
+
+
+def test_devices_exchange_nothing(data):
+    small = program(TINY, "adamw", data.vocab_size)
+    text = engine.advance_program(small, 8, data, STEPS, tuple(jax.devices())).as_text()
+    assert "num_partitions=8" in text
+    exchanges = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    assert not re.search(exchanges, text)
+
+
+def test_as_many_members_at_once_as_memory_allows(data, monkeypatch):
+    """Planned from the figure of the compiled program, and the losses stay those of one group."""
+    small, one = program(TINY, "adamw", data.vocab_size), tuple(jax.devices()[:1])
+    three, four = (engine.bytes_needed(small, n, data, STEPS, one) for n in (3, 4))
+    assert three < four
+    assert engine.planned(small, 4, data, STEPS, one, four) == 4
+    assert engine.planned(small, 4, data, STEPS, one, four - 1) == 3
+    assert engine.planned(small, 4, data, STEPS, one, 1) == 1
+    groups, plain = [], engine._group
+    monkeypatch.setattr(engine, "_group", lambda *a: groups.append(len(a[1])) or plain(*a))
+    found = trained(small, data, together=True, devices=one, memory=four - 1)
+    whole = trained(small, data, together=True, devices=one)
+    assert groups == [2, 2, 4]  # rounds of one size, not 3 and 1
+    for a, b in zip(found, whole, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-5)
+    assert engine.free_memory(one[0]) > 2**20
+
+
+def test_results_are_lines_and_only_what_is_missing_is_trained(tmp_path):
+    path, asked = tmp_path / "results.jsonl", []
+
+    def run(members):
+        asked.append(list(members))
+        for member in members:
+            yield engine.Outcome(member, 2.5 + member.seed, np.zeros(3), None, 0.1)
+
+    kept = recorded(path, [], MEMBERS, run)
+    assert next(kept)["loss"] == 5.5
+    assert len(results.read(path)) == 1  # it is written before the next member is trained
+    kept.close()
+    with path.open("a") as file:
+        file.write('{"learning_rate": 0.0')  # killed while it wrote a line
+    again = list(recorded(path, results.read(path), MEMBERS, run))
+    assert [Member(r["learning_rate"], r["weight_decay"], r["seed"]) for r in again] == MEMBERS
+    assert asked[1] == MEMBERS[1:] and results.read(path) == again
+
+
+def test_what_is_seen_of_the_weights_is_each_members_own(data):
+    small = program(TINY, "adamw", data.vocab_size)
+    look = optax.tree.norm
+    together, alone = (
+        [out.seen for out in trained(small, data, together=t, look=look)] for t in (True, None)
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert len(np.unique(np.round(alone, 4))) == 4
 
 
 def test_simulated_workers_run_one_at_a_time(data):
+    small = program(TINY, "one_bit_adam", data.vocab_size)
     with pytest.raises(ValueError, match="one at a time"):
-        side_by_side(program(TINY, "one_bit_adam", data.vocab_size))
+        side_by_side(small, tuple(jax.devices()))
+    assert len(trained(small, data, MEMBERS[:1], together=True)) == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_every_row_of_the_contract_is_itself_in_a_population(case):
+    """Learning rates and decays are mapped, counters are shared: two members agree with each of them alone."""
+    tuned = [n for n in ("learning_rate", "weight_decay") if n in case.numbers]
+    settings = [
+        {n: jnp.float32(x * case.numbers[n]) for n in tuned} | {"seed": seed}
+        for x, seed in ((1.0, 0), (0.7, 3))
+    ]
+
+    def step(numbers, weights, state, gradient):
+        tx = case.build(**{n: numbers[n] for n in tuned})
+        extra = case.extra(weights, gradient) if case.extra else {}
+        updates, state = tx.update(gradient, state, weights, **extra)
+        return optax.apply_updates(weights, updates), state
+
+    def first(numbers, weights):
+        return case.build(**{n: numbers[n] for n in tuned}).init(weights)
+
+    weights = [toy.params(seed=own.pop("seed")) for own in settings]
+    both = lambda a, b: jax.tree.map(lambda *x: jnp.stack(x), a, b)
+    numbers, members = both(*settings), both(*weights)
+    axes = member_axes(jax.eval_shape(first, settings[0], weights[0]))
+    states = jax.vmap(first, out_axes=axes)(numbers, members)
+    side = jax.jit(jax.vmap(step, (0, 0, axes, None), (0, axes)))
+    alone = jax.jit(step)
+    each = [(w, first(own, w)) for own, w in zip(settings, weights)]
+    for gradient in toy.gradients(case.steps):
+        members, states = side(numbers, members, states, gradient)
+        each = [alone(own, *one, gradient) for own, one in zip(settings, each)]
+    for i, (w, _) in enumerate(each):
+        for x, y in zip(jax.tree.leaves(members), jax.tree.leaves(w), strict=True):
+            # As in the contract's own check of mapped numbers.
+            assert float(jnp.abs(x[i] - y).max()) <= 5e-5

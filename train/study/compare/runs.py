@@ -6,7 +6,6 @@ CPU core a step of 134k weights and 512 tokens takes 7.1 ms of CPU time this way
 both branches of every `cond` whose counter is mapped: new bases and spectra at each step.
 """
 
-import dataclasses
 import math
 import time
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 
 from train.data.batches import TokenBatches
 from train.study.compare.arms import ARMS
-from train.study.small_runs import SmallProgram, SmallTask, compiled, numbers, train
+from train.study.population import Member, population
+from train.study.small_runs import SmallProgram, SmallTask, compiled, numbers
 
 ROUNDS = 5  # of timing
 
@@ -53,19 +53,14 @@ def run(
         The loss on held-out text in nats per token (infinite if it is not a number), the mean training loss of every
         tenth of a chunk, and the seconds it took (compiling included, where the arm has not run before).
     """
-    runs = compiled(program(task, arm, data.vocab_size))
-    began = time.perf_counter()
-    source = dataclasses.replace(data, seed=seed)
-    own = numbers(learning_rate, weight_decay, steps, seed)
-    state, losses = train(runs, own, source.batch, steps, task.chunk)
-    held_out = np.stack(data.held_out(task.eval_batches))
-    final = float(runs.held_out_loss(state, jnp.asarray(held_out)))
+    member = Member(learning_rate, weight_decay, seed)
+    (found,) = population(program(task, arm, data.vocab_size), [member], data, steps)
     each = math.gcd(task.chunk, max(1, task.chunk // 10))
-    curve = losses.reshape(-1, each).mean(axis=1)
+    curve = found.losses.reshape(-1, each).mean(axis=1)
     return {
-        "loss": final if math.isfinite(final) else math.inf,
+        "loss": found.loss,
         "curve": [round(float(x), 4) if math.isfinite(x) else math.inf for x in curve],
-        "seconds": round(time.perf_counter() - began, 3),
+        "seconds": round(found.seconds, 3),
     }
 
 

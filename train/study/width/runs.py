@@ -1,28 +1,24 @@
-"""The runs of a sweep at one width and learning rate, side by side in one program: all its decays and seeds."""
+"""The runs of a sweep at one width and learning rate: a population of all its decays and seeds."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import optax_decay
 from models import llama
 from train.config.fields import UserError
 from train.data.batches import TokenBatches
-from train.study.population import side_by_side
+from train.study.population import Member, population
 from train.study.small_runs import (
     Optimizer,
     Setting,
     SmallProgram,
     SmallTask,
-    numbers,
-    train,
 )
 
 # standard: one learning rate for all parameters, and the model as it is at any width.
@@ -106,7 +102,7 @@ def run_group(
     weight_decays: Sequence[float],
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Trains all decays × seeds at one width and learning rate, side by side.
+    """Trains all decays × seeds at one width and learning rate, as one population.
 
     Args:
         task: of the proxy.
@@ -124,35 +120,24 @@ def run_group(
         singular value of every hidden matrix (geometric mean over layers).
     """
     small = program(task, steps, parametrisation, width, data.vocab_size)
-    # AdamW has no branches. Scalar counters would change the last digit of its bias correction on CPUs.
-    runs = side_by_side(small, varied=("weight_decay",), shared_counters=False)
-    own = numbers(learning_rate, weight_decays, steps, seeds)
-    sources = [dataclasses.replace(data, seed=seed) for seed in seeds]
-    batch = lambda step: np.stack([source.batch(step) for source in sources])
-    state, losses = train(runs, own, batch, steps, task.chunk)
-    held_out = np.stack(data.held_out(task.eval_batches))
-    final = np.asarray(runs.held_out_loss(state, jnp.asarray(held_out)))
-    tops = jax.device_get(_largest_singular_values(small)(state["params"]))
-    last = losses[-max(1, steps // 5) :].mean(axis=0)
+    members = [Member(learning_rate, decay, seed) for seed in seeds for decay in weight_decays]
+    last = -max(1, steps // 5)
     return [
         {
             "parametrisation": parametrisation,
             "width": width,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "seed": seed,
-            "loss": float(final[i, j]) if np.isfinite(final[i, j]) else math.inf,
-            "training_loss": float(last[i, j]),
-            "top": {path: float(value[i, j]) for path, value in tops.items()},
+            **found.member._asdict(),
+            "loss": found.loss,
+            "training_loss": float(found.losses[last:].mean()),
+            "top": {path: float(value) for path, value in found.seen.items()},
         }
-        for i, seed in enumerate(seeds)
-        for j, weight_decay in enumerate(weight_decays)
+        for found in population(small, members, data, steps, look=_largest_singular_values(small))
     ]
 
 
 @functools.lru_cache(maxsize=4)
 def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, jax.Array]]:
-    """Of the hidden matrices of all runs, by path: the geometric mean over layers."""
+    """Of the hidden matrices of one run, by path: the geometric mean over layers."""
 
     def of_one(params: Any) -> dict[str, jax.Array]:
         values, _ = optax_decay.spectra.top_singular_values(
@@ -160,4 +145,4 @@ def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, j
         )
         return {path: jnp.exp(jnp.mean(jnp.log(value))) for path, value in values.items()}
 
-    return jax.jit(jax.vmap(jax.vmap(of_one)))
+    return of_one

@@ -1,0 +1,66 @@
+"""Which runs come next: a grid that moves until its best point is inside, then more seeds of the best points.
+
+All decisions follow from the results so far, so a search that was stopped goes on as if it had not been.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train.study.compare.tuning import FIRST_SEED, next_trials
+from train.study.population import Member
+
+BEST = 5  # points that get further seeds
+Series = tuple[float, ...]
+
+
+def next_members(
+    rates: Series, decays: Series, results: Sequence[Mapping[str, Any]], trials: int, seeds: int
+) -> list[Member]:
+    """The runs to train now; none once the search is over and the best points have all their seeds.
+
+    Args:
+        rates, decays: the grid to begin with; geometric series, that of the decays with 0 before it.
+        results: of all runs so far.
+        trials: points that the search may try.
+        seeds: runs of each of the best points.
+    """
+    first = [r for r in results if r["seed"] == FIRST_SEED]
+    tried = {(r["learning_rate"], r["weight_decay"]) for r in first}
+    wanted = next_trials(rates, decays, first, trials)
+    points = [(t["learning_rate"], t["weight_decay"]) for t in wanted]
+    new = [point for point in points if point not in tried] or _finer(decays, first, trials)
+    if new:
+        return [Member(*point, FIRST_SEED) for point in new]
+    done = {(r["learning_rate"], r["weight_decay"], r["seed"]) for r in results}
+    # Seed by seed, so that wherever the time runs out most points share their seeds.
+    return [
+        Member(*point, FIRST_SEED + i)
+        for i in range(1, seeds)
+        for point in best_points(first)
+        if (*point, FIRST_SEED + i) not in done
+    ]
+
+
+def _finer(
+    decays: Series, first: Sequence[Mapping[str, Any]], trials: int
+) -> list[tuple[float, float]]:
+    """Halfway to the neighbours of the best decay, at its learning rate, where nothing was tried yet."""
+    positive = [decay for decay in decays if decay > 0]
+    rate, decay = best_points(first)[0]
+    if len(positive) < 2 or decay == 0:
+        return []
+    half = math.sqrt(positive[1] / positive[0])
+    tried = [r["weight_decay"] for r in first if r["learning_rate"] == rate]
+    near = (decay / half, decay * half)
+    new = [x for x in near if not any(math.isclose(x, y, rel_tol=1e-6) for y in tried)]
+    return [(rate, x) for x in new[: max(0, trials - len(first))]]
+
+
+def best_points(first: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Points of the lowest losses with the first seed, best first, and the best one without decay."""
+    order = sorted(first, key=lambda r: r["loss"])
+    points = [(r["learning_rate"], r["weight_decay"]) for r in order]
+    chosen = points[:BEST]
+    bare = [point for point in points if point[1] == 0]
+    return chosen if not bare or bare[0] in chosen else [*chosen, bare[0]]
