@@ -5,6 +5,7 @@
     python -m train bench collectives --layout stacked
     python -m train bench loader loader-step                # whether training ever waits for data
     python -m train bench device device-step --preset 1B --tokens 32768 --layout stacked      # an accelerator's limits
+    python -m train bench population                        # many small runs as one program
     taskset -c 0 python -m train bench spectra              # in one thread
 
 The rows of a table run in one process, in turns, and the best of all rounds counts. Therefore ratios are reliable on a
@@ -20,7 +21,15 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from train.bench import device, loader, optimizers, spectra, spectral_accuracy, training
+from train.bench import (
+    device,
+    loader,
+    optimizers,
+    population,
+    spectra,
+    spectral_accuracy,
+    training,
+)
 from train.bench.table import Options, Table
 from train.display import say
 from train.errors import UserError
@@ -40,6 +49,7 @@ SECTIONS: dict[str, Callable[[Options], Table]] = {
     "accuracy-time": spectral_accuracy.time_table,
     "accuracy-trained": spectral_accuracy.trained_table,
     "training": training.training_table,
+    "population": population.population_table,
     "device": device.limits_table,
     "device-step": device.training_table,
     "loader": loader.ceiling_table,
@@ -59,6 +69,7 @@ Section = Literal[
     "accuracy-time",
     "accuracy-trained",
     "training",
+    "population",
     "device",
     "device-step",
     "loader",

@@ -180,6 +180,10 @@ def side_by_side(program: SmallProgram, devices: tuple[jax.Device, ...]) -> Comp
 
     def over(function: Any, axes: Any, out: Any, specs: Any, out_specs: Any) -> Any:
         mapped = jax.vmap(function, axes, out)
+        if devices == (
+            jax.local_devices()[0],
+        ):  # also for kernels that `shard_map` cannot hold, such as cuDNN's
+            return mapped
         # Members exchange nothing, so there is nothing to check about which values devices agree on.
         return jax.shard_map(
             mapped, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False

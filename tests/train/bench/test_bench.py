@@ -12,11 +12,12 @@ import pytest
 import optax_decay
 from tests.support import toy
 from tests.support.runs import write_text
-from train.bench import device, loader, optimizers, spectral_accuracy, training
+from train.bench import device, loader, optimizers, population, spectral_accuracy, training
 from train.bench import main as bench
 from train.bench.table import Options, Table
 from train.errors import UserError
 from train.step import families
+from train.study.small_runs import SmallTask
 
 
 def columns(table, name):
@@ -74,6 +75,9 @@ def test_every_section_runs_on_the_tree_of_a_model(section, tmp_path, monkeypatc
     device.ceilings.cache_clear()
     sizes = training.Sizes(width=32, layers=1, heads=2, vocabulary=64, length=16, batch=2)
     monkeypatch.setattr(training, "SIZES", sizes)
+    tiny = SmallTask(width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=2, chunk=2)
+    monkeypatch.setitem(population.TASKS, "cpu", tiny)
+    monkeypatch.setitem(population.COUNTS, "cpu", (1, 3))
     monkeypatch.setattr(spectral_accuracy, "ROWS", 64)
     monkeypatch.setattr(spectral_accuracy, "COLUMNS", 96)
     monkeypatch.setattr(spectral_accuracy, "LAYERS", 1)
@@ -95,6 +99,17 @@ def test_every_section_runs_on_the_tree_of_a_model(section, tmp_path, monkeypatc
         names = [next(iter(row.values())) for row in table.rows]
         assert set(names) >= set(ROWS[section])
     device.ceilings.cache_clear()
+
+
+def test_members_of_a_population_are_counted(monkeypatch):
+    tiny = SmallTask(width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=2, chunk=2)
+    monkeypatch.setitem(population.TASKS, "cpu", tiny)
+    monkeypatch.setitem(population.COUNTS, "cpu", (1, 3))
+    alone, _, three = population.population_table(Options(preset="toy", rounds=1)).rows
+    assert alone["members"] == "one by one" and alone["/ one by one"] == 1
+    assert three["members"] == "3 side by side"
+    tokens = 3 * 2 * 12  # members, sequences, length
+    assert three["tokens/s"] * three["ms / step of all"] == pytest.approx(1e3 * tokens)
 
 
 def test_sections_on_the_command_line_are_those_that_exist():

@@ -114,13 +114,15 @@ def _surface(picture: Any, panel: Any, found: Surface) -> None:
     for ticks, table in ((panel.set_xticks, rates), (panel.set_yticks, decays)):
         ticks(list(table.values()), [f"{value:.3g}" for value in table])
     panel.tick_params(axis="x", labelrotation=45 if len(rates) > 5 else 0)
-    panel.margins(0.09)
+    for limits, table in ((panel.set_xlim, rates), (panel.set_ylim, decays)):
+        low, high = min(table.values()), max(table.values())
+        limits(low - 0.08 * (high - low or 1), high + 0.11 * (high - low or 1))
     panel.set(
         xlabel=WORDS["learning_rate"],
         ylabel=WORDS["weight_decay"],
         title="Held-out loss, mean over seeds",
     )
-    panel.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), ncols=2)
+    panel.legend(loc="lower center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     panel.grid(False)
 
 

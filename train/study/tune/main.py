@@ -61,9 +61,8 @@ def main(arguments: list[str]) -> int:
     real = cli.parse(rest)
     check(tune, real)
     small = small_config(tune, real)
-    fields = {"tune": dataclasses.asdict(tune), "run": tree.as_dict(small)}
-    for name in ("minutes", "folder", "side_by_side"):
-        del fields["tune"][name]
+    # What a result is of. The grid, the seeds and the time decide which results there are.
+    fields = {"proxy": dataclasses.asdict(tune.proxy), "run": tree.as_dict(small)}
     with locked_folder(tune.folder, fields, "tune") as folder:
         data = LanguageTask.read(small)
         note_start(folder, text=data.summary())

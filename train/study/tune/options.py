@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -31,7 +31,7 @@ class Proxy:
     """Length of a sequence [tokens]."""
     batch_size: int = 8
     """Sequences per step."""
-    steps: int = 1000
+    steps: int = 1500
     """Updates per run, with a schedule of that length."""
     eval_batches: int = 32
     """Held-out batches for the loss at the end of a run."""
@@ -157,7 +157,7 @@ def small_config(tune: Tune, real: Config) -> Config:
     """
     proxy, preset = tune.proxy, model_config(real)
     heads = proxy.width // proxy.head_width
-    changes = {
+    changes: dict[str, Any] = {
         "model.width": proxy.width,
         "model.mlp_width": max(1, round(preset.mlp_width * proxy.width / preset.width)),
         "model.layers": proxy.layers,
