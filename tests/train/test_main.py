@@ -221,7 +221,7 @@ def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):
     said = capsys.readouterr()
     assert "diverged" in said.err and "--optimizer.learning_rate" in said.err
     assert "Traceback" not in said.out + said.err
-    found = re.search(r"the last (\d+) steps up to (\d+) were left out", said.err)
+    found = re.search(r"the last (\d+) steps up to (\d+) were skipped", said.err)
     saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
     # Weights that give no numbers do not push out checkpoints of better ones.
     assert found is not None
@@ -232,11 +232,11 @@ def test_a_run_that_diverges_stops_with_advice(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--data.text", "EMPTY"], "no text in"),
+        (["--data.text", "EMPTY"], "contains no text"),
         (["--data.text", "ABSENT"], "no file or folder"),
-        (["--data.length", "5000"], "too little text"),
+        (["--data.length", "5000"], "is too short"),
         (["--run.folder", "/proc/x"], "cannot be written"),
-        (["--run.folder", "EMPTY/../cache"], "is not empty and not a run folder"),
+        (["--run.folder", "EMPTY/../cache"], "is neither empty nor a run folder"),
         (["--optimizer.learning_rate", "-1"], "learning_rate = -1.0"),
         (["--mesh.tensor", "16"], "there are 8"),
         (["--mesh.data", "3"], "nearest"),
