@@ -93,19 +93,23 @@ def _with_folder(slot: Slot) -> Slot:
 
 
 def in_folder(package: str, first: type) -> dict[str, type]:
-    """The parts that the modules of a package define, by name: `first` first, then in alphabetical order."""
+    """The parts that the modules of a package define, by name: `first` first, then in alphabetical order.
+
+    A part of the folder has every class variable that `first` has; parts inside of it, such as a threshold, do not.
+    """
     return _in_folder(package, tuple(importlib.import_module(package).__path__), first)
 
 
 @functools.cache
 def _in_folder(package: str, path: tuple[str, ...], first: type) -> dict[str, type]:
     found: dict[str, Any] = {}
+    needed = [n for n, hint in typing.get_type_hints(first).items() if "ClassVar" in str(hint)]
     for module in sorted(module.name for module in pkgutil.iter_modules(path)):
         content = vars(importlib.import_module(f"{package}.{module}")).values()
         found |= {
             kind.name: kind
             for kind in content
-            if dataclasses.is_dataclass(kind) and hasattr(kind, "build") and hasattr(kind, "name")
+            if dataclasses.is_dataclass(kind) and all(hasattr(kind, n) for n in ("build", *needed))
         }
     return {first.name: first} | dict(sorted(found.items()))  # type: ignore[attr-defined]
 

@@ -11,7 +11,17 @@ from train.study.tune.surface import CLOSE, Point, Surface
 
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
 LEVELS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # nats above the best
-SHADES = ("#08306b", "#134b87", "#2a6aa6", "#4f8cbf", "#7badd2", "#a6c8e0", "#cbdcec", "#e6eef6")
+SHADES = (
+    "#08306b",
+    "#134b87",
+    "#2a6aa6",
+    "#4f8cbf",
+    "#7badd2",
+    "#a6c8e0",
+    "#cbdcec",
+    "#e6eef6",
+    "#f7f7f7",
+)
 WORDS = {"learning_rate": "learning rate η", "weight_decay": "decay coefficient λ"}
 
 
@@ -57,7 +67,6 @@ def _surface(picture: Any, panel: Any, found: Surface) -> None:
     above = np.array([max(0.0, p.loss - found.best.loss) for p in known])
     if len(set(x)) > 1 and len(set(y)) > 1:
         bands = panel.tricontourf(x, y, above, levels=LEVELS, colors=SHADES, extend="max")
-        bands.cmap.set_over("#f7f7f7")
         bar = picture.colorbar(bands, ax=panel, pad=0.02)
         bar.set_label("loss above the best [nats per token]")
         if not math.isnan(found.deviation):

@@ -7,8 +7,8 @@ from typing import Any
 
 from train import cli
 from train.config.fields import Config, UserError, model_config
-from train.study.compare.tuning import FIRST_SEED, tuned
 from train.study.tune.options import Tune, decays, first_deviation
+from train.study.tune.search import edges
 from train.study.tune.surface import CLOSE, LEVEL, Point, Range, Surface
 
 ROWS = 12  # of the table
@@ -23,11 +23,9 @@ def report(
 ) -> str:
     """All of it, as text."""
     parts = [table(found), recommendation(real, found)]
-    first = [r for r in results if r["seed"] == FIRST_SEED]
-    edges = tuned(first).edges if first else ""
-    if edges:
+    if at_edge := edges(results):
         parts.append(
-            f"Not finished: the best {' and '.join(edges)} lies at the edge of what was tried. Start the same command"
+            f"Not finished: the best {' and '.join(at_edge)} lies at the edge of what was tried. Start the same command"
             " again, with more --minutes or --trials."
         )
     parts.append(command(tune, real, arguments, found.best))

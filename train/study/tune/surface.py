@@ -155,19 +155,26 @@ def surface(results: Sequence[Mapping[str, Any]]) -> Surface:
 def _noise(
     losses: Mapping[tuple[float, float], Mapping[int, float]],
 ) -> tuple[dict[int, float], float, int]:
-    """Effect of each seed, deviation of one run, and its degrees of freedom; from points with all seeds."""
+    """Effect of each seed, deviation of one run, and its degrees of freedom.
+
+    They come from the points that have so many seeds or more, for the number of seeds that leaves the most degrees of
+    freedom: the time may have run out between two seeds.
+    """
     finite = [own for own in losses.values() if all(map(math.isfinite, own.values()))]
-    most = max((len(own) for own in finite), default=0)
-    complete = [own for own in finite if len(own) == most]
-    # Where time ran out in the middle, the seeds that two or more points share are what noise is known from.
-    while most > 1 and len(complete) < 2:
-        most -= 1
-        complete = [own for own in finite if len(own) >= most]
-    if most < 2 or len(complete) < 2:
+    tables: list[tuple[list[int], np.ndarray]] = []
+    for count in range(2, max((len(own) for own in finite), default=0) + 1):
+        chosen = [own for own in finite if len(own) >= count]
+        seeds = sorted(set.intersection(*(set(own) for own in chosen)))
+        tables.append((seeds, np.array([[own[seed] for seed in seeds] for own in chosen])))
+    seeds, table = max(tables, key=lambda t: _freedom(t[1]), default=([], np.zeros((0, 0))))
+    freedom = _freedom(table)
+    if freedom < 1:
         return {}, math.nan, 0
-    seeds = sorted(set.intersection(*(set(own) for own in complete)))
-    table = np.array([[own[seed] for seed in seeds] for own in complete])
     effects = table.mean(axis=0) - table.mean()
     rest = table - table.mean(axis=1, keepdims=True) - effects
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
     return dict(zip(seeds, effects.tolist())), math.sqrt(float((rest**2).sum()) / freedom), freedom
+
+
+def _freedom(table: np.ndarray) -> int:
+    points, seeds = table.shape
+    return max(0, points - 1) * max(0, seeds - 1)
