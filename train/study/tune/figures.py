@@ -81,45 +81,7 @@ def _surface(picture: Any, panel: Any, found: Surface) -> None:
             )
             panel.tricontour(x, y, excess, levels=[0.0], colors=ACCENT, linewidths=2)
             panel.plot([], [], color=ACCENT, linewidth=2, label="basin inside of the noise")
-    for point in found.points:
-        place = rates[point.learning_rate], decays[point.weight_decay]
-        finite = math.isfinite(point.loss)
-        mark = "*" if point is found.best else "o" if finite else "x"
-        face = ACCENT if point is found.best else "white"
-        panel.plot(
-            *place,
-            mark,
-            color=face if mark != "x" else "black",
-            markeredgecolor="black",
-            markersize=13 if mark == "*" else 5,
-            zorder=3,
-        )
-        text = f"{point.loss:.3f}" if finite else "diverged"
-        box = {
-            "boxstyle": "round,pad=0.15",
-            "facecolor": "white",
-            "edgecolor": "none",
-            "alpha": 0.75,
-        }
-        panel.annotate(
-            text,
-            place,
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            bbox=box,
-        )
-    panel.plot(
-        [],
-        [],
-        "*",
-        color=ACCENT,
-        markeredgecolor="black",
-        markersize=11,
-        linestyle="",
-        label="recommended",
-    )
+    _marks(panel, found, rates, decays)
     for ticks, table in ((panel.set_xticks, rates), (panel.set_yticks, decays)):
         ticks(list(table.values()), [f"{value:.3g}" for value in table])
     panel.tick_params(axis="x", labelrotation=45 if len(rates) > 5 else 0)
@@ -133,6 +95,31 @@ def _surface(picture: Any, panel: Any, found: Surface) -> None:
     )
     panel.legend(loc="lower center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     panel.grid(False)
+
+
+def _marks(
+    panel: Any, found: Surface, rates: dict[float, float], decays: dict[float, float]
+) -> None:
+    """Every point with its loss, and a star for the recommended one."""
+    star = {"color": ACCENT, "markeredgecolor": "black", "linestyle": "", "markersize": 12}
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    for point in found.points:
+        place = rates[point.learning_rate], decays[point.weight_decay]
+        if point is found.best:
+            panel.plot(*place, "*", zorder=3, label="recommended", **star)
+        elif math.isfinite(point.loss):
+            panel.plot(*place, "o", color="white", markeredgecolor="black", markersize=5, zorder=3)
+        else:
+            panel.plot(*place, "x", color="black", markersize=5, zorder=3)
+        panel.annotate(
+            f"{point.loss:.3f}" if math.isfinite(point.loss) else "diverged",
+            place,
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            bbox=box,
+        )
 
 
 def _profile(panel: Any, found: Surface, axis: str) -> None:
@@ -161,4 +148,4 @@ def _profile(panel: Any, found: Surface, axis: str) -> None:
     panel.set_xticks(list(where.values()), [f"{value:.3g}" for value in where])
     panel.tick_params(axis="x", labelrotation=45 if len(where) > 5 else 0)
     panel.set(xlabel=WORDS[axis], ylabel="nats per token")
-    panel.legend(loc="upper right", fontsize=7)
+    panel.legend(loc="best", fontsize=7)

@@ -58,14 +58,14 @@ def _known(results: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def _finer(
     decays: Series, known: Sequence[Mapping[str, Any]], trials: int
 ) -> list[tuple[float, float]]:
-    """Halfway to the neighbours of the best decay, at its learning rate, where nothing was tried yet."""
+    """Halfway to the neighbours of the best decay, or between it and 0, where nothing was tried yet."""
     positive = [decay for decay in decays if decay > 0]
     rate, decay = best_points(known)[0]
-    if len(positive) < 2 or decay == 0:
+    if len(positive) < 2:
         return []
     half = math.sqrt(positive[1] / positive[0])
     tried = [r["weight_decay"] for r in known if r["learning_rate"] == rate]
-    near = (decay / half, decay * half)
+    near = (decay / half, decay * half) if decay else (positive[0] / half**2,)
     new = [x for x in near if not any(math.isclose(x, y, rel_tol=1e-6) for y in tried)]
     return [(rate, x) for x in new[: max(0, trials - len(known))]]
 
