@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
         losses: of every training step, float32 [steps].
         seen: result of `look` on the final weights; None without it.
         seconds: of wall time, with compilation where the program was new; shared equally by members side by side.
+        more: whether other members ended together with this one, and are yielded right after it.
     """
 
     member: Member
@@ -64,6 +65,7 @@ class Outcome(NamedTuple):
     losses: np.ndarray
     seen: Any
     seconds: float
+    more: bool = False
 
     def record(self) -> dict[str, Any]:
         """A line of results."""
@@ -84,6 +86,7 @@ def population(
     together: bool | None = None,
     devices: Sequence[jax.Device] | None = None,
     memory: int | None = None,
+    places: int = 1,
     look: Look | None = None,
 ) -> Iterator[Outcome]:
     """Trains all members, and yields each when it is done.
@@ -97,6 +100,8 @@ def population(
             one after the other in any case.
         devices: to split the members over; None: all of this process.
         memory: bytes that the program may take per device; None: most of what is free.
+        places: members that a program side by side is compiled for at least. Calls with different numbers of members
+            then share one program: places that are left over repeat the last member.
         look: function of the final weights of one run, whose result is kept. Pass the same function in every call.
     """
     if together is None:
@@ -105,9 +110,10 @@ def population(
         yield from _one_by_one(program, members, data, steps, look)
         return
     chosen = tuple(jax.local_devices() if devices is None else devices)
-    size = planned(program, len(members), data, steps, chosen, memory)
-    rounds = math.ceil(len(members) / size)
-    size = _multiple(math.ceil(len(members) / max(rounds, 1)), len(chosen))  # equal rounds
+    wanted = max(places, len(members))
+    size = planned(program, wanted, data, steps, chosen, memory)
+    rounds = max(1, math.ceil(wanted / size))
+    size = _multiple(math.ceil(wanted / rounds), len(chosen))  # equal rounds
     for first in range(0, len(members), size):
         group = list(members[first : first + size])
         yield from _group(program, group, size, data, steps, chosen, look)
@@ -118,6 +124,7 @@ def recorded(
     stored: Iterable[Mapping[str, Any]],
     members: Sequence[Member],
     run: Callable[[Sequence[Member]], Iterator[Outcome]],
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """The results of all members: first those that are stored, then the others, each written to a file when done.
 
@@ -126,12 +133,15 @@ def recorded(
         stored: lines that are in the file already.
         members: that are wanted.
         run: trains members that are missing.
+        stop: whether to end before the next members are trained.
     """
     known = {Member(*(line[name] for name in Member._fields)): dict(line) for line in stored}
     yield from (known[member] for member in members if member in known)
     for outcome in run([member for member in members if member not in known]):
         append(path, [outcome.record()])
         yield outcome.record()
+        if not outcome.more and stop():
+            return
 
 
 def member_axes(state: Any) -> Any:
@@ -256,7 +266,15 @@ def advance_program(
     chunk = min(steps, program.task.chunk)
     rows, length = data.batch(0).shape
     tokens = jax.ShapeDtypeStruct((chunk, members, rows, length), jnp.int32)
-    return runs.advance.lower(jax.eval_shape(runs.init, own), own, tokens).compile()  # type: ignore[attr-defined]
+    state = jax.eval_shape(runs.init, own)
+    if len(devices) > 1:  # as `init` leaves it, so that this is the program that trains
+        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+        shared, split = (jax.NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
+        placed = _by_sharing(jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0)), shared, split)
+        state = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, placed
+        )
+    return runs.advance.lower(state, own, tokens).compile()  # type: ignore[attr-defined]
 
 
 def free_memory(device: jax.Device) -> int:
@@ -314,7 +332,8 @@ def _group(
     each = (time.perf_counter() - began) / len(members)
     for i, member in enumerate(members):
         mine = jax.tree.map(lambda x, i=i: x[i], seen)
-        yield Outcome(member, _loss(float(final[i])), losses[:, i], mine, each)
+        more = i + 1 < len(members)
+        yield Outcome(member, _loss(float(final[i])), losses[:, i], mine, each, more)
 
 
 def _loss(value: float) -> float:

@@ -183,9 +183,37 @@ def test_results_are_lines_and_only_what_is_missing_is_trained(tmp_path):
     kept.close()
     with path.open("a") as file:
         file.write('{"learning_rate": 0.0')  # killed while it wrote a line
+    assert not list(recorded(path, [], MEMBERS, lambda members: iter(())))
     again = list(recorded(path, results.read(path), MEMBERS, run))
     assert [Member(r["learning_rate"], r["weight_decay"], r["seed"]) for r in again] == MEMBERS
     assert asked[1] == MEMBERS[1:] and results.read(path) == again
+
+
+def test_members_that_ended_together_are_all_written_before_it_stops(data, tmp_path):
+    small, one = program(TINY, "adamw", data.vocab_size), jax.devices()[:1]
+
+    def run(members):
+        return population(
+            small, members, data, 4, together=True, devices=one, places=2, memory=1 << 40
+        )
+
+    def pairs(members):
+        for i in range(0, len(members), 2):
+            yield from run(members[i : i + 2])
+
+    path = tmp_path / "results.jsonl"
+    found = list(recorded(path, [], MEMBERS, pairs, lambda: True))
+    assert len(found) == 2 and results.read(path) == found
+
+
+def test_calls_share_a_program_of_so_many_places(data, monkeypatch):
+    sizes, plain = [], engine._group
+    monkeypatch.setattr(engine, "_group", lambda *a: sizes.append(a[2]) or plain(*a))
+    small, options = program(TINY, "adamw", data.vocab_size), {"together": True, "places": 3}
+    one = jax.devices()[:1]
+    (alone,) = trained(small, data, MEMBERS[:1], devices=one, **options)
+    three = trained(small, data, MEMBERS[:3], devices=one, **options)
+    assert sizes == [3, 3] and alone.loss == three[0].loss
 
 
 def test_what_is_seen_of_the_weights_is_each_members_own(data):

@@ -351,6 +351,22 @@ def test_a_search_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
     assert json.loads((killed / "environment.json").read_text())[1]["text"]["digest"]
 
 
+def test_runs_side_by_side_find_the_same(tmp_path, monkeypatch, capsys):
+    """New points get all their seeds at once; on eight devices."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "together"
+    assert tune.main([*command_line(tmp_path, folder), "--side_by_side", "True"]) == 0
+    assert "runs train side by side" in capsys.readouterr().out
+    found = lines.read(folder / "results.jsonl")
+    assert [r["seed"] - FIRST_SEED for r in found[:18]] == [0] * 9 + [1] * 9
+    alone = tmp_path / "alone"
+    assert tune.main(command_line(tmp_path, alone)) == 0
+    usual = {tuple(r.values())[:3]: r["loss"] for r in lines.read(alone / "results.jsonl")}
+    for r in found:
+        if tuple(r.values())[:3] in usual:
+            assert r["loss"] == pytest.approx(usual[tuple(r.values())[:3]], rel=1e-4)
+
+
 def test_the_time_is_a_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "short"

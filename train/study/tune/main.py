@@ -110,37 +110,42 @@ def search(
 ) -> list[Record]:
     """All runs, until the search is over, the time is, or `stop` is not empty; stored ones are not trained again."""
     rates, decays = grid(tune, small)
+    at_once = together(tune)
+    places = len(rates) * len(decays) * tune.seeds if at_once else 1  # those of the first grid
     results: list[Record] = []
-    deadline = began + 60 * tune.minutes
+    known = {_member(record) for record in stored}
+    if known:
+        say(f"{len(known)} runs are done already")
+    fresh, started = 0, time.monotonic()
 
     def run(members: Sequence[Member]) -> Iterator[Outcome]:
-        return population(program, members, data, tune.proxy.steps, together=tune.side_by_side)
+        steps = tune.proxy.steps
+        return population(program, members, data, steps, together=at_once, places=places)
 
-    if stored:
-        say(f"{len(stored)} runs are done already")
-    fresh, started = 0, time.monotonic()
-    while members := next_members(rates, decays, results, tune.trials, tune.seeds):
-        waiting = len(members)
-        new = {tuple(r[name] for name in Member._fields) for r in stored}
-        for record in recorded(path, stored, members, run):
+    def over() -> bool:
+        """Whether to stop, because of a signal or because another run would end too late."""
+        each = (time.monotonic() - started) / max(fresh, 1)
+        return bool(stop) or (fresh > 0 and time.monotonic() + each > began + 60 * tune.minutes)
+
+    while members := next_members(rates, decays, results, tune.trials, tune.seeds, at_once):
+        for i, record in enumerate(recorded(path, stored, members, run, over), 1):
             results.append(record)
-            waiting -= 1
-            if tuple(record[name] for name in Member._fields) in new:
+            if _member(record) in known:
                 continue
             fresh += 1
-            each = (time.monotonic() - started) / fresh
-            to_do = waiting + (
-                0
-                if record["seed"] > min(r["seed"] for r in results)
-                else _later(tune, results, waiting)
-            )
-            left = min(each * to_do, max(0.0, deadline - time.monotonic()))
+            to_do = len(members) - i + _later(tune, results, len(members) - i)
+            left = to_do * (time.monotonic() - started) / fresh
+            left = min(left, max(0.0, began + 60 * tune.minutes - time.monotonic()))
             say(_line(record, len(results), to_do, left))
-            if stop or time.monotonic() + each > deadline:
-                reason = "stopped" if stop else f"{tune.minutes:g} minutes are over"
-                say(f"{reason}; the same command goes on where it stopped, in {tune.folder}")
-                return results
+        if over():
+            reason = "stopped" if stop else f"{tune.minutes:g} minutes are over"
+            say(f"{reason}; the same command goes on where it stopped, in {tune.folder}")
+            break
     return results
+
+
+def _member(record: Record) -> Member:
+    return Member(*(record[name] for name in Member._fields))
 
 
 def _later(tune: Tune, results: Sequence[Record], waiting: int) -> int:
@@ -158,10 +163,14 @@ def _line(record: Record, done: int, to_do: int, left: float) -> str:
     )
 
 
+def together(tune: Tune) -> bool:
+    """Whether runs train side by side."""
+    return side_by_side_here() if tune.side_by_side is None else tune.side_by_side
+
+
 def _introduce(tune: Tune, small: Config, program: SmallProgram) -> None:
     count = of(program.model).count(program.model)
-    together = side_by_side_here() if tune.side_by_side is None else tune.side_by_side
-    how = "side by side" if together else "one after the other"
+    how = "side by side" if together(tune) else "one after the other"
     say(
         f"tuning {small.optimizer.direction.name} with {small.decay.name} decay on a model of {count:,} weights:"
         f" {tune.proxy.steps} steps of {small.data.batch_size * small.data.length} tokens a run\nruns train {how}"

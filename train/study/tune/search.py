@@ -18,7 +18,12 @@ Series = tuple[float, ...]
 
 
 def next_members(
-    rates: Series, decays: Series, results: Sequence[Mapping[str, Any]], trials: int, seeds: int
+    rates: Series,
+    decays: Series,
+    results: Sequence[Mapping[str, Any]],
+    trials: int,
+    seeds: int,
+    at_once: bool = False,
 ) -> list[Member]:
     """The runs to train now; none once the search is over and the best points have all their seeds.
 
@@ -27,6 +32,7 @@ def next_members(
         results: of all runs so far.
         trials: points that the search may try.
         seeds: runs of each of the best points.
+        at_once: whether new points get all their seeds at once, which costs little where runs train side by side.
     """
     known = _known(results)
     tried = {(p["learning_rate"], p["weight_decay"]) for p in known}
@@ -34,7 +40,8 @@ def next_members(
     points = [(t["learning_rate"], t["weight_decay"]) for t in wanted]
     new = [point for point in points if point not in tried] or _finer(decays, known, trials)
     if new:
-        return [Member(*point, FIRST_SEED) for point in new]
+        first = range(seeds if at_once else 1)
+        return [Member(*point, FIRST_SEED + i) for i in first for point in new]
     done = {(r["learning_rate"], r["weight_decay"], r["seed"]) for r in results}
     # Seed by seed, so that wherever the time runs out most points share their seeds.
     return [
