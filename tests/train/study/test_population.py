@@ -17,7 +17,7 @@ from tests.support.runs import write_text
 from train.data import batches
 from train.study import population as engine
 from train.study import results
-from train.study.compare.arms import after_adam, directed
+from train.study.compare.arms import ARMS, after_adam, directed
 from train.study.compare.runs import program
 from train.study.population import Member, member_axes, population, recorded, side_by_side
 from train.study.small_runs import SmallProgram, SmallTask
@@ -26,6 +26,7 @@ TINY = SmallTask(
     width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=4, eval_batches=2, chunk=4
 )
 STEPS = 10
+NAMED = ("adamw", "awd", "conda", "sophia")
 MEMBERS = [Member(eta, lam, seed) for seed in (3, 8) for eta, lam in ((0.004, 0.0), (0.03, 2.0))]
 
 
@@ -39,7 +40,7 @@ def trained(small, data, members=MEMBERS, **options):
     return list(population(small, members, data, STEPS, **options))
 
 
-@pytest.mark.parametrize("arm", ["adamw", "awd", "conda", "sophia"])
+@pytest.mark.parametrize("arm", NAMED)
 def test_members_side_by_side_are_members_alone(data, arm):
     """On eight devices, five members: three places repeat the last one."""
     small = program(TINY, arm, data.vocab_size)
@@ -53,6 +54,18 @@ def test_members_side_by_side_are_members_alone(data, arm):
         np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
     assert len({one.loss for one in found}) == 5 and found[0].losses.shape == (STEPS,)
+
+
+OTHERS = [name for name, row in ARMS.items() if row.workers == 1 and name not in NAMED]
+
+
+@pytest.mark.parametrize("arm", OTHERS)
+def test_every_arm_is_itself_in_a_population(data, arm):
+    """In fewer steps, since every arm is two programs to compile."""
+    small, members = program(TINY, arm, data.vocab_size), MEMBERS[1:3]
+    together = population(small, members, data, 4, together=True, devices=jax.devices()[:1])
+    for one, other in zip(together, population(small, members, data, 4), strict=True):
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
 
 
 def test_a_seed_decides_weights_and_text_and_all_arms_share_it(data):

@@ -13,8 +13,8 @@ the range that cannot be told apart from them, how much they may be off before t
 command that trains the real model with them. The learning rate and the decay carry over to the real width by μP, which
 the flag --width.base of that command switches on.
 
-Every finished run is a line of a file. After Ctrl-C, a kill or the end of --minutes, the same command goes on where it
-stopped. The folder holds
+On two CPU cores this takes about ten minutes, and 20 at most. Every finished run is a line of a file. After Ctrl-C, a
+kill or the end of --minutes, the same command goes on where it stopped. The folder holds
 
     tune.json         the options
     environment.json  one entry per start: command, commit, versions, devices, digest of the text

@@ -47,7 +47,8 @@ def table(found: Surface) -> str:
             f"{point.learning_rate:7.3g}  {point.weight_decay:7.3g}  {point.runs:5d}  {point.loss:6.3f}{words}"
         )
     if len(shown) < len(found.points):
-        lines.append(f"{len(found.points) - len(shown)} worse points are left out here.")
+        left_out = len(found.points) - len(shown)
+        lines.append(f"The table leaves out {left_out} worse point{'s' if left_out > 1 else ''}.")
     return "\n".join(lines)
 
 
@@ -77,7 +78,7 @@ def recommendation(real: Config, found: Surface) -> str:
 
 def _width(close: Range) -> str:
     if math.isinf(close.doublings):
-        return "from no decay on"
+        return "no decay is among them"
     least = "at least " if close.open_low or close.open_high else ""
     return f"{least}{close.doublings:.1f} factors of two"
 
