@@ -22,7 +22,7 @@ RATES, DECAYS, SEEDS, STEPS = (0.004, 0.03), (0.0, 2.0), (3, 8), 10
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     text = write_text(tmp_path_factory.mktemp("text"))
-    return batches.load(str(text), "bytes", length=12, batch_size=4, seed=0)
+    return batches.load_text(str(text), "bytes", length=12, batch_size=4, seed=0)
 
 
 def together(small, data, shared_counters=True):

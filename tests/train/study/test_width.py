@@ -180,7 +180,7 @@ def test_runs_side_by_side_are_runs_alone(data):
     # The same float32 arithmetic up to fusion and batching; 25 steps amplify roundings little.
     assert records[3]["loss"] == pytest.approx(alone, abs=1e-4)
     assert abs(records[3]["loss"] - records[2]["loss"]) > 1e-3
-    tops, _ = optax_decay.top_singular_values(
+    tops, _ = optax_decay.spectra.top_singular_values(
         params, exact_below=100, roles=("hidden",), axes=llama.axes(config)
     )
     for path, value in tops.items():
@@ -331,7 +331,7 @@ def test_a_run_with_a_base_width_says_so_and_logs_its_gains(two_runs):
     assert [r["step"] for r in seen] == [0, 2, 4, 6]
     last = seen[-1]
     assert len(last["matrix"]) == 7 * 2 and len(last["sublayer"]) == 2 * 2
-    config, _, params, done = gains.newest(wide)
+    config, _, params, done = gains.load_trained(wide)
     assert (done, config.model.width) == (6, 32)
     for layer in range(2):
         found = {
@@ -359,4 +359,4 @@ def test_two_run_folders_are_compared(two_runs, tmp_path, capsys):
     with pytest.raises(UserError, match=r"width.base of .* is 16, but .* has the width 32"):
         gains.compare(wide, wide, 0.15)
     with pytest.raises(UserError, match="holds no config"):
-        gains.newest(tmp_path)
+        gains.load_trained(tmp_path)
