@@ -1,5 +1,6 @@
 """Pulls ψ of a decay: what a single weight feels."""
 
+from optax_decay.product.pulls import NAMES as NAMES
 from optax_decay.product.pulls import Pull as Pull
 from optax_decay.product.pulls import elastic_net as elastic_net
 from optax_decay.product.pulls import fair as fair

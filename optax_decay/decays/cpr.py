@@ -186,7 +186,7 @@ def cpr_decay(
         signatures, weights = chosen(params), by_path(params)
         new = CprState(increment(state.count), *(dict(part) for part in state[1:]))
 
-        def leaf(key: jax.tree_util.KeyPath, u: Any) -> Any:
+        def leaf(key: jax.tree_util.KeyPath, u: jax.Array) -> Any:
             path = path_string(key)
             if u is None or path not in signatures:
                 return u

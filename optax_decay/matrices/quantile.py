@@ -33,7 +33,7 @@ def _fold_sign(raw: jax.Array) -> jax.Array:
     return raw ^ ((raw >> (info.bits - 1)) & info.max)  # its own inverse
 
 
-def _position(q: Any, n: int, dtype: Any) -> tuple[Any, Any]:
+def _position(q: float | jax.Array, n: int, dtype: jax.typing.DTypeLike) -> tuple[Any, Any]:
     """The rank of the lower neighbour and the weight of the upper one, for the quantile q of n numbers."""
     if isinstance(q, jax.core.Tracer):
         place = jnp.asarray(q, dtype) * (n - 1)
@@ -46,7 +46,7 @@ def _position(q: Any, n: int, dtype: Any) -> tuple[Any, Any]:
 
 def exact_quantile(
     x: jax.Array,
-    q: Any,
+    q: float | jax.Array,
     *,
     axis: int | tuple[int, ...] | None = None,
     keepdims: bool = False,
@@ -122,7 +122,9 @@ def _select(keys: jax.Array, rank: Any, total: Any) -> jax.Array:
     return jax.lax.fori_loop(1, info.bits, fix_bit, prefix)
 
 
-def _interpolate(lower: Any, upper: Any, weight: Any, source: Any, dtype: Any) -> jax.Array:
+def _interpolate(
+    lower: Any, upper: Any, weight: Any, source: Any, dtype: jax.typing.DTypeLike
+) -> jax.Array:
     def value(key: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(_fold_sign(key), source).astype(dtype)
 

@@ -30,7 +30,7 @@ def top_singular_values(
     exact_below: int = 0,
     roles: Sequence[str] = ("hidden", "head"),
     axes: axes_lib.Axes = None,
-    mesh: Any = None,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
 ) -> tuple[dict[str, jax.Array], Vectors]:
     """The largest singular value of every matrix, from vectors that are carried from call to call.
 

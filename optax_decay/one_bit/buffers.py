@@ -189,7 +189,7 @@ def zero_errors(buffers: Sequence[Buffer]) -> tuple[Errors, Errors]:
     return worker, server
 
 
-def check_errors(buffers: Sequence[Buffer], worker: Any, server: Any) -> None:
+def check_errors(buffers: Sequence[Buffer], worker: jax.Array, server: jax.Array) -> None:
     """Raises ValueError for errors that were made for other workers, another layout or other arrays."""
     for what, errors in (("worker_error", worker), ("server_error", server)):
         found = {k: tuple(v.shape) for k, v in errors.items()} if isinstance(errors, dict) else {}

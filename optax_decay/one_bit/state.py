@@ -16,7 +16,7 @@ from optax_decay.parameters.paths import path_string
 CONVERSIONS = ("reset", "redistribute")
 
 
-def _is_one_bit(x: Any) -> bool:
+def _is_one_bit(x: jax.Array) -> bool:
     return isinstance(x, OneBitAdamState)
 
 
@@ -80,7 +80,7 @@ def state_partition_specs(
             kept.pop()
         return jax.P(*(k[0] if len(k) == 1 else k or None for k in kept))
 
-    def like_param(key: Any, leaf: Any) -> jax.sharding.PartitionSpec:
+    def like_param(key: jax.tree_util.KeyPath, leaf: Any) -> jax.sharding.PartitionSpec:
         path = path_string(key)
         fits = [p for p in specs if path == p or path.endswith("/" + p)]
         spec = specs[max(fits, key=len)] if fits else jax.P()
@@ -97,7 +97,7 @@ def state_partition_specs(
     def rows(errors: Any) -> Any:
         return {name: error_spec(name) for name in errors} if isinstance(errors, dict) else jax.P()
 
-    def walk(key: Any, node: Any) -> Any:
+    def walk(key: jax.tree_util.KeyPath, node: Any) -> Any:
         if not _is_one_bit(node):
             return like_param(key, node)
         specs = jax.tree_util.tree_map_with_path(like_param, node)

@@ -6,15 +6,13 @@ eps is added before the bias correction, as in the released code of Conda and RO
 equals ``eps / sqrt(1-b2^t)`` in the convention of ``optax.adam``: ten times as much at t = 1 with b2 = 0.99.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from optax_decay.product.running_means import share_seen
 
 
-def accumulator_like(x: Any, real: bool = False) -> jax.Array:
+def accumulator_like(x: jax.Array, real: bool = False) -> jax.Array:
     """Zeros of the shape of `x` in float32, or in its own dtype if that is wider; `real` drops the imaginary part."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.zeros_like(x, dtype=jnp.finfo(dtype).dtype if real else dtype)

@@ -174,7 +174,7 @@ def _assemble(
     radial = (pull is None or pull.name == "l2") and not options.get("cautious")
     nothing = isinstance(weight_decay, int | float) and weight_decay == 0
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         if radial and not nothing:
             signatures = axes_lib.signatures(options["axes"], params)
             on, decays = (

@@ -122,7 +122,7 @@ def _entries(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
 
 
 def _assign(
-    params: Any, entries: dict[str, str], axes: axes_lib.Axes, rules: axes_lib.Rules
+    params: optax.Params, entries: dict[str, str], axes: axes_lib.Axes, rules: axes_lib.Rules
 ) -> dict[str, tuple[axes_lib.Signature, str, str]]:
     """Signature, entry and pattern of every parameter, by path.
 
@@ -145,7 +145,7 @@ def _assign(
 
 
 def _check_nothing_is_left_over(
-    params: Any, found: Any, entries: dict[str, str], rules: axes_lib.Rules
+    params: optax.Params, found: Any, entries: dict[str, str], rules: axes_lib.Rules
 ) -> None:
     """Raises ValueError for rules and entries without a parameter.
 
@@ -174,7 +174,11 @@ def _check_nothing_is_left_over(
 
 
 def role_table(
-    params: Any, transforms: Transforms, *, axes: axes_lib.Axes = None, rules: axes_lib.Rules = ()
+    params: optax.Params,
+    transforms: Transforms,
+    *,
+    axes: axes_lib.Axes = None,
+    rules: axes_lib.Rules = (),
 ) -> RoleTable:
     """Which parameter belongs to which entry, for the arguments that `by_role` is built with.
 
@@ -247,7 +251,7 @@ def by_role(
         lambda params: _labels(params, _assign(params, entries, axes, rules)),
     )
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         if jax.tree.leaves(params):
             found = _assign(params, entries, axes, rules)
             _check_nothing_is_left_over(params, found, entries, rules)
@@ -256,5 +260,5 @@ def by_role(
     return optax.GradientTransformationExtraArgs(init, partition.update)
 
 
-def _labels(params: Any, found: Any) -> Any:
+def _labels(params: optax.Params, found: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda key, _: found[path_string(key)][1], params)

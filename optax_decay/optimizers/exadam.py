@@ -106,10 +106,10 @@ def scale_by_exadam(
     check("eps", eps, 0.0, open_low=True)
 
     def init(params: optax.Params) -> ScaleByExadamState:
-        def first(p: Any) -> jax.Array:
+        def first(p: jax.Array) -> jax.Array:
             return jnp.zeros_like(p, mu_dtype or jnp.promote_types(p.dtype, jnp.float32))
 
-        def second(p: Any) -> jax.Array:
+        def second(p: jax.Array) -> jax.Array:
             return jnp.zeros_like(p, accumulator_dtype(p.dtype))
 
         return ScaleByExadamState(
@@ -128,18 +128,18 @@ def scale_by_exadam(
         def moment(old: jax.Array, new: jax.Array, beta: Any) -> jax.Array:
             return beta * old + (1 - beta) * new
 
-        def first(g: Any, m: Any, v: Any) -> Any:
+        def first(g: jax.Array, m: jax.Array, v: jax.Array) -> Any:
             if g is None:
                 return m
             dtype = jnp.promote_types(g.dtype, v.dtype)
             return moment(m.astype(dtype), g.astype(dtype), b1)
 
-        def second(g: Any, v: Any) -> Any:
+        def second(g: jax.Array, v: jax.Array) -> Any:
             if g is None:
                 return v
             return moment(v, jnp.square(jnp.abs(g.astype(jnp.promote_types(g.dtype, v.dtype)))), b2)
 
-        def direction(g: Any, m: Any, v: Any) -> Any:
+        def direction(g: jax.Array, m: jax.Array, v: jax.Array) -> Any:
             if g is None:
                 return None
             dtype = v.dtype
@@ -155,7 +155,7 @@ def scale_by_exadam(
             u = (m + g.astype(m.dtype)) * (d1 * scale) / (root + tiny)
             return u.astype(g.dtype)
 
-        def hole(x: Any) -> bool:
+        def hole(x: jax.Array) -> bool:
             return x is None
 
         mu = jax.tree.map(first, updates, state.mu, state.nu, is_leaf=hole)

@@ -209,7 +209,7 @@ def rotational_update(
         eta = now(learning_rate, state.count)
         angle = jnp.sqrt(2 * eta * now(weight_decay, state.count) * (1 - b1) / (1 + b1))
 
-        def leaf(key: Any, u: Any) -> Any:
+        def leaf(key: jax.tree_util.KeyPath, u: jax.Array) -> Any:
             path = path_string(key)
             if u is None:
                 return None
@@ -262,7 +262,7 @@ def center_rows(
     """
     rows = _rows(params, per_neuron, mask, axes)
 
-    def center(key: Any, w: jax.Array) -> jax.Array:
+    def center(key: jax.tree_util.KeyPath, w: jax.Array) -> jax.Array:
         row = rows.get(path_string(key))
         if row is None:
             return w

@@ -40,7 +40,7 @@ import optax
 
 from optax_decay.parameters.inference import InferredAxes as InferredAxes
 from optax_decay.parameters.inference import infer as infer
-from optax_decay.parameters.named_axes import HEADS, by_name, stacked_axes
+from optax_decay.parameters.named_axes import by_name, is_head, stacked_axes
 from optax_decay.parameters.paths import match_rules, path_string, shapes
 
 # Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
@@ -201,7 +201,7 @@ def _without_axes(items: list[tuple[str, tuple[int, ...]]]) -> dict[str, Signatu
         if known is not None:
             batch = tuple(sorted((*known.batch, *known.kernel)))
             role = {"vector": "vector", "embedding": "embedding", "positions": "embedding"}.get(
-                known.kind, "head" if HEADS.search(path) else "hidden"
+                known.kind, "head" if is_head(path) else "hidden"
             )
             found[path] = Signature(
                 path, shape, (), batch, known.inputs, known.outputs, role, "name"

@@ -20,7 +20,7 @@ import re
 from typing import Any
 
 from optax_decay.parameters.module_axes import is_module, leaf_shapes, of_equinox, of_nnx
-from optax_decay.parameters.named_axes import HEADS, INSIDE, KnownAxes, named
+from optax_decay.parameters.named_axes import KnownAxes, is_head, is_inside, named
 
 _KERNEL_POSITIONS = {1: ("KW",), 2: ("KH", "KW"), 3: ("KD", "KH", "KW")}
 _LETTERS = tuple("FGIJMNOQRSUWXYZAB")
@@ -199,8 +199,8 @@ class _Letters:
         size_in, size_out = axes.size(axes.inputs), axes.size(axes.outputs)
         if repeated:
             return None, None
-        known = size_out in self.vocabulary - self.taken or bool(HEADS.search(path))
-        inside = bool(INSIDE.search(path))
+        known = size_out in self.vocabulary - self.taken or is_head(path)
+        inside = is_inside(path)
         leaves = known or (size_out not in self.taken and not inside)
         enters = size_in not in self.given and not inside
         out = None if not leaves else "V" if size_out in self.vocabulary else "C"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from optax_decay.parameters.named_axes import POSITIONS, KnownAxes, named
+from optax_decay.parameters.named_axes import KnownAxes, is_of_positions, named
 from optax_decay.parameters.paths import path_string
 
 
@@ -96,7 +96,7 @@ def _layer_of_nnx(
             "inputs": (module.num_embeddings,),
             "outputs": (module.features,),
         }
-        kind = "positions" if POSITIONS.search(path) else "embedding"
+        kind = "positions" if is_of_positions(path) else "embedding"
         return placed(kind, path, shape, parts, basis)
     if name in ("lora_a", "lora_b") and "LoRA" in classes:
         extra = len(shape) - 2
@@ -172,6 +172,6 @@ def _layer_of_equinox(
             "inputs": (module.num_embeddings,),
             "outputs": (module.embedding_size,),
         }
-        kind = "positions" if POSITIONS.search(path) else "embedding"
+        kind = "positions" if is_of_positions(path) else "embedding"
         return placed(kind, path, shape, parts, basis)
     return None

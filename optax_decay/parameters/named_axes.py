@@ -8,34 +8,83 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def _word(*alternatives: str) -> re.Pattern[str]:
-    """Matches a component of a path, or a part of it between underscores, that is one of these."""
-    return re.compile(rf"(?:^|[/_.])(?:{'|'.join(alternatives)})(?:[/_.]|$)", re.I)
+def _component(*alternatives: str) -> re.Pattern[str]:
+    """Matches a whole component of a path that is one of these."""
+    return re.compile("|".join(alternatives), re.I)
 
 
-HEADS = _word("lm_head", "head", "logits?", "logits_dense", "classifier", "readout", r"unembed\w*")
-INSIDE = _word(
+_HEAD = _component(
+    "lm_head",
+    "head",
+    "logits?",
+    "logits_dense",
+    "classifier",
+    "readout",
+    r"unembed\w*",
+    "embed_out",
+)
+_INSIDE = _component(
     *(
-        "q",
-        "k",
-        "v",
+        "[qkvo]",
         "qkv",
+        "kv",
         "query",
         "key",
         "value",
-        "kv",
         "out",
-        "o",
+        "[qkvo]_proj",
         "c_attn",
+        "c_proj",
         "in_proj",
         "out_proj",
     ),
-    *("gate", "up", "down", r"wi(?:_\d)?", "wo", r"gate_up\w*", r"fc\d?", "c_fc", "c_proj"),
+    *(
+        "gate",
+        "up",
+        "down",
+        r"(?:gate|up|down|gate_up)_proj",
+        r"wi(?:_\d)?",
+        "wo",
+        r"fc_?\d?",
+        "c_fc",
+    ),
 )
-_NORM = _word(r"\w*norm\w*", r"ln\w*", r"bn\d*", "scale")
-_EMBED = _word(r"\w*embed\w*", "wte", r"token\w*")
-POSITIONS = _word("wpe", r"\w*pos\w*")
+_NORM = _component(r"\w*norm\w*", r"ln(?:_\w+)?\d*", r"bn\d*", "scale")
+_EMBED = _component(r"\w*embed\w*", "wte", r"tok(?:en)?_?emb\w*")
+_POSITIONS = _component("wpe", r"\w*position\w*", r"pos_?emb\w*")
 _VECTORS = {"bias", "scale", "gamma", "beta", "offset"}
+
+
+def _components(path: str) -> list[str]:
+    return re.split(r"[/.]", path)
+
+
+def _layer(path: str) -> str:
+    """The name of the layer that a parameter belongs to: the component before its own name."""
+    return ["", *_components(path)][-2]
+
+
+def is_head(path: str) -> bool:
+    """Whether the name of its layer says that a matrix is an output head."""
+    return _HEAD.fullmatch(_layer(path)) is not None
+
+
+def is_inside(path: str) -> bool:
+    """Whether the name of its layer says that a matrix lies inside a block."""
+    return _INSIDE.fullmatch(_layer(path)) is not None
+
+
+def is_of_positions(path: str) -> bool:
+    """Whether the name of its layer, or its own, says that an embedding is one of positions."""
+    return any(_POSITIONS.fullmatch(part) for part in _components(path)[-2:])
+
+
+def _is_of_norm(path: str) -> bool:
+    return any(_NORM.fullmatch(part) for part in _components(path))
+
+
+def _is_embedding(path: str) -> bool:
+    return any(_EMBED.fullmatch(part) for part in _components(path)[-2:]) and not is_head(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +135,7 @@ def stacked_axes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     for path in shapes:
         for prefix in _prefixes(path):
             peers[prefix].append(path)
-    norms = {path for path in shapes if _NORM.search(path)}
+    norms = {path for path in shapes if _is_of_norm(path)}
     of_prefix = {
         prefix: _shared_axes(
             [shapes[path] for path in paths], [shapes[path] for path in paths if path in norms]
@@ -120,12 +169,12 @@ def by_name(path: str, shape: tuple[int, ...], stacked: tuple[int, ...]) -> Know
     basis = f"the name {'/'.join(path.split('/')[-2:])!r}"
     if stacked:
         basis += f", stacked along {'axis' if len(stacked) == 1 else 'axes'} {', '.join(map(str, stacked))}"
-    if name in _VECTORS or len(own) <= 1 or (name == "weight" and _NORM.search(owner)):
+    if name in _VECTORS or len(own) <= 1 or (name == "weight" and _is_of_norm(owner)):
         return KnownAxes("vector", shape, stacked, outputs=own, basis=basis)
     if len(own) == 2:
-        if POSITIONS.search(path):
+        if is_of_positions(path):
             return KnownAxes("positions", shape, stacked, (), own[:1], own[1:], basis)
-        if name in ("embedding", "embeddings") or _EMBED.search(path):
+        if _is_embedding(path):
             return KnownAxes("embedding", shape, stacked, (), own[:1], own[1:], basis)
         if name in ("kernel", "w"):
             return KnownAxes("linear", shape, stacked, (), own[:1], own[1:], basis)

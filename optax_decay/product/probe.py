@@ -109,7 +109,7 @@ class ProbeError(ValueError):
 
 def probe(
     tx: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     *,
     axes: axes_lib.Axes = None,
     expected: DecayTable | Any = None,
@@ -196,7 +196,7 @@ class _Measured(NamedTuple):
 
 def _measured(
     tx: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     gradient: Any,
     step: int,
     extra: Mapping[str, Any] | None,
@@ -204,7 +204,7 @@ def _measured(
     tx = optax.with_extra_args_support(tx)
     state = _at_step(tx.init(params), step)
 
-    def update(g: Any) -> dict[str, Any]:
+    def update(g: jax.Array) -> dict[str, Any]:
         ones = lambda *_, **__: jax.tree.map(jnp.ones_like, params)
         given = {"gradients": g, "value": jnp.zeros([]), "hessian_fn": ones} | dict(extra or {})
         return by_path(tx.update(g, state, params, **given)[0])
@@ -226,7 +226,7 @@ def _measured(
     return found
 
 
-def _normal(params: Any, key: jax.Array, std: float) -> Any:
+def _normal(params: optax.Params, key: jax.Array, std: float) -> Any:
     """Normal numbers of the shapes and dtypes of `params`."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, max(1, len(leaves)))
@@ -240,7 +240,7 @@ def _normal(params: Any, key: jax.Array, std: float) -> Any:
 def _at_step(state: Any, step: int) -> Any:
     """The state with every scalar counter named ``count`` set to `step`."""
 
-    def put(key: Any, x: Any) -> Any:
+    def put(key: jax.tree_util.KeyPath, x: jax.Array) -> Any:
         named = key and getattr(key[-1], "name", None) == "count"
         return jnp.full_like(x, step) if named and jnp.ndim(x) == 0 else x
 

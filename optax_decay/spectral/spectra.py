@@ -89,7 +89,7 @@ def eigenvalues(
     *,
     largest: int | None = None,
     method: str = "exact",
-    mesh: Any = None,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
     spec: Any = None,
 ) -> jax.Array:
     """The squared singular values of every matrix, ascending.

@@ -141,7 +141,7 @@ def spectral_gain_report(
     exact_below: int = 512,
     iterations: int = 64,
     axes: axes_lib.Axes = None,
-    mesh: Any = None,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
 ) -> GainReport:
     """Compares the weights of a run with those of its proxy, which should agree under a width law.
 

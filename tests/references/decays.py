@@ -65,7 +65,7 @@ def thresholds(
         if not isinstance(kind, str):
             return kind
         size = slice_size("rms" if kind == "rms" else "mean", w, name in stacked)
-        if kind == "ema":
+        if kind == "running_mean":
             averages[name] = beta * averages[name] + (1 - beta) * size if name in averages else size
             size = averages[name]
         return factor * size

@@ -17,7 +17,7 @@ BETAS = ("--optimizer.b1", "0.9", "--optimizer.b2", "0.999")
 STOP, STEPS = 3, 6
 OPTIMIZERS = {
     "adam": [],
-    "adam, threshold in the state": ["--decay.threshold", "ema"],
+    "adam, threshold in the state": ["--decay.threshold", "running_mean"],
     "AlphaDecay": [
         *("--decay.spectrum.score", "hill", "--decay.spectrum.refresh_every", "2"),
         *("--decay.spectrum.min_eigenvalues", "2"),

@@ -18,6 +18,7 @@ import numpy as np
 
 from train import main
 from train.bench.table import Options, Table, best_times
+from train.config.derived import derived
 from train.config.fields import Config, Data, Mesh, Model, preset_of
 from train.data import batches, shards, token_store, tokens
 
@@ -98,6 +99,7 @@ def program(options: Options, folder: str) -> main.Run:
         data=Data(text=f"{batches.STORE}{folder}", length=LENGTH, batch_size=sequences),
         mesh=Mesh(data=1),
     )
+    config = derived(config)
     return main.assemble(config, main.read_data(config))
 
 

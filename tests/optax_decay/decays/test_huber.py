@@ -23,7 +23,7 @@ FLOAT32 = 12 * 16 * 2.0**-24
 KINDS = {
     "mean": thresholds.mean_size,
     "rms": thresholds.rms_size,
-    "ema": thresholds.running_mean_size,
+    "running_mean": thresholds.running_mean_size,
 }
 
 
@@ -31,7 +31,7 @@ def threshold_of(kind, factor=0.8, **options):
     """A number, or the threshold that the references call by this name."""
     if not isinstance(kind, str):
         return kind
-    memory = {"memory": 0.9} if kind == "ema" else {}
+    memory = {"memory": 0.9} if kind == "running_mean" else {}
     return KINDS[kind](factor, **memory, **options)
 
 
@@ -48,7 +48,7 @@ def adamhd(threshold, proximal=False, mask=("hidden", "head"), axes=toy.AXES):
 
 
 @pytest.mark.parametrize("proximal", [False, True])
-@pytest.mark.parametrize("kind", [0.2, "mean", "rms", "ema"])
+@pytest.mark.parametrize("kind", [0.2, "mean", "rms", "running_mean"])
 def test_matches_reference(kind, proximal):
     for dtype, tolerance in ((jnp.float64, 1e-12), (jnp.float32, FLOAT32)):
         expected = references.huber_trajectory(
@@ -179,7 +179,7 @@ def test_stronger_than_l2_only_at_a_larger_rate():
     assert jnp.all(raised[jnp.abs(w["w"]) < 2.9] >= l2[jnp.abs(w["w"]) < 2.9])
 
 
-@pytest.mark.parametrize("kind", ["mean", "rms", "ema"])
+@pytest.mark.parametrize("kind", ["mean", "rms", "running_mean"])
 def test_threshold_is_per_slice_of_a_stack(kind):
     """A stacked leaf and its slices as separate leaves give the same weights."""
     rng = np.random.default_rng(3)
@@ -245,7 +245,7 @@ def test_cautious_huber_matches_reference():
         np.testing.assert_allclose(w, expected[path], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["mean", "rms", "ema"])
+@pytest.mark.parametrize("kind", ["mean", "rms", "running_mean"])
 def test_shard_map_needs_and_uses_the_axis_name(kind):
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     w = jnp.asarray(np.random.default_rng(2).standard_normal((8, 12)) ** 3, jnp.float32)

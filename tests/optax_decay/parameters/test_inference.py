@@ -205,6 +205,32 @@ def test_without_axes_names_decide_and_nothing_is_guessed_against_them(axis):
     assert {s.source for s in found.values()} == {"name"}
 
 
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("multi_head_attention/query_proj/kernel", "hidden"),
+        ("transpose/kernel", "hidden"),
+        ("post_mlp/kernel", "hidden"),
+        ("token_mixer/kernel", "hidden"),
+        ("time_embed/dense/kernel", "hidden"),
+        ("unembed/kernel", "head"),
+        ("embed_out/weight", "head"),
+        ("decoder/logits_dense/kernel", "head"),
+        ("wpe/embedding", "embedding"),
+        ("transformer.wte.weight", "embedding"),
+        ("embeddings/word_embeddings/weight", "embedding"),
+        ("patch_embed/kernel", "embedding"),
+        ("ln_1/scale", "vector"),
+        ("model.layers.0.post_attention_layernorm.weight", "vector"),
+    ],
+)
+def test_names_are_read_as_whole_components(path, role):
+    """A word inside another word says nothing: "pos" in "transpose", "head" in "multi_head_attention"."""
+    shape = (6,) if role == "vector" else (4, 6)
+    found = axes.signatures(None, {path: jax.ShapeDtypeStruct(shape, jnp.float32)})
+    assert found[path].role == role and found[path].source == "name"
+
+
 def test_a_role_that_is_guessed_warns():
     params = {"mystery": jnp.ones((4, 6)), "offset": jnp.ones(4)}
     with pytest.warns(optax_decay.GuessedRolesWarning, match=r"'mystery'.*guessed to be 'hidden'"):

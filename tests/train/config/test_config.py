@@ -91,12 +91,12 @@ def test_a_field_that_would_do_nothing_is_refused(flags):
         ("--decay l2 --decay.threshold 0.1", "--decay huber, fair,", "nearest: --decay.mask"),
         (
             "--decay.threshold 0.1 --decay.threshold.factor 2",
-            "--decay.threshold mean, rms or ema; fixed has",
+            "--decay.threshold mean, rms or running_mean; fixed has",
             "nearest: --decay.threshold.value",
         ),
         (
             "--decay.threshold mean --decay.threshold.memory 0.9",
-            "--decay.threshold ema; mean has",
+            "--decay.threshold running_mean; mean has",
             "nearest: --decay.threshold.factor",
         ),
         ("--decay cpr --decay.spectrum.low 1", "--decay huber, adadecay,", "--decay.measure"),
@@ -215,7 +215,10 @@ def test_json_round_trip_of_every_experiment():
         ('{"optimizer": {"schedule": {"name": "cosin"}}}', "nearest: 'cosine'"),
         ('{"optimizer": {"schedule": "cosine"}}', "optimizer.schedule must hold fields, such as"),
         ('{"decay": {"threshold": {"name": "maen"}}}', "nearest: 'mean'"),
-        ('{"decay": {"threshold": {"memory": 0.9}}}', "belongs to decay.threshold ema; nearest"),
+        (
+            '{"decay": {"threshold": {"memory": 0.9}}}',
+            "belongs to decay.threshold running_mean; nearest",
+        ),
         ('{"optimizer": {"name": "conda", "gamma": 1}}', "belongs to optimizer sophia; nearest"),
         ('{"optimizer": {"name": "cond"}}', "nearest: 'conda'"),
         ('{"optimizer": {"name": 3}}', "optimizer = 3 is not one of"),

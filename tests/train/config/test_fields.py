@@ -157,7 +157,7 @@ DECAYS = {
 THRESHOLDS = {
     "mean": {"factor": 0.5},
     "rms": {"factor": 0.5},
-    "ema": {"factor": 0.5, "memory": 0.5},
+    "running_mean": {"factor": 0.5, "memory": 0.5},
     "fixed": {"value": 0.1},
 }
 BOUNDS = {
@@ -257,7 +257,7 @@ def test_fields_of_the_model(name):
         params = jax.eval_shape(functools.partial(family.init, model), jax.random.key(0))
         if family is vit:
             task = image_task.Classifier(functools.partial(vit.forward, model), model.classes, 0.1)
-            made = images.Images(
+            made = images.ImageBatches(
                 "", [], [], ("", ""), 7, model.image_size, 4, 0, images.Recipe(), ""
             )
             batch = {

@@ -160,7 +160,7 @@ def test_a_choice_keeps_what_was_set_and_nothing_else(written):
 def test_the_last_of_two_choices_counts_and_outer_choices_come_first():
     assert parse(["--optimizer", "conda", "--optimizer", "lion"]).optimizer.direction.name == "lion"
     config = parse(
-        ["--decay.threshold.memory", "0.5", "--decay.threshold", "ema", "--decay", "fair"]
+        ["--decay.threshold.memory", "0.5", "--decay.threshold", "running_mean", "--decay", "fair"]
     )
     values = flatten(config)
     assert (values["decay.name"], values["decay.threshold.memory"]) == ("fair", 0.5)

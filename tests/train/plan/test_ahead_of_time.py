@@ -66,12 +66,12 @@ def passes(seen):
     [
         optax_decay.decay(0.1, axes=AXES),
         optax_decay.decay(
-            lambda step: 0.1, axes=AXES, coupling="schedule", peak_learning_rate=1e-3
+            lambda step: 0.1, axes=AXES, coupling=optax_decay.couplings.schedule(1e-3)
         ),
         optax_decay.decay(0.1, cautious=True, mask="hidden", axes=AXES),
         optax_decay.huber_decay(0.1, threshold=0.05, axes=AXES),
         optax_decay.huber_decay(0.1, threshold=lambda step: 0.05, axes=AXES),
-        optax_decay.decay(0.1, pull=optax_decay.pseudo_huber(0.05), axes=AXES),
+        optax_decay.decay(0.1, pull=optax_decay.pulls.pseudo_huber(0.05), axes=AXES),
         optax_decay.width_scaled_decay(0.1, base_width=128, axes=AXES),
     ],
     ids=["l2", "schedule", "cautious", "huber", "huber schedule", "pseudo_huber", "width"],
@@ -95,8 +95,10 @@ def spectral_refresh_on(target, method):
     """A refresh of AlphaDecay for eight devices, the matrices split over all of them."""
     devices = devices_of(target)
     mesh = jax.sharding.Mesh(np.asarray(devices).reshape(4, 2), ("fsdp", "tensor"))
-    partition = optax_decay.partition_specs(AXES, SPECTRAL, {"D": "fsdp", "F": "tensor"})
-    link = optax_decay.spectral_alpha_decay(0.1, axes=AXES, method=method, partition=partition)
+    partition = optax_decay.axes.partition_specs(AXES, SPECTRAL, {"D": "fsdp", "F": "tensor"})
+    spectra = optax_decay.spectra
+    score = spectra.hill(method=spectra.matrix_products() if method == "matmul" else method)
+    link = optax_decay.spectral_alpha_decay(0.1, axes=AXES, score=score, param_specs=partition)
     state = jax.eval_shape(link.init, SPECTRAL)
 
     def placed(tree, specs):

@@ -12,7 +12,7 @@ import optax_decay
 from optax_decay.parameters import axes
 from tests.support.runs import flags, program
 from train.cli import parse
-from train.config.fields import UserError, resolved
+from train.config.fields import UserError
 from train.step import program as description
 from train.step import replicas, sharding, tasks, update
 
@@ -45,7 +45,7 @@ def test_axes_are_parsed_once_per_parameter(tmp_path, monkeypatch):
 def test_a_mesh_without_devices_gives_the_same_description(tmp_path):
     asked = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     real = program(tmp_path, *asked).program
-    config = tasks.complete(resolved(parse(flags(tmp_path, *asked))), 257)
+    config = tasks.complete(parse(flags(tmp_path, *asked)), 257)
     mesh = sharding.abstract_mesh(config.mesh, description.sequences(config), 8)
     planned = description.describe(config, mesh)
     assert isinstance(planned.mesh, jax.sharding.AbstractMesh) and planned.config == real.config
@@ -62,7 +62,7 @@ def test_a_batch_is_described_as_it_is_made(tmp_path):
 
 
 def test_a_config_is_completed_with_what_the_data_knows(tmp_path):
-    config = resolved(parse(flags(tmp_path)))
+    config = parse(flags(tmp_path))
     assert config.model.vocab_size is None
     assert tasks.complete(config, 257).model.vocab_size == 257
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=300))
@@ -75,13 +75,13 @@ def test_a_config_is_completed_with_what_the_data_knows(tmp_path):
     ("more", "curvature", "workers"), [((), 0, False), (SOPHIA, 1, False), (WORKERS, 0, True)]
 )
 def test_an_optimizer_gets_what_it_declares(tmp_path, monkeypatch, more, curvature, workers):
-    built, plain = [], optax_decay.gnb_hessian
+    built, plain = [], optax_decay.curvature.gnb_hessian
 
     def counted(*arguments, **options):
         built.append(1)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(optax_decay, "gnb_hessian", counted)
+    monkeypatch.setattr(optax_decay.curvature, "gnb_hessian", counted)
     run = program(tmp_path, *more)
     described = run.program
     assert description.needs_curvature(described.config) == bool(curvature)
@@ -100,11 +100,12 @@ def test_a_curvature_that_is_not_declared_is_missed():
 
 
 def test_the_step_knows_no_optimizer_by_name():
-    """Except in the two functions that read what the optimizer of a config declares."""
     for path in STEP.glob("*.py"):
         if path.name == "optimizer.py":
             continue
         lines = [
             line for line in path.read_text().splitlines() if re.search("(?i)one_?bit|sophia", line)
         ]
-        assert all("return config.optimizer" in line for line in lines), (path.name, lines)
+        # The library's tools for states with workers are a namespace of that name.
+        named = [line for line in lines if not line.startswith("from optax_decay.one_bit import ")]
+        assert not named, path.name

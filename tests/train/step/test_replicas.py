@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from optax_decay import one_bit_phase
-from optax_decay.parameters.axes import signatures
-from optax_decay.parameters.paths import leaf_paths
+from optax_decay.axes import leaf_paths, signatures
+from optax_decay.one_bit import one_bit_phase
 from tests.support.runs import flags, losses, program, records
 from train import main
 from train.cli import parse

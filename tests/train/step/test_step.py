@@ -67,7 +67,7 @@ def test_the_chain_of_a_config_is_the_ready_made_optimizer():
 
 
 @pytest.mark.parametrize("rule", ["fan2025", "mup_package"])
-@pytest.mark.parametrize("coupling", ["lr", "none"])
+@pytest.mark.parametrize("coupling", ["learning_rate", "independent"])
 def test_the_chain_of_a_config_follows_the_width(rule, coupling):
     steady = {
         "optimizer__schedule__name": "constant",
@@ -90,8 +90,8 @@ def test_the_chain_of_a_config_follows_the_width(rule, coupling):
             *(2e-3, 2),
             b2=0.95,
             weight_decay=0.1,
-            rule=rule,
-            coupling=coupling,
+            law=optax_decay.width.law(rule),
+            coupling=getattr(optax_decay.couplings, coupling)(),
             axes=toy.AXES,
         )
     )
@@ -257,7 +257,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
         optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adamw)(1e-3)),
         optax.masked(optax.adam(1e-3), lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
         optax.MultiSteps(optax.adam(1e-3), 2),
-        chain(decay__threshold__name="ema"),
+        chain(decay__threshold__name="running_mean"),
     ],
     ids=["adam", "inject", "masked", "multisteps", "ours"],
 )

@@ -25,7 +25,6 @@ from train.study import coordinate_check, gains
 from train.study.width import analysis, figures
 from train.study.width import main as width
 from train.study.width.runs import model, proxy, run_group
-from train.weights.trained import load_trained
 
 ETAS = [0.002, 0.004, 0.008, 0.016, 0.032]
 LAMBDAS = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
@@ -332,7 +331,7 @@ def test_a_run_with_a_base_width_says_so_and_logs_its_gains(two_runs):
     assert [r["step"] for r in seen] == [0, 2, 4, 6]
     last = seen[-1]
     assert len(last["matrix"]) == 7 * 2 and len(last["sublayer"]) == 2 * 2
-    config, _, params, done = load_trained(wide)
+    config, _, params, done = gains.load_trained(wide)
     assert (done, config.model.width) == (6, 32)
     for layer in range(2):
         found = {
@@ -360,4 +359,4 @@ def test_two_run_folders_are_compared(two_runs, tmp_path, capsys):
     with pytest.raises(UserError, match=r"width.base of .* is 16, but .* has the width 32"):
         gains.compare(wide, wide, 0.15)
     with pytest.raises(UserError, match="holds no config"):
-        load_trained(tmp_path)
+        gains.load_trained(tmp_path)

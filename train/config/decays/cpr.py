@@ -20,7 +20,7 @@ class Inflection:
     sample_every: Count = 200
     """Between two looks [steps]."""
 
-    def build(self) -> Any:
+    def as_bound(self) -> Any:
         return optax_decay.bounds.inflection(self.after, self.sample_every)
 
 
@@ -38,7 +38,7 @@ class WarmStart:
             return self
         return dataclasses.replace(self, steps=max(1, 2 * warmup_steps))
 
-    def build(self) -> Any:
+    def as_bound(self) -> Any:
         if self.steps == "twice":
             raise TypeError("steps stands for a number of steps: call train.config.derived first")
         return optax_decay.bounds.warm_start(self.steps)
@@ -53,7 +53,7 @@ class Dependent:
     factor: Positive = 1.0
     """Bound over initial size."""
 
-    def build(self) -> Any:
+    def as_bound(self) -> Any:
         return optax_decay.bounds.dependent(self.factor)
 
 
@@ -66,7 +66,7 @@ class Uniform:
     size: Positive = 1.0
     """The bound [unit of the measure]."""
 
-    def build(self) -> Any:
+    def as_bound(self) -> Any:
         return optax_decay.bounds.uniform(self.size)
 
 
@@ -94,7 +94,7 @@ class Cpr:
 
     def build(self, setting: Setting) -> Any:
         return optax_decay.cpr_decay(
-            self.bound.build(),
+            self.bound.as_bound(),
             measure=self.measure,
             rate=self.rate,
             learning_rate=setting.rate if self.scaled else None,

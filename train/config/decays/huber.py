@@ -29,5 +29,5 @@ class Huber:
         return self.strength.last(self.form)
 
     def build(self, setting: Setting) -> Any:
-        pull = optax_decay.pulls.huber(self.threshold.build())
+        pull = optax_decay.pulls.huber(self.threshold.as_threshold())
         return self.strength.build(pull, self.form, setting)

@@ -16,7 +16,7 @@ class Mean:
     factor: Positive = 1.5
     """Threshold over the mean of |w|."""
 
-    def build(self) -> Any:
+    def as_threshold(self) -> Any:
         return optax_decay.thresholds.mean_size(self.factor)
 
 
@@ -29,7 +29,7 @@ class Rms:
     factor: Positive = 1.5
     """Threshold over the root of the mean square."""
 
-    def build(self) -> Any:
+    def as_threshold(self) -> Any:
         return optax_decay.thresholds.rms_size(self.factor)
 
 
@@ -44,7 +44,7 @@ class RunningMean:
     memory: Momentum = 0.99
     """Share of the running mean that is kept per step."""
 
-    def build(self) -> Any:
+    def as_threshold(self) -> Any:
         return optax_decay.thresholds.running_mean_size(self.factor, self.memory)
 
 
@@ -58,7 +58,7 @@ class Fixed:
     value: Positive = 0.05
     """The threshold [unit of the weights]."""
 
-    def build(self) -> Any:
+    def as_threshold(self) -> Any:
         return self.value
 
 
