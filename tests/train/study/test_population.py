@@ -135,10 +135,8 @@ def below(names, inside):
     return done
 
 
-@pytest.mark.parametrize("arm", SPECTRAL)
-def test_spectra_and_bases_are_computed_when_due_and_not_in_every_step(data, arm):
-    """Decompositions of the compiled program all stand in branches of conditionals."""
-    small = wide_enough(data, SPECTRAL[arm])
+def decompositions(small, data):
+    """Computations of a compiled population that hold a decomposition, and those that run under a condition."""
     text = engine.advance_program(small, 2, data, STEPS, tuple(jax.devices()[:1])).as_text()
     inside = computations(text)
     branches = {
@@ -149,11 +147,31 @@ def test_spectra_and_bases_are_computed_when_due_and_not_in_every_step(data, arm
         for name in re.findall(r"%([\w.\-]+)", line.split("computation", 1)[1])
         if name in inside
     }
-    conditional = below(branches, inside)
     hard = re.compile(r'custom_call_target="[^"]*(syevd|sytrd|gesdd|gesvd|geqrf|potrf)')
     where = {name for name, lines in inside.items() for line in lines if hard.search(line)}
-    assert branches and where
-    assert where <= conditional
+    return where, below(branches, inside)
+
+
+@pytest.mark.parametrize("arm", SPECTRAL)
+def test_spectra_and_bases_are_computed_when_due_and_not_in_every_step(data, arm):
+    """Decompositions of the compiled program all stand in branches of conditionals."""
+    where, conditional = decompositions(wide_enough(data, SPECTRAL[arm]), data)
+    assert where and where <= conditional
+
+
+def test_counters_with_an_axis_of_members_would_lose_the_condition(data, monkeypatch):
+    """The check above finds it, and the losses would be the same."""
+    small = wide_enough(data, directed(lambda s: optax_decay.scale_by_conda(axes=s.axes)))
+    one = {"together": True, "devices": jax.devices()[:1]}
+    shared = trained(small, data, MEMBERS[:2], **one)
+    monkeypatch.setattr(engine, "COUNTERS", frozenset())
+    side_by_side.cache_clear()
+    where, conditional = decompositions(small, data)
+    assert where and not where <= conditional
+    mapped = trained(small, data, MEMBERS[:2], **one)
+    side_by_side.cache_clear()
+    for a, b in zip(shared, mapped, strict=True):
+        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-4)
 
 
 def test_devices_exchange_nothing(data):

@@ -182,12 +182,17 @@ def test_the_small_run_is_the_real_one_with_another_shape(tmp_path):
             "--run.steps",
             "60",
         ),
-        *("--optimizer", "conda", "--optimizer.refresh_every", "20", "--optimizer.clip", "0.5"),
-        *("--decay", "huber", "--decay.spectrum.refresh_every", "10"),
+        *("--optimizer", "conda", "--optimizer.refresh_every", "200", "--optimizer.clip", "0.5"),
+        *("--decay", "huber", "--decay.spectrum.refresh_every", "50"),
     )
     small = small_config(Tune(proxy=TINY), config)
     values, before = flatten(small), flatten(config)
-    assert values["optimizer.refresh_every"] == 2 and values["decay.spectrum.refresh_every"] == 1
+    assert values["optimizer.refresh_every"] == 20 and values["decay.spectrum.refresh_every"] == 10
+    often = real(tmp_path, "--optimizer", "sophia", "--optimizer.refresh_every", "7")
+    for steps in (2, 6000):
+        proxy = dataclasses.replace(TINY, steps=steps)
+        kept = flatten(small_config(Tune(proxy=proxy), often))
+        assert kept["optimizer.refresh_every"] == 7
     assert values["optimizer.schedule.steps"] == 6 and before["optimizer.schedule.steps"] == 60
     assert values["optimizer.schedule.warmup_steps"] == round(
         before["optimizer.schedule.warmup_steps"] / 10

@@ -1,9 +1,9 @@
 """One run of a comparison, and the time of its step.
 
-Every arm is one compiled program, whatever the grid point, the seed or the budget. Runs go one after another. On one
-CPU core a step of 134k weights and 512 tokens takes 7.1 ms of CPU time this way, 7.5 as one of four runs in
-`jax.lax.map`, 8.7 in a Python loop over jitted steps, and 9.0 as one of four in `jax.vmap`, which besides would compute
-both branches of every `cond` whose counter is mapped: new bases and spectra at each step.
+Every arm is one compiled program, whatever the grid point, the seed or the budget. Runs go one after another, each a
+population of one member (train/study/population.py). On one CPU core a step of 134k weights and 512 tokens takes 7.1 ms
+of CPU time this way, 7.5 as one of four runs in `jax.lax.map`, 8.7 in a Python loop over jitted steps, and 9.0 as one
+of four in `jax.vmap`. There a `cond` whose counter is mapped also computes both of its branches in each step.
 """
 
 import math

@@ -58,6 +58,7 @@ class Tune:
     proxy: Proxy = dataclasses.field(default_factory=Proxy)
 
 
+SHORT = 10  # steps
 # Where a search begins, by the name of the optimizer: the middle of three peaks. Adam's for all others.
 MIDDLE = {
     "conda": 0.016,
@@ -153,7 +154,8 @@ def first_deviation(tune: Tune, real: Config) -> float:
 def small_config(tune: Tune, real: Config) -> Config:
     """The config of one small run: the real one, with another shape and length.
 
-    Lengths of schedules, and periods of steps, keep their share of the run.
+    Lengths of schedules keep their share of the run. So do periods such as that of new spectra, which become shorter
+    where the run does, but not shorter than `SHORT`.
     """
     proxy, preset = tune.proxy, model_config(real)
     heads = proxy.width // proxy.head_width
@@ -178,11 +180,13 @@ def small_config(tune: Tune, real: Config) -> Config:
         changes["data.tokenizer"] = proxy.tokenizer
     share = proxy.steps / real.run.steps
     for name, value in flatten(real).items():
-        if name.endswith(
-            (".refresh_every", "schedule.steps", "schedule.warmup_steps", "bound.steps")
-        ):
-            least = 0 if name.endswith("warmup_steps") else 1
-            changes[name] = max(least, round(share * value))
+        if name.endswith(".refresh_every"):
+            # A period of a few steps goes with the memory of a running mean, not with the length of the run.
+            changes[name] = min(value, max(SHORT, round(share * value)))
+        elif name.endswith(("schedule.steps", "bound.steps")):
+            changes[name] = max(1, round(share * value))
+        elif name.endswith("schedule.warmup_steps"):
+            changes[name] = round(share * value)
     return tree.replace(real, changes)
 
 
