@@ -372,6 +372,14 @@ def test_runs_side_by_side_find_the_same(tmp_path, monkeypatch, capsys):
             assert r["loss"] == pytest.approx(usual[tuple(r.values())[:3]], rel=1e-4)
 
 
+def test_a_search_in_which_every_run_diverges_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wild = [*command_line(tmp_path, tmp_path / "wild"), "--trials", "9"]
+    wild += ["--learning_rates", "1e25", "1e27", "1e29", "--weight_decays", "1e20", "1e21"]
+    with pytest.raises(UserError, match=r"diverged, down to the learning rate .*lower"):
+        tune.main(wild)
+
+
 def test_the_time_is_a_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "short"

@@ -24,6 +24,7 @@ kill or the end of --minutes, the same command goes on where it stopped. The fol
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ import tyro
 
 from train import cli
 from train.config import tree
-from train.config.fields import Config
+from train.config.fields import Config, UserError
 from train.data.batches import TokenBatches
 from train.display import clock, say
 from train.run.folder import write
@@ -75,6 +76,11 @@ def main(arguments: list[str]) -> int:
             say("stopped before the first run had ended; the same command starts again.")
             return 128 + stop[0] if stop else 0
         found = surface(results)
+        if not math.isfinite(found.best.loss):
+            raise UserError(
+                f"All {len(results)} runs diverged, down to the learning rate"
+                f" {min(p.learning_rate for p in found.points):g}; begin with lower --learning_rates."
+            )
         text = report(tune, real, rest, results, found)
         write(folder / "tune.txt", text + "\n")
         title = f"{small.optimizer.direction.name} with {small.decay.name} decay, width {tune.proxy.width}"
