@@ -70,7 +70,7 @@ class Run:
     """A program and the data that it trains on.
 
     Attributes:
-        config: resolved; that of the program is complete as well, with what only the data knows.
+        config: as given; that of the program also holds what only the data knows.
         program: everything but the data.
         data: text as tokens, or images.
     """

@@ -55,10 +55,9 @@ def main() -> None:
     from tests.support.runs import flags
     from train import main as trainer
     from train.cli import parse
-    from train.config.fields import resolved
 
     with tempfile.TemporaryDirectory() as folder:
-        config = resolved(parse(flags(pathlib.Path(folder))))
+        config = parse(flags(pathlib.Path(folder)))
         data = trainer.read_data(config)
         run, assembly = walk(lambda: trainer.assemble(config, data))
         step, batch, shapes = run.program.update, run.batch(0), run.program.placed_shapes()
