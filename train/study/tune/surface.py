@@ -75,9 +75,6 @@ class Surface:
     deviation: float
     freedom: int
 
-    def within_noise(self, point: Point) -> bool:
-        return point is self.best or point.loss - self.best.loss <= point.resolution
-
     def basin(self, axis: str) -> Range | None:
         """Values that cannot be told apart from the best one; None where the noise is not known.
 

@@ -71,7 +71,7 @@ class Optimum:
 
 
 def surfaces(results: Sequence[Mapping[str, Any]], rule: str, base_width: int) -> list[Surface]:
-    """One surface per width from the records of `width_runs`; widths with gaps in their grid are left out."""
+    """One surface per width from the records of `runs`; widths with gaps in their grid are left out."""
     found = []
     chosen = [r for r in results if r["parametrisation"] == RULES[rule]]
     for width in sorted({r["width"] for r in chosen}):
