@@ -80,9 +80,9 @@ from optax_decay.optimizers.sophia import sophia_h as sophia_h
 from optax_decay.width.scaled import mup_adamw as mup_adamw
 
 # One optimizer per role.
-from optax_decay.optimizers.by_role import RoleTable as RoleTable
 from optax_decay.optimizers.by_role import by_role as by_role
-from optax_decay.optimizers.by_role import role_table as role_table
+from optax_decay.optimizers.role_table import RoleTable as RoleTable
+from optax_decay.optimizers.role_table import role_table as role_table
 
 # Low precision.
 from optax_decay.stepping.low_precision import apply_updates as apply_updates

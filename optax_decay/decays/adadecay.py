@@ -37,6 +37,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.parameters.paths import path_string
+from optax_decay.product import links
 from optax_decay.product.decay import DecayOptions, decay, times
 from optax_decay.product.per_matrix import (
     AxisName,
@@ -108,7 +109,11 @@ def adadecay(
         stretched = jax.tree_util.tree_map_with_path(scale, params)
         return inner.update(updates, state, stretched, **extra)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    def init(params: optax.Params) -> Any:
+        with links.directed():  # one σ(z) per weight
+            return inner.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _block(path: str) -> str:

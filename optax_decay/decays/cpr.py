@@ -49,6 +49,7 @@ from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
+from optax_decay.product.links import Link, tell
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment, resolver
 
@@ -166,6 +167,7 @@ def cpr_decay(
         if has_no_leaves(params):
             return placeholder_state(CprState)
         leaves = by_path(params)
+        tell(Link("cpr_decay", "pull", tuple(chosen(params)), proportional=measure == "l2"))
 
         def full(value: float) -> dict[str, jax.Array]:
             return {

@@ -50,6 +50,7 @@ from optax_decay.product.decay import (
     in_order,
     proximal_decay,
 )
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.pulls import huber
 from optax_decay.product.thresholds import Threshold, mean_size
 
@@ -148,4 +149,4 @@ def adam_huber_decay(
     """
     link = huber_decay(weight_decay, threshold, mask=mask, cautious=cautious, axes=axes, **options)
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype, nesterov=nesterov)
-    return in_order(options, adam, link, optax.scale_by_learning_rate(learning_rate))
+    return in_order(options, adam, link, scale_by_learning_rate(learning_rate))

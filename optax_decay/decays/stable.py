@@ -30,6 +30,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.product import increment
 from optax_decay.product.running_means import share_seen
@@ -113,7 +114,7 @@ def adam_stable_decay(
     >>> tx = optax_decay.adam_stable_decay(1e-3, weight_decay=5e-4)
     """
     link = stable_decay(weight_decay, b2, mask=mask, axes=axes, cautious=cautious, **options)
-    rate = optax.scale_by_learning_rate(learning_rate)
+    rate = scale_by_learning_rate(learning_rate)
     chain = in_order(options, optax.scale_by_adam(b1, b2, eps), link, rate)
 
     def update(

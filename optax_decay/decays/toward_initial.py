@@ -37,6 +37,7 @@ from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import couplings, masks, schedules
 from optax_decay.product.couplings import Coupling, check_coupling
+from optax_decay.product.links import Link, tell
 from optax_decay.product.product import by_path, increment
 
 
@@ -110,6 +111,13 @@ def toward_initial_decay(
             return placeholder_state(TowardInitialState)
         strength = strengths(params)
         initial = {path: copy(w) for path, w in by_path(params).items() if strength[path]}
+        if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+            pulled = tuple(initial)
+            tell(
+                Link(
+                    "toward_initial_decay", "pull", pulled, weight_decay=weight_decay, initial=True
+                )
+            )
         return TowardInitialState(jnp.zeros([], jnp.int32), initial)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

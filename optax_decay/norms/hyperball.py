@@ -33,7 +33,6 @@ import optax
 
 from optax_decay.norms.slices import (
     Slices,
-    and_more,
     check_slices,
     map_slices,
     norms,
@@ -45,6 +44,7 @@ from optax_decay.parameters.arguments import check
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
+from optax_decay.product.links import Link, and_more, tell
 from optax_decay.product.product import increment
 
 
@@ -115,6 +115,16 @@ def hyperball(
         if has_no_leaves(params):
             return placeholder_state(HyperballState)
         found = slices(params, per, mask, axes, param_specs)
+        tell(
+            Link(
+                "hyperball",
+                "sphere",
+                tuple(found),
+                learning_rate=learning_rate,
+                per=per,
+                slices={path: own.reduced for path, own in found.items()},
+            )
+        )
         start = norms(params, found)
         if radius is not None:
             start = {

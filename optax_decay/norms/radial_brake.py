@@ -35,6 +35,7 @@ from optax_decay.norms.slices import Slices, check_slices, map_slices, slices
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, one_of
 from optax_decay.product import masks
+from optax_decay.product.links import Link, tell
 
 RULES = ("norm", "first_order")
 NORM_FLOOR = 1e-8  # the record's, for first_order
@@ -78,7 +79,8 @@ def radial_brake(
     check_slices(per, mask)
 
     def init(params: Any) -> optax.EmptyState:
-        slices(params, per, mask, axes, param_specs)
+        found = slices(params, per, mask, axes, param_specs)
+        tell(Link("radial_brake", "brake", tuple(found), per=per, inward=inward))
         return optax.EmptyState()
 
     def by_norm(u: jax.Array, w: jax.Array, own: Slices) -> jax.Array:

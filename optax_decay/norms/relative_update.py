@@ -26,7 +26,6 @@ import optax
 
 from optax_decay.norms.slices import (
     Slices,
-    and_more,
     check_slices,
     map_slices,
     norms,
@@ -36,6 +35,7 @@ from optax_decay.norms.slices import (
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
 from optax_decay.product import masks
+from optax_decay.product.links import Link, and_more, tell
 
 NORM_ZERO = 1e-15  # Emerging-Optimizers
 NORM_FLOOR = 1e-8  # the records
@@ -72,6 +72,7 @@ def relative_update(
 
     def init(params: Any) -> optax.EmptyState:
         found = slices(params, per, mask, axes, param_specs)
+        tell(Link("relative_update", "scale", tuple(found), per=per))
         empty = list(zeros(norms(params, found)))
         if empty:
             raise ValueError(
@@ -125,7 +126,8 @@ def relative_update_floor(
     check_slices(per, mask)
 
     def init(params: Any) -> optax.EmptyState:
-        slices(params, per, mask, axes, param_specs)
+        found = slices(params, per, mask, axes, param_specs)
+        tell(Link("relative_update_floor", "scale", tuple(found), per=per))
         return optax.EmptyState()
 
     def step(u: jax.Array, w: jax.Array, own: Slices) -> jax.Array:

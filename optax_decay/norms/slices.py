@@ -197,12 +197,6 @@ def norms(params: Any, found: dict[str, Slices]) -> dict[str, jax.Array]:
     return values
 
 
-def and_more(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    rest = len(names) - 1
-    return f"{names[0]} (and {rest} more)" if rest else names[0]
-
-
 def zeros(values: dict[str, jax.Array]) -> Iterator[str]:
     """Names of the slices with norm zero, ``path[index]``; none of traced or abstract norms."""
     for path, value in values.items():

@@ -67,6 +67,7 @@ from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import increment
 from optax_decay.product.running_means import share_seen
@@ -390,5 +391,5 @@ def one_bit_adam(
     return optax.chain(
         scale_by_one_bit_adam(axis_name, warmup_steps, compress=compress, axes=axes, **options),
         as_decay(weight_decay, mask, axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )

@@ -26,13 +26,17 @@ import jax
 import optax
 
 from optax_decay.norms.hyperball import hyperball
-from optax_decay.norms.slices import and_more
 from optax_decay.optimizers import shape_scales
 from optax_decay.optimizers.muon import MuonDirectionOptions, scale_by_muon
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order
+from optax_decay.product.links import (
+    listening,
+    refuse_contradictions,
+    scale_by_learning_rate,
+)
 from optax_decay.product.pulls import Pull
 
 
@@ -98,7 +102,7 @@ def adam_hyperball(
     )
     adam = optax.scale_by_adam(b1, b2, eps)
     chosen: DecayOptions = {"mask": mask, "axes": axes, **options}
-    return _assemble(adam, on_sphere, learning_rate, weight_decay, sphere, chosen)
+    return _assemble(adam, on_sphere, learning_rate, weight_decay, chosen)
 
 
 @passes_options_to(scale_by_muon, "shape_scale")
@@ -148,7 +152,7 @@ def muon_hyperball(
     )
     direction = scale_by_muon(shape_scale=shape_scales.one(), axes=axes, **of_muon)
     chosen: DecayOptions = {"mask": mask, "axes": axes, **of_decay}
-    return _assemble(direction, on_sphere, learning_rate, weight_decay, sphere, chosen)
+    return _assemble(direction, on_sphere, learning_rate, weight_decay, chosen)
 
 
 def _assemble(
@@ -156,7 +160,6 @@ def _assemble(
     on_sphere: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: Any,
-    sphere: masks.Mask,
     options: DecayOptions,
 ) -> optax.GradientTransformationExtraArgs:
     """Direction, decay, learning rate and sphere, with a check at ``init`` that they do not contradict each other."""
@@ -167,26 +170,14 @@ def _assemble(
         )
     check("weight_decay", weight_decay, 0.0)
 
-    rates = optax.scale_by_learning_rate(learning_rate)
+    rates = scale_by_learning_rate(learning_rate)
     chain = in_order(options, direction, decay(weight_decay, **options), rates)
     chain = optax.chain(chain, on_sphere)
-    pull = options.get("pull")
-    radial = (pull is None or pull.name == "l2") and not options.get("cautious")
-    nothing = isinstance(weight_decay, int | float) and weight_decay == 0
 
     def init(params: optax.Params) -> Any:
-        if radial and not nothing:
-            signatures = axes_lib.signatures(options["axes"], params)
-            on, decays = (
-                masks.strengths(mask, params, signatures) for mask in (sphere, options["mask"])
-            )
-            both = [path for path in on if on[path] and decays[path]]
-            if both:
-                raise ValueError(
-                    f"{and_more(both)} would decay in proportion to its weights while it is on the sphere: the "
-                    "sphere fixes the norm and undoes that. Remove the decay, exclude these leaves "
-                    "with mask=..., or use a pull that changes the direction, such as pulls.huber()."
-                )
-        return chain.init(params)
+        with listening() as told:
+            state = chain.init(params)
+        refuse_contradictions(told)
+        return state
 
     return optax.GradientTransformationExtraArgs(init, chain.update)

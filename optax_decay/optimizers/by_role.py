@@ -9,15 +9,14 @@ and not ``blocks/attn_gated_norm``. An entry of None freezes its parameters.
 
 Each entry sees only its own parameters, and keeps its own state under the name of its key. Norms over all parameters
 are therefore norms of one entry inside of it: clip gradients outside, before `by_role`. Extra arguments of ``update``
-go to all entries. Of two links about norms, or a decay and a sphere, on one parameter nothing can be seen from here;
-`adam_hyperball` and `muon_hyperball` check that for themselves.
+go to all entries. Links of this library that contradict each other on one parameter, such as a decay and a sphere
+(`product.links` has the list), raise at ``init``; links of other libraries cannot be seen.
 
 Reference: ``optax.partition``, which does the work. Published divisions: Marin's hero run has MuonH for matrices, AdamH
 for the head and output projections, Adam for the rest; Jordan's Muon has Adam for everything but hidden matrices.
 """
 
-import dataclasses
-import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,63 +26,13 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import nearest
 from optax_decay.parameters.paths import matches, path_string
+from optax_decay.product.links import doubts, listening, refuse_contradictions
 
 Key = str | tuple[str, ...]
 Transforms = Mapping[Key, optax.GradientTransformation | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class RoleRow:
-    """One parameter of a `RoleTable`.
-
-    Attributes:
-        path, shape, role: from its `Signature`.
-        entry: the name of the entry it belongs to.
-        rule: the pattern that chose the entry; empty where the role did.
-        frozen: whether it stays as it is.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    role: str
-    entry: str
-    rule: str
-    frozen: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class RoleTable:
-    """Which parameter belongs to which entry. ``str(table)`` is what to print before a run.
-
-    Attributes:
-        rows: one `RoleRow` per parameter.
-    """
-
-    rows: tuple[RoleRow, ...]
-
-    def __str__(self) -> str:
-        lines = [("parameter", "shape", "role", "optimizer", "chosen by")]
-        for row in self.rows:
-            lines.append(
-                (
-                    row.path,
-                    "×".join(map(str, row.shape)) or "scalar",
-                    row.role,
-                    f"{row.entry} (frozen)" if row.frozen else row.entry,
-                    f"rule {row.rule!r}" if row.rule else "role",
-                )
-            )
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        text = ["  ".join(x.ljust(n) for x, n in zip(line, widths)).rstrip() for line in lines]
-        rule = "-" * max(map(len, text))
-        weights: dict[str, int] = {}
-        for row in self.rows:
-            weights[row.entry] = weights.get(row.entry, 0) + math.prod(row.shape)
-        summary = "weights: " + ", ".join(f"{n} {name}" for name, n in weights.items())
-        return "\n".join([text[0], rule, *text[1:], rule, summary])
-
-
-def _name(key: Key) -> str:
+def name_of(key: Key) -> str:
     return key if isinstance(key, str) else "+".join(key)
 
 
@@ -91,7 +40,7 @@ def _parts(key: Key) -> tuple[str, ...]:
     return (key,) if isinstance(key, str) else tuple(key)
 
 
-def _entries(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
+def entries_of(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
     """Roles and names of rules to the name of their entry.
 
     Raises:
@@ -102,9 +51,9 @@ def _entries(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
         for part in _parts(key):
             if part in entries:
                 raise ValueError(
-                    f"{part!r} stands in two entries, {entries[part]!r} and {_name(key)!r}."
+                    f"{part!r} stands in two entries, {entries[part]!r} and {name_of(key)!r}."
                 )
-            entries[part] = _name(key)
+            entries[part] = name_of(key)
     targets = {target for _, target in rules}
     for part in entries:
         if part not in axes_lib.ROLES and part not in targets:
@@ -121,7 +70,7 @@ def _entries(transforms: Transforms, rules: axes_lib.Rules) -> dict[str, str]:
     return entries
 
 
-def _assign(
+def assigned(
     params: optax.Params, entries: dict[str, str], axes: axes_lib.Axes, rules: axes_lib.Rules
 ) -> dict[str, tuple[axes_lib.Signature, str, str]]:
     """Signature, entry and pattern of every parameter, by path.
@@ -173,47 +122,6 @@ def _check_nothing_is_left_over(
         )
 
 
-def role_table(
-    params: optax.Params,
-    transforms: Transforms,
-    *,
-    axes: axes_lib.Axes = None,
-    rules: axes_lib.Rules = (),
-) -> RoleTable:
-    """Which parameter belongs to which entry, for the arguments that `by_role` is built with.
-
-    Args:
-        params: tree of arrays or ``jax.ShapeDtypeStruct``.
-        transforms, axes, rules: as given to `by_role`. Only the keys of `transforms`, and which are None, are used.
-
-    Raises:
-        ValueError: as `by_role`, at once.
-
-    >>> import jax.numpy as jnp, optax
-    >>> params = {"embed": jnp.zeros((9, 4)), "norm": jnp.zeros(4), "up": jnp.zeros((4, 6))}
-    >>> rules = (("embed", "V -> D"), ("norm", "D"), ("up", "D -> F"))
-    >>> adam = optax.adam(1e-3)
-    >>> print(role_table(params, {"hidden": adam, "vector": adam, "embedding": None}, axes=rules))
-    parameter  shape  role       optimizer           chosen by
-    ----------------------------------------------------------
-    embed      9×4    embedding  embedding (frozen)  role
-    norm       4      vector     vector              role
-    up         4×6    hidden     hidden              role
-    ----------------------------------------------------------
-    weights: 36 embedding, 4 vector, 24 hidden
-    """
-    entries = _entries(transforms, rules)
-    found = _assign(params, entries, axes, rules)
-    _check_nothing_is_left_over(params, found, entries, rules)
-    frozen = {_name(key) for key, tx in transforms.items() if tx is None}
-    return RoleTable(
-        tuple(
-            RoleRow(path, signature.shape, signature.role, entry, pattern, entry in frozen)
-            for path, (signature, entry, pattern) in found.items()
-        )
-    )
-
-
 def by_role(
     transforms: Transforms, *, axes: axes_lib.Axes = None, rules: axes_lib.Rules = ()
 ) -> optax.GradientTransformationExtraArgs:
@@ -231,7 +139,8 @@ def by_role(
 
     Raises:
         ValueError: a name in two entries, a name that is neither a role nor used by a rule, a rule without an entry; at
-            ``init``, a role without an entry, an entry or a rule without a parameter.
+            ``init``, a role without an entry, an entry or a rule without a parameter, links that contradict each
+            other on one parameter.
 
     >>> import optax, optax_decay
     >>> tx = optax.chain(
@@ -245,17 +154,22 @@ def by_role(
     ...     ),
     ... )
     """
-    entries = _entries(transforms, rules)
+    entries = entries_of(transforms, rules)
     partition = optax.partition(
-        {_name(key): optax.set_to_zero() if tx is None else tx for key, tx in transforms.items()},
-        lambda params: _labels(params, _assign(params, entries, axes, rules)),
+        {name_of(key): optax.set_to_zero() if tx is None else tx for key, tx in transforms.items()},
+        lambda params: _labels(params, assigned(params, entries, axes, rules)),
     )
 
     def init(params: optax.Params) -> Any:
         if jax.tree.leaves(params):
-            found = _assign(params, entries, axes, rules)
+            found = assigned(params, entries, axes, rules)
             _check_nothing_is_left_over(params, found, entries, rules)
-        return partition.init(params)
+        with listening() as told:
+            state = partition.init(params)
+        refuse_contradictions(told)
+        for sentence in doubts(told):
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+        return state
 
     return optax.GradientTransformationExtraArgs(init, partition.update)
 

@@ -55,6 +55,7 @@ from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import as_decay
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.product import Product, by_path, increment
 from optax_decay.product.pulls import l2
 
@@ -339,7 +340,7 @@ def conda(
     >>> tx = optax_decay.conda(0.01, weight_decay=0.1)
     """
     direction = scale_by_conda(axes=axes, **options)
-    rate = optax.scale_by_learning_rate(learning_rate)
+    rate = scale_by_learning_rate(learning_rate)
     if isinstance(weight_decay, optax.GradientTransformation):
         return optax.chain(direction, as_decay(weight_decay, mask, axes), rate)
     after = _decay_stepped_weights(learning_rate, weight_decay, mask, axes)

@@ -57,6 +57,7 @@ from optax_decay.parameters.arguments import check, one_of, passes_options_to
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.product import by_path, increment
 from optax_decay.product.running_means import share_seen
 
@@ -399,7 +400,7 @@ def muon(
     return optax.chain(
         scale_by_muon(axes=axes, **options),
         as_decay(weight_decay, mask, axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )
 
 
@@ -425,5 +426,5 @@ def normuon(
     return optax.chain(
         scale_by_normuon(axes=axes, **options),
         as_decay(weight_decay, mask, axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )

@@ -60,6 +60,7 @@ from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.product import by_path, increment
 
 THRESHOLD_FLOOR = 1e-9
@@ -350,5 +351,5 @@ def root(
     return optax.chain(
         scale_by_root(axes=axes, **options),
         as_decay(weight_decay, mask, axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )

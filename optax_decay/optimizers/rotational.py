@@ -45,6 +45,7 @@ from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import masks
 from optax_decay.product.couplings import now
 from optax_decay.product.decay import decay
+from optax_decay.product.links import Link, tell
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import by_path, increment
 from optax_decay.product.running_means import share_seen
@@ -179,6 +180,18 @@ def rotational_update(
         if has_no_leaves(params):
             return placeholder_state(RotationalState)
         leaves = by_path(params)
+        turned = rows(params)
+        tell(
+            Link(
+                "rotational_update",
+                "sphere",
+                tuple(turned),
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                per="output" if per_neuron else "matrix",
+                slices=turned,
+            )
+        )
 
         def zeros() -> dict[str, jax.Array]:
             # Sums of zeros instead of zeros: on explicit mesh axes they are sharded like the rows.

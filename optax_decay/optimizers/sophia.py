@@ -72,6 +72,7 @@ from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.parameters.meshes import varying_axes
 from optax_decay.product import masks
 from optax_decay.product.decay import as_decay
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.per_matrix import accumulator_dtype
 from optax_decay.product.product import increment
 from optax_decay.product.running_means import share_seen
@@ -341,7 +342,7 @@ def sophia_g(
     return optax.chain(
         scale_by_sophia(gamma=gamma, **options),
         as_decay(weight_decay, mask, axes, only_use_of_axes=True),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )
 
 

@@ -24,11 +24,12 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check
-from optax_decay.product import couplings, masks, pulls
+from optax_decay.parameters.placeholders import has_no_leaves
+from optax_decay.product import couplings, links, masks, pulls
 from optax_decay.product.couplings import Coupling, check_coupling, now
 from optax_decay.product.per_matrix import PerMatrix, Value
 from optax_decay.product.product import DecayState, Product
-from optax_decay.product.pulls import Pull, check_pull
+from optax_decay.product.pulls import Pull, check_pull, is_proportional
 
 Multiplier = PerMatrix | Sequence[PerMatrix] | None
 
@@ -133,6 +134,7 @@ def decay(
 
     def init(params: optax.Params) -> DecayState:
         _warn_if_lost(params, product, weight_decay if coupling.after_rate else None)
+        _tell("decay", product, params, weight_decay, directed=bool(cautious))
         return product.init(params)
 
     def step(
@@ -203,6 +205,7 @@ def proximal_decay(
     def init(params: optax.Params) -> DecayState:
         numbers = [x for x in (learning_rate, weight_decay) if isinstance(x, int | float)]
         _warn_if_lost(params, product, numbers[0] * numbers[1] if len(numbers) == 2 else None)
+        _tell("proximal_decay", product, params, weight_decay)
         return product.init(params)
 
     def step(
@@ -219,6 +222,24 @@ def proximal_decay(
         return product.update(updates, state, params, extra, rate, step)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _tell(
+    name: str, product: Product, params: optax.Params, weight_decay: Any, directed: bool = False
+) -> None:
+    """Says which parameters decay by how much, unless nothing does."""
+    if has_no_leaves(params) or (isinstance(weight_decay, int | float) and weight_decay == 0):
+        return
+    links.tell(
+        links.Link(
+            name,
+            "pull",
+            tuple(product.resolved(params).signatures),
+            weight_decay=weight_decay,
+            proportional=not directed and is_proportional(product.pull),
+            uneven=bool(product.multipliers),
+        )
+    )
 
 
 def as_multipliers(multiplier: Multiplier) -> tuple[PerMatrix, ...]:

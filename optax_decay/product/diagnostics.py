@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_decay.parameters import axes as axes_lib
-from optax_decay.product import couplings, masks
+from optax_decay.product import couplings, links, masks
 from optax_decay.product.couplings import Coupling, check_coupling, now
 from optax_decay.product.product import DecayState
 
@@ -120,6 +120,7 @@ def decay_table(
     learning_rate: optax.ScalarOrSchedule | None = None,
     tokens_per_step: int | None = None,
     step: int = 0,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> DecayTable:
     """Lists which parameters decay and how fast, for the arguments that a decay was built with.
 
@@ -130,9 +131,11 @@ def decay_table(
             ``couplings.independent()`` does not need it.
         tokens_per_step: for the time scale in tokens.
         step: where schedules are evaluated. A warm-up starts at 0: take a step on the plateau.
+        optimizer: the whole optimizer, to raise if its other links contradict the decay; see also `probe`.
 
     Raises:
-        ValueError: as `decay`.
+        ValueError: as `decay`; `optimizer` fixes the norm of a parameter that decays in proportion to its weights, or
+            holds other links that contradict each other (`product.links`).
 
     >>> import jax.numpy as jnp
     >>> params = {"embed": jnp.zeros((9, 4)), "norm": jnp.zeros(4), "up": jnp.zeros((4, 6))}
@@ -149,6 +152,10 @@ def decay_table(
     check_coupling(coupling)
     signatures = axes_lib.signatures(axes, params)
     strength = masks.strengths(mask, params, signatures)
+    if optimizer is not None:
+        nothing = isinstance(weight_decay, int | float) and weight_decay == 0
+        decayed = {path for path, number in strength.items() if number and not nothing}
+        _refuse_fixed_norms(links.links_of(optimizer, params), decayed)
     count = jnp.asarray(step, jnp.int32)
     eta = None if learning_rate is None else float(now(learning_rate, count))
     if coupling.after_rate:
@@ -174,6 +181,19 @@ def decay_table(
     sources = {s.source for s in signatures.values() if len(s.shape) > 1}
     source = next((s for s in ("guess", "name") if s in sources), "rules")
     return DecayTable(tuple(rows), step, coupling, source)
+
+
+def _refuse_fixed_norms(told: list[links.Link], decayed: set[str]) -> None:
+    """Raises ValueError for contradictions, and for decay by links of other libraries where the norm is fixed."""
+    links.refuse_contradictions(told)
+    known = {path for link in told if link.kind == "pull" for path in link.paths}
+    for link in told:
+        fixed = [path for path in link.paths if path in decayed - known]
+        if link.kind == "sphere" and fixed:
+            raise ValueError(
+                f"{links.and_more(fixed)} would decay, but {link.name} fixes its norm and undoes that. Remove the "
+                "decay, or exclude these leaves with mask=...."
+            )
 
 
 def metrics(state: optax.OptState) -> dict[str, float]:

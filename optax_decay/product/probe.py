@@ -1,7 +1,8 @@
 """Measures what an optimizer does to weights besides following the gradient: how much it shrinks each parameter.
 
 No link of a chain can see its neighbours, so a decay behind the learning rate (weights grow), a decay in front of Adam
-(its strength is lost), or two decays in one chain go unnoticed. `probe` runs the whole optimizer and measures.
+(its strength is lost), or two decays in one chain go unnoticed. `probe` runs the whole optimizer and measures. A decay
+of a matrix whose norm is fixed leaves nothing to measure: it is read from what the links say of themselves (`links`).
 
 With g a random gradient and Δ(g) the update of the whole optimizer from one state, directions of descent are odd
 functions of the gradient, Δ(−g) = −Δ(g), and decay is even. So per parameter w::
@@ -25,6 +26,7 @@ import optax
 
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.product.diagnostics import DecayTable, quantity_text
+from optax_decay.product.links import contradictions, doubts, listening
 from optax_decay.product.product import by_path
 
 _CLIPPED = 1e-3  # clipping is odd only to first order: share of the largest shrink that it may leave anywhere
@@ -64,11 +66,13 @@ class ProbeTable:
         rows: one `ProbeRow` per parameter.
         step: the step at which schedules were evaluated.
         problems: sentences; empty if nothing is wrong.
+        doubts: sentences about what is allowed, but hardly meant.
     """
 
     rows: tuple[ProbeRow, ...]
     step: int
     problems: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines: list[tuple[str, ...]] = [
@@ -95,7 +99,7 @@ class ProbeTable:
             for line in lines
         ]
         rule = "-" * max(map(len, text))
-        end = [f"shrink per step, measured at step {self.step}", *self.problems]
+        end = [f"shrink per step, measured at step {self.step}", *self.problems, *self.doubts]
         return "\n".join([text[0], rule, *text[1:], rule, *end])
 
 
@@ -140,7 +144,8 @@ def probe(
     Raises:
         ProbeError: a parameter grows; nothing decays although something should; a parameter shrinks by less than half
             or more than twice what `expected` states, or, without `expected`, more than twice as much as another of its
-            role.
+            role; `expected` states a shrink where the norm is fixed; links that contradict each other on one parameter
+            (`product.links`).
 
     >>> import jax.numpy as jnp, optax, optax_decay
     >>> params = {"w": jnp.full((4, 6), 0.5)}
@@ -154,7 +159,8 @@ def probe(
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         params = _normal(params, keys[0], 0.02)
     measure = jax.jit(lambda w, g: _measured(tx, w, g, step, extra))
-    measured = jax.device_get(measure(params, gradient))
+    with listening() as told:
+        measured = jax.device_get(measure(params, gradient))
     promised = {} if expected is None else {row.path: row.shrink for row in expected.rows}
     largest = max((abs(float(m.shrink)) for m in measured.values()), default=0.0)
     rows = tuple(
@@ -162,7 +168,8 @@ def probe(
         for path, signature in axes_lib.signatures(axes, params).items()
     )
     problems = _beside_promises(rows) if expected is not None else _beside_each_other(rows)
-    table = ProbeTable(rows, step, tuple(_growing(rows) + problems))
+    problems = contradictions(told) + _growing(rows) + problems
+    table = ProbeTable(rows, step, tuple(problems), tuple(doubts(told)))
     if table.problems and raises:
         raise ProbeError(table)
     return table
@@ -259,7 +266,16 @@ def _growing(rows: Sequence[ProbeRow]) -> list[str]:
 def _beside_promises(rows: Sequence[ProbeRow]) -> list[str]:
     found = []
     for row in rows:
-        if row.promised is None or row.fixed_norm or row.shrink < -row.noise:
+        if row.promised is None:
+            continue
+        if row.fixed_norm:
+            if row.promised > 2 * row.noise:
+                found.append(
+                    f"{row.path!r} should shrink by {row.promised:.2e} per step, but no update changes its norm: a "
+                    "rule that fixes the norm undoes the decay. Remove one of the two."
+                )
+            continue
+        if row.shrink < -row.noise:
             continue
         if not row.promised and row.decays:
             found.append(

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_decay.parameters.arguments import check, nearest, one_of
 from optax_decay.product.per_matrix import PerMatrix, Value
@@ -201,6 +202,19 @@ def elastic_net(l1_ratio: float = 0.5) -> Pull:
         return jnp.sign(theta) * size / (1 + tau * (1 - l1_ratio))
 
     return Pull("elastic_net", apply, prox)
+
+
+def is_proportional(pull: Pull) -> bool:
+    """Whether a pull is proportional to the weight, as l2 is, and lp with p = 2; False where numbers are traced."""
+    if pull.threshold is not None:
+        return False
+    x = np.array([0.3, -0.7, 1.9])
+    with jax.ensure_compile_time_eval():
+        seen = pull.apply(x, None) if pull.apply else x - pull.prox(x, 0.1, None, x)  # type: ignore[misc]
+    if isinstance(seen, jax.core.Tracer):
+        return False
+    ratio = np.asarray(seen) / x
+    return bool(np.ptp(ratio) <= 1e-5 * np.abs(ratio).max())
 
 
 NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "padam", "elastic_net")

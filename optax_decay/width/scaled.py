@@ -54,6 +54,7 @@ from optax_decay.parameters.structures import once_per_structure
 from optax_decay.product import couplings, masks
 from optax_decay.product.couplings import check_coupling
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
+from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.pulls import Pull
 from optax_decay.width import laws
@@ -285,4 +286,4 @@ def mup_adamw(
     link = width_scaled_decay(weight_decay, base_width, mask=mask, **options)
     adam = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype=mu_dtype, nesterov=nesterov)
     rates = _rates(base_width, options)
-    return in_order(options, adam, link, rates, optax.scale_by_learning_rate(learning_rate))
+    return in_order(options, adam, link, rates, scale_by_learning_rate(learning_rate))

@@ -28,7 +28,14 @@ OPTIMIZERS = {
     "conda": ["--optimizer.name", "conda", "--optimizer.refresh_every", "2"],
     "root": ["--optimizer.name", "root"],
     "sophia": ["--optimizer.name", "sophia", "--optimizer.refresh_every", "2"],
-    "muon": ["--optimizer.name", "muon"],
+    "muon": ["--optimizer.name", "muon", "--decay.schedule", "to_zero"],
+    "normuon": ["--optimizer.name", "normuon"],
+    "adam_hyperball": ["--optimizer.name", "adam_hyperball", "--decay.mask", "head"],
+    "muon_hyperball": ["--optimizer.name", "muon_hyperball", "--decay.mask", "head"],
+    "hyperball": ["--optimizer.name", "lion", "--decay.name", "hyperball"],
+    "radial brake": ["--decay.name", "radial_brake"],
+    "SODA": ["--decay.name", "soda"],
+    "L2-SP": ["--decay.name", "toward_initial"],
 }
 
 

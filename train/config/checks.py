@@ -1,8 +1,13 @@
 """Rejects invalid configs: each message names the value, the values that are allowed, and the nearest of them."""
 
 import re
+import warnings
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+import optax_decay
 from train.config import tree
 from train.config.fields import Config, Data, Images, Model, model_config, preset_of
 from train.config.parts import schedules
@@ -70,9 +75,58 @@ def _check_links(config: Config) -> None:
             f"width.base = {config.width.base} does not go with decay.name = {decay.name}, which cannot follow the"
             " width; nearest: decay.name l2."
         )
+    values = flatten(config)
+    if values.get("decay.schedule.name") == "log_time" and values["decay.coupling"] != "schedule":
+        raise UserError(
+            f"decay.schedule = log_time with decay.coupling = {values['decay.coupling']}: its coefficient is made for"
+            " a shrink that follows the shape of the learning rate alone; nearest: decay.coupling schedule."
+        )
     for link in (direction, decay):
         if hasattr(link, "check"):
             link.check(config)
+    if hasattr(direction, "build_last") or hasattr(decay, "build_rate"):
+        _check_norms(config)
+
+
+# One parameter of every role.
+AXES = (("embedding", "V -> D"), ("hidden", "D -> F"), ("head", "D -> V"), ("vector", "D"))
+SHAPES = {"embedding": (7, 2), "hidden": (2, 3), "head": (2, 7), "vector": (2,)}
+
+
+def _check_norms(config: Config) -> None:
+    """Raises UserError if rules about norms contradict each other or the decay on some role of parameters."""
+    from train.step import optimizer  # here, because it imports this
+
+    values = flatten(config)
+    for name in ("optimizer.sphere", "decay.sphere", "decay.braked"):
+        chosen = values.get(name, ("hidden",))
+        if "vector" in chosen or not chosen:
+            raise UserError(
+                f"{name} = {' '.join(chosen) or 'nothing'}: allowed are roles whose parameters are matrices, hidden,"
+                " head and embedding; nearest: hidden."
+            )
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+    links = optimizer.chain(config, AXES)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a mask that none of these parameters has
+            optax_decay.decay_table(shapes, 0.0, axes=AXES, optimizer=links)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].split(". Remove")[0].split(". Put")[0].rstrip(".")
+        raise UserError(
+            f"optimizer.name = {config.optimizer.direction.name} does not go with decay.name = {config.decay.name} as"
+            f" it is: {reason}; nearest: {_nearest_decay(config, 'two links' in reason)}."
+        ) from None
+
+
+def _nearest_decay(config: Config, other: bool) -> str:
+    """A decay beside matrices that keep their norms; `other` if it must be one of another name."""
+    values = flatten(config)
+    fixed = (*values.get("optimizer.sphere", ()), *values.get("decay.sphere", ()))
+    free = [role for role in values.get("decay.mask", ()) if role not in fixed]
+    if other or "decay.mask" not in values:
+        return "decay.name l2 with decay.mask head"
+    return f"decay.mask {' '.join(free)}" if free else "decay.weight_decay 0"
 
 
 def effective(config: Config) -> dict[str, tuple[bool, str]]:

@@ -12,10 +12,11 @@ from train.config.tree import INLINE, Folder
 
 
 class Direction(Protocol):
-    """What every class in train/config/optimizers/ has. Two methods are optional:
+    """What every class in train/config/optimizers/ has. Three methods are optional:
 
     `derived(steps, warmup_steps)` returns it with numbers in place of names that stand for one, given the lengths of
-    the schedule and its warm-up; `check(config)` raises UserError for a config that it cannot work in.
+    the schedule and its warm-up; `check(config)` raises UserError for a config that it cannot work in;
+    `build_last(setting)` returns a link that stands behind all others, on the finished step.
     """
 
     name: ClassVar[str]

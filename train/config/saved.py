@@ -75,8 +75,8 @@ def _with_parts(config: Config, changes: dict[str, Any]) -> Config:
 def _unknown(config: Config, name: str) -> str:
     for part in tree.parts(config):
         if part.path == name:
-            first = tree.slots(next(iter(part.slot.classes.values())))[0].field.name
-            field = "name" if part.slot.choice else first
+            kind = next(iter(part.slot.classes.values()))
+            field = "name" if part.slot.choice else tree.slots(kind)[0].field.name
             return f'{name} must hold fields, such as {{"{field}": ...}}.'
     owners = tree.owners(config, name)
     names = list(tree.flatten(config))

@@ -4,9 +4,10 @@
 
 inside of `skip_on_spike`, which leaves out steps on NaN, infinities and, with `optimizer.spikes`, spikes. `direction`
 turns gradients into steps of unit size and is built by a class of train/config/optimizers/; `decay` is built by a class
-of train/config/decays/; `rate` multiplies by -η_t. Decays that need the finished step stand behind `rate`. With a
-`width` a link of that name before `rate` makes the learning rate of matrices follow the width, and the decay follows
-by its rule. Links have names, so that the state of each can be found in a checkpoint whatever stands beside it.
+of train/config/decays/; `rate` multiplies by -η_t. Decays that need the finished step stand behind `rate`, and behind
+everything a link `sphere` of optimizers that keep norms. With a `width` a link of that name before `rate` makes the
+learning rate of matrices follow the width, and the decay follows by its rule. Links have names, so that the state of
+each can be found in a checkpoint whatever stands beside it.
 """
 
 from typing import Any
@@ -50,6 +51,8 @@ def chain(
         rates.insert(0, ("width", width(config, axes)))
     shrink = [("decay", config.decay.build(around))]
     last = [*rates, *shrink] if config.decay.last else [*shrink, *rates]
+    if hasattr(config.optimizer.direction, "build_last"):
+        last.append(("sphere", config.optimizer.direction.build_last(around)))
     return optax.named_chain(*links, *last)
 
 
@@ -107,16 +110,19 @@ def decay_table(
 ) -> optax_decay.DecayTable | optax_decay.width.WidthTable | str:
     """What decays and how fast, at the peak of the learning rate."""
     fields = flatten(config.decay)
+    step = number(config.optimizer.schedule.warmup_steps)
     if "weight_decay" not in fields:
         roles = ", ".join(fields["mask"])
         return f"decay {config.decay.name} on the roles {roles}; its state holds how fast"
     rate, peak = schedule(config.optimizer), config.optimizer.learning_rate
     coupled = coupling(fields.get("coupling", "learning_rate"), rate, peak)
+    strength: Any = getattr(config.decay, "strength", None)
+    coefficient = fields["weight_decay"] if strength is None else strength.rate
     if config.width is not None:
         return optax_decay.width.width_table(
             params,
             peak,
-            fields["weight_decay"],
+            float(coefficient(step)) if callable(coefficient) else coefficient,
             config.width.base,
             law=law(config),
             mask=fields["mask"],
@@ -125,13 +131,13 @@ def decay_table(
         )
     return optax_decay.decay_table(
         params,
-        fields["weight_decay"],
+        coefficient,
         mask=fields["mask"],
         axes=axes,
         coupling=coupled,
         learning_rate=rate,
         tokens_per_step=tokens_per_step,
-        step=number(config.optimizer.schedule.warmup_steps),
+        step=step,
     )
 
 

@@ -100,7 +100,11 @@ def test_a_field_that_would_do_nothing_is_refused(flags):
             "nearest: --decay.threshold.factor",
         ),
         ("--decay cpr --decay.spectrum.low 1", "--decay huber, adadecay,", "--decay.measure"),
-        ("--optimizer.name lion --optimizer.eps 1e-6", "--optimizer adam, conda,", "optimizer.b2"),
+        (
+            "--optimizer.name lion --optimizer.eps 1e-6",
+            "--optimizer adam, adam_hyperball,",
+            "optimizer.b2",
+        ),
         (
             "--optimizer.gamma 0.1",
             "--optimizer sophia; adam has: --optimizer.b1, --optimizer.b2, --optimizer.eps;",
@@ -354,3 +358,65 @@ def test_an_experiments_own_value_gives_way_to_a_flag():
     assert arguments.parse(given).data.tokenizer == Config().data.tokenizer != "bpe-32000"
     with pytest.raises(UserError, match=r"data.tokenizer = bpe-300 would have no effect"):
         arguments.parse([*given, "--data.tokenizer", "bpe-300"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason", "nearest"),
+    [
+        ("--optimizer adam_hyperball --decay l2", "hidden would decay in proportion", "mask head"),
+        ("--optimizer muon_hyperball --decay stable", "hidden would decay", "decay.mask head"),
+        ("--optimizer adam_hyperball --decay cpr", "hidden would decay", "decay.mask head"),
+        (
+            "--optimizer adam_hyperball --decay l2 --decay.mask hidden",
+            "fixes the norm and undoes that",
+            "decay.weight_decay 0",
+        ),
+        (
+            "--decay hyperball --decay.sphere hidden head",
+            "head would decay in proportion",
+            "decay.weight_decay 0",
+        ),
+        (
+            "--optimizer muon_hyperball --decay hyperball",
+            "norm set by two links, hyperball and hyperball",
+            "decay.name l2 with decay.mask head",
+        ),
+        (
+            "--optimizer muon_hyperball --decay radial_brake --decay.mask head",
+            "norm set by two links, radial_brake and hyperball",
+            "decay.name l2 with decay.mask head",
+        ),
+        (
+            "--optimizer muon_hyperball --optimizer.sphere vector",
+            "roles whose parameters",
+            "hidden",
+        ),
+        (
+            "--decay l2 --decay.schedule log_time",
+            "decay.coupling = learning_rate",
+            "decay.coupling schedule",
+        ),
+    ],
+)
+def test_rules_about_norms_and_decays_that_contradict_each_other(flags, reason, nearest):
+    with pytest.raises(UserError) as error:
+        arguments.parse(flags.split())
+    assert reason in str(error.value)
+    assert str(error.value).endswith(f"{nearest}.")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optimizer adam_hyperball",  # huber is not proportional to the weights
+        "--optimizer adam_hyperball --decay l2 --decay.form cautious",
+        "--optimizer muon_hyperball --decay l2 --decay.mask head",
+        "--optimizer muon_hyperball --decay l2 --decay.weight_decay 0",
+        "--optimizer muon_hyperball --decay toward_initial",
+        "--optimizer muon --decay radial_brake",
+        "--optimizer root --decay hyperball",
+        "--decay l2 --decay.schedule log_time --decay.coupling schedule --decay.weight_decay 4",
+    ],
+)
+def test_rules_about_norms_that_go_with_a_decay(flags):
+    arguments.parse(flags.split())

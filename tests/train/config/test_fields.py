@@ -74,6 +74,24 @@ SCHEDULES = {
     "linear": {"steps": 20, "warmup_steps": 5, "final": 0.5},
     "constant": {"warmup_steps": 5},
 }
+MUON = {
+    "momentum": 0.5,
+    "momentum_form": "plain",
+    "b1": 0.8,
+    "b2": 0.9,
+    "eps": 1e-2,
+    "newton": "polar_express",
+    "newton_steps": 3,
+    "iteration": "bfloat16",
+}
+SHAPE_SCALE = {"shape_scale.name": "outputs_per_input"}
+# A decay of hidden matrices would contradict the sphere.
+SPHERE = {
+    "sphere": (("hidden", "head"), {"decay.mask": ("embedding",)}),
+    "per": "leaf",
+    "radius": 0.3,
+    "min_direction": 0.9,
+}
 OPTIMIZERS = {
     "adam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
     "nadam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
@@ -88,14 +106,10 @@ OPTIMIZERS = {
         "refresh_every": 1,
         "gamma": (0.5, {"refresh_every": 1}),
     },
-    "muon": {
-        "momentum": 0.5,
-        "b1": 0.8,
-        "b2": 0.9,
-        "eps": 1e-2,
-        "newton_steps": 3,
-        "update_rms": 0.1,
-    },
+    "muon": MUON | SHAPE_SCALE,
+    "normuon": {"output_memory": 0.5, **MUON, **SHAPE_SCALE},
+    "adam_hyperball": {"b1": 0.8, "b2": 0.9, "eps": 1e-2, **SPHERE},
+    "muon_hyperball": MUON | SPHERE,
     # Built where it can work, below.
     "one_bit_adam": {
         "b1": 0.8,
@@ -107,7 +121,12 @@ OPTIMIZERS = {
         "largest_direction": 1e-3,
     },
 }
-STRENGTH = {"weight_decay": 0.5, "coupling": "schedule", "mask": ("hidden",)}
+STRENGTH = {
+    "weight_decay": 0.5,
+    "coupling": "schedule",
+    "mask": ("hidden",),
+    "schedule.name": "to_zero",
+}
 THRESHOLD = {"threshold.name": "rms", "threshold.factor": 0.5}
 DECAYS = {
     "huber": {"form": "proximal", **THRESHOLD, **STRENGTH},
@@ -146,6 +165,23 @@ DECAYS = {
         "scaled": (True, {"bound.name": "uniform", "bound.size": 0.5}),
         "mask": (("hidden",), {"bound.name": "uniform", "bound.size": 0.5}),
     },
+    "hyperball": {"weight_decay": 0.5, "mask": ("head", "embedding"), **SPHERE},
+    "radial_brake": {
+        "outward": 0.1,
+        "inward": 0.1,
+        "rule": "first_order",
+        "per": "leaf",
+        "braked": (("hidden", "head"), {"weight_decay": 0.0}),
+        "weight_decay": 0.5,
+        "mask": ("hidden",),
+    },
+    "soda": {"start": 5.0, "mask": ("hidden",)},
+    "toward_initial": {
+        "weight_decay": 5.0,
+        "coupling": "schedule",
+        "form": ("cautious", {"weight_decay": 5.0}),
+        "mask": ("hidden",),
+    },
     "rotational": {
         "weight_decay": 0.5,
         "mask": ("head", "embedding"),
@@ -169,12 +205,28 @@ BOUNDS = {
     "dependent": {"factor": 0.5},
     "uniform": {"size": 0.5},
 }
+SHAPE_SCALES = {"larger_side": {"factor": 0.1}, "outputs_per_input": {"at_least": 3.0}}
+DECAY_SCHEDULES = {
+    "constant": {},
+    "to_zero": {"steps": 5, "shape": "linear"},
+    "log_time": {"steps": 50},
+    "hold_drop_ramp": {"steps": 5},
+}
 CHOICES = {
     "optimizer.schedule": SCHEDULES,
     "optimizer": {name: fields for name, fields in OPTIMIZERS.items() if name != "one_bit_adam"},
     "decay": DECAYS,
     "decay.threshold": THRESHOLDS,
     "decay.bound": BOUNDS,
+    "decay.schedule": DECAY_SCHEDULES,
+    "optimizer.shape_scale": SHAPE_SCALES,
+}
+# A choice that stands in parts of one kind: what makes the config hold such a part.
+HOLDERS = {
+    "decay.threshold": {"decay.name": "huber"},
+    "decay.bound": {"decay.name": "cpr"},
+    "decay.schedule": {"decay.name": "l2", "decay.coupling": "schedule"},
+    "optimizer.shape_scale": {"optimizer.name": "muon"},
 }
 IMAGES = {
     "images.split": "train[:60%]",
@@ -220,24 +272,22 @@ def test_the_tables_hold_every_field():
     assert len(set(tables)) == len(tables)
 
 
-@pytest.mark.parametrize(
-    "path", ["optimizer", "optimizer.schedule", "decay", "decay.threshold", "decay.bound"]
-)
+@pytest.mark.parametrize("path", CHOICES)
 def test_the_tables_hold_every_field_of_every_choice(path):
     choices = CHOICES[path] | (
         {"one_bit_adam": OPTIMIZERS["one_bit_adam"]} if path == "optimizer" else {}
     )
-    base = replace(Config(), {"decay.name": "cpr"}) if path == "decay.bound" else Config()
+    base = replace(Config(), HOLDERS.get(path, {}))
     (part,) = (p for p in parts(base) if p.path == path and p.slot.choice)
     assert sorted(choices) == sorted(part.slot.classes)
     for name, fields in choices.items():
         held = set(flatten(part.slot.classes[name]()))
         # Of parts inside, the tables above hold the fields.
-        held -= {field for field in held if field.startswith(("threshold.", "bound."))} | {
-            "spectrum"
-        }
+        inner = ("threshold.", "bound.", "schedule.", "shape_scale.")
+        held -= {field for field in held if field.startswith(inner)} | {"spectrum"}
         assert held <= set(fields), name
-        assert set(fields) - held <= {"threshold.name", "threshold.factor", "bound.name"}, name
+        names = {"threshold.name", "threshold.factor", "bound.name", "schedule.name"}
+        assert set(fields) - held <= {*names, "shape_scale.name"}, name
 
 
 def pair(name: str, value: object, needs: dict) -> tuple[Config, Config]:
@@ -300,16 +350,19 @@ def test_fields_of_any_optimizer_and_decay(name):
     ("path", "choice"), [(path, choice) for path in CHOICES for choice in CHOICES[path]]
 )
 def test_fields_of_a_choice(path, choice):
-    holder = {"decay.threshold": "huber", "decay.bound": "cpr"}.get(path)
     for field, value in CHOICES[path][choice].items():
         value, needs = (
             value if isinstance(value, tuple) and isinstance(value[-1], dict) else (value, {})
         )
-        needs = {f"{path}.{name}": other for name, other in needs.items()}
-        chosen = {"decay.name": holder} if holder else {}
-        chosen |= {f"{path}.name": choice} | (
-            {"decay.weight_decay": 3.0} if f"{path}.{field}" == "decay.form" else {}
-        )
+        needs = {
+            name if name.startswith("decay.") else f"{path}.{name}": other
+            for name, other in needs.items()
+        }
+        chosen = HOLDERS.get(path, {}) | {f"{path}.name": choice}
+        if f"{path}.{field}" == "decay.form":
+            chosen |= {"decay.weight_decay": 3.0}
+        if choice.endswith("_hyperball"):
+            chosen |= {"decay.name": "l2", "decay.mask": ("embedding",)}
         try:
             differ(*pair(f"{path}.{field}", value, chosen | needs))
         except AssertionError as error:

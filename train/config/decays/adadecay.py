@@ -30,4 +30,4 @@ class AdaDecay:
 
     def build(self, setting: Setting) -> Any:
         options = self.strength.options(setting, cautious=self.form == "cautious")
-        return optax_decay.adadecay(self.strength.weight_decay, self.sharpness, **options)
+        return optax_decay.adadecay(self.strength.rate, self.sharpness, **options)

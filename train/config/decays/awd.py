@@ -30,4 +30,4 @@ class Awd:
 
     def build(self, setting: Setting) -> Any:
         options = self.strength.options(setting, cautious=self.form == "cautious")
-        return optax_decay.awd_decay(self.strength.weight_decay, memory=self.memory, **options)
+        return optax_decay.awd_decay(self.strength.rate, memory=self.memory, **options)

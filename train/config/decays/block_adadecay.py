@@ -33,5 +33,5 @@ class BlockAdaDecay:
     def build(self, setting: Setting) -> Any:
         options = self.strength.options(setting, cautious=self.form == "cautious")
         return optax_decay.block_adadecay(
-            self.strength.weight_decay, self.refresh_every, self.sharpness, **options
+            self.strength.rate, self.refresh_every, self.sharpness, **options
         )

@@ -32,4 +32,4 @@ class Stable:
 
     def build(self, setting: Setting) -> Any:
         options = self.strength.options(setting, cautious=self.form == "cautious")
-        return optax_decay.stable_decay(self.strength.weight_decay, self.b2, **options)
+        return optax_decay.stable_decay(self.strength.rate, self.b2, **options)

@@ -31,4 +31,4 @@ class TargetNorm:
     def build(self, setting: Setting) -> Any:
         target = None if self.target == "initial" else self.target
         options = self.strength.options(setting, cautious=self.form == "cautious")
-        return optax_decay.target_norm_decay(self.strength.weight_decay, target, **options)
+        return optax_decay.target_norm_decay(self.strength.rate, target, **options)

@@ -1,15 +1,13 @@
-"""Muon, as optax has it."""
+"""Muon (Jordan et al., 2024; arXiv 2502.16982)."""
 
 import dataclasses
-from typing import Any, ClassVar
-
-import jax
-import optax
-import optax.contrib
+from typing import Annotated, Any, ClassVar
 
 import optax_decay
-from train.config.ranges import Count, Momentum, Positive
+from train.config.parts.orthogonal import Orthogonal
+from train.config.parts.shape_scales import LargerSide, ShapeScale
 from train.config.setting import Setting
+from train.config.tree import INLINE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,40 +20,15 @@ class Muon:
     adam: ClassVar[bool] = False
     curvature: ClassVar[bool] = False
 
-    momentum: Momentum = 0.95
-    """Share of the momentum of matrices that is kept per step."""
-    b1: Momentum = 0.9
-    """Share of the first moment of Adam that is kept per step."""
-    b2: Momentum = 0.95
-    """Share of the second moment of Adam that is kept per step."""
-    eps: Positive = 1e-8
-    """Added to the root of the second moment of Adam, and to the norm of a momentum."""
-    newton_steps: Count = 5
-    """Iterations that orthogonalise a momentum."""
-    update_rms: Positive = 0.2
-    """Root of the mean square of a matrix's step; Adam's is about 0.2."""
+    orthogonal: Annotated[Orthogonal, INLINE] = dataclasses.field(default_factory=Orthogonal)
+    shape_scale: ShapeScale = dataclasses.field(default_factory=LargerSide)
+    """By how much a step is multiplied, given the shape of its matrix."""
+
+    @property
+    def b1(self) -> float:
+        return self.orthogonal.b1
 
     def build(self, setting: Setting) -> Any:
-        # With the learning rate -1 it is the direction alone.
-        return optax.contrib.muon(
-            -1.0,
-            ns_steps=self.newton_steps,
-            beta=self.momentum,
-            eps=self.eps,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            muon_weight_dimension_numbers=lambda params: _numbers(setting.axes, params),
-            consistent_rms=self.update_rms,
+        return optax_decay.scale_by_muon(
+            shape_scale=self.shape_scale.as_scale(), **self.orthogonal.options(setting)
         )
-
-
-def _numbers(axes: Any, params: Any) -> Any:
-    """Input and output axes of hidden matrices; None for everything else."""
-    described = optax_decay.axes.signatures(axes, params)
-    numbers = [
-        optax.contrib.MuonDimensionNumbers(signature.inputs, signature.outputs)
-        if signature.role == "hidden"
-        else None
-        for signature in described.values()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params), numbers)

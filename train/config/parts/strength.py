@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import optax_decay
+from train.config.parts.decay_schedules import DecaySchedule, Steady
 from train.config.parts.spectrum import Spectrum
 from train.config.ranges import NotNegative
 from train.config.setting import Setting
@@ -11,6 +12,7 @@ from train.config.setting import Setting
 Role = Literal["hidden", "head", "embedding", "vector"]
 Explicit = Literal["explicit", "cautious"]
 Form = Literal["explicit", "cautious", "proximal"]
+Coupling = Literal["learning_rate", "schedule", "corrected", "independent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +21,19 @@ class Strength:
 
     weight_decay: NotNegative = 0.1
     """Coefficient; the coupling says what multiplies it."""
-    coupling: Literal["learning_rate", "schedule", "corrected", "independent"] = "learning_rate"
+    coupling: Coupling = "learning_rate"
     """Shrink per step, with r the learning rate: weight_decay times r, r/peak, r*r/peak, or 1."""
+    schedule: DecaySchedule = dataclasses.field(default_factory=Steady)
+    """How weight_decay changes over the run, beside what the coupling does."""
     mask: tuple[Role, ...] = ("hidden", "head")
     """Roles of parameters that decay."""
     spectrum: Spectrum | None = None
     """Multiplies the decay of each hidden matrix by a map of its spectrum; None: it does not."""
+
+    @property
+    def rate(self) -> Any:
+        """The coefficient: a number, or a function of the step."""
+        return self.schedule.over_time(self.weight_decay)
 
     def options(self, setting: Setting, cautious: bool = False) -> dict[str, Any]:
         """Arguments that all explicit decays of the library share."""
@@ -49,9 +58,9 @@ class Strength:
                 shared |= {"coupling": optax_decay.couplings.learning_rate(), "learning_rate": 1.0}
             else:
                 shared |= {"learning_rate": setting.rate}
-            return optax_decay.proximal_decay(self.weight_decay, pull=pull, **shared)
+            return optax_decay.proximal_decay(self.rate, pull=pull, **shared)
         options = self.options(setting, cautious=form == "cautious")
-        return optax_decay.decay(self.weight_decay, pull=pull, **options)
+        return optax_decay.decay(self.rate, pull=pull, **options)
 
     def last(self, form: str = "explicit") -> bool:
         """Whether the link stands behind the learning rate."""

@@ -3,7 +3,8 @@
 An arm is a chain that is built from numbers which may be traced: its learning rate and its decay coefficient are
 tuned, everything else is as published or as in the row of AdamW. Before every chain stands the same clipping of the
 gradient, behind it nothing. λ has AdamW's coupling throughout (the shrink per step is ηλ), but for the p-norm, whose
-published step is proximal. Decays act on hidden matrices and the head.
+published step is proximal. Decays act on hidden matrices and the head; where a rule sets the norms of hidden matrices
+or pulls them without a coefficient, λ is the decay of the head alone.
 """
 
 import dataclasses
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
-from optax_decay.axes import resolve
 from train.study.small_runs import Optimizer, Setting
 
 MASK = ("hidden", "head")
@@ -65,25 +65,32 @@ def directed(direction: Optimizer, link: Optimizer = uniform) -> Optimizer:
 
 
 def muon(s: Setting) -> optax.GradientTransformation:
-    """optax's Muon on hidden matrices, Adam elsewhere; its steps have Adam's typical RMS of 0.2."""
+    """Muon on hidden matrices, Adam elsewhere; its steps have Adam's typical RMS of 0.2."""
+    return optax_decay.scale_by_muon(b1=B1, b2=B2, axes=s.axes)
 
-    def numbers(params: Any) -> Any:
-        return jax.tree.map(
-            lambda signature: (
-                optax.contrib.MuonDimensionNumbers(signature.inputs, signature.outputs)
-                if signature.role == "hidden"
-                else None
-            ),
-            resolve(s.axes, params),
-        )
 
-    # With the learning rate -1 it is the direction alone: the decay is then that of all arms.
-    return optax.contrib.muon(
-        -1.0,
-        adam_b1=B1,
-        adam_b2=B2,
-        muon_weight_dimension_numbers=numbers,
-        consistent_rms=0.2,
+def normuon(s: Setting) -> optax.GradientTransformation:
+    return optax_decay.scale_by_normuon(b1=B1, b2=B2, axes=s.axes)
+
+
+def on_sphere(optimizer: Callable[..., Any]) -> Optimizer:
+    """An optimizer of the library that keeps the norms of hidden matrices; λ is that of the head."""
+    return lambda s: optimizer(
+        s.rate, b1=B1, b2=B2, weight_decay=s.weight_decay, mask="head", axes=s.axes
+    )
+
+
+def radial_brake(s: Setting) -> optax.GradientTransformation:
+    return optax.chain(ADAMW(s), optax_decay.radial_brake(axes=s.axes))
+
+
+def soda(s: Setting) -> optax.GradientTransformation:
+    """Hidden matrices are pulled towards their initial values, as strongly as SODA says; λ is that of the head."""
+    return optax.chain(
+        optax.scale_by_adam(B1, B2),
+        optax_decay.decay(s.weight_decay, mask="head", axes=s.axes),
+        optax.scale_by_learning_rate(s.rate),
+        optax_decay.soda_decay(mask="hidden", axes=s.axes),
     )
 
 
@@ -210,5 +217,12 @@ ARMS = {
         "NAdamW", directed(lambda s: optax.scale_by_adam(B1, B2, nesterov=True)), "baseline"
     ),
     "qhadamw": Arm("QHAdamW, ν₁ = ½", directed(quasi_hyperbolic), "baseline"),
+    "normuon": Arm("NorMuon", directed(normuon), "optimizer"),
+    # The learning rate is the angle per step: published ones of spheres are 0.0025 to 0.02.
+    "adam_hyperball": Arm("AdamH", on_sphere(optax_decay.adam_hyperball), "optimizer"),
+    "muon_hyperball": Arm("MuonH", on_sphere(optax_decay.muon_hyperball), "optimizer"),
+    "radial_brake": Arm("radial brake", radial_brake),
+    "toward_initial": Arm("towards the initial weights", given(optax_decay.toward_initial_decay)),
+    "soda": Arm("SODA", soda),
 }
 CONTROLS = ("adamw", "again", "muon")
