@@ -100,34 +100,34 @@ def adam(s: Setting) -> optax.GradientTransformation:
 
 # Name: title, the link between the direction and the learning rate, and the middle λ of the first grid.
 LINKS: dict[str, tuple[str, Optimizer, float]] = {
-    "l2": ("L2", one_pass.uniform, 3.0),
-    "huber": ("Huber, δ = 1.5 mean", link(optax_decay.huber_decay), 10.0),
+    "l2": ("L2", one_pass.uniform, 1.0),
+    "huber": ("Huber, δ = 1.5 mean", link(optax_decay.huber_decay), 2.0),
     "huber_tight": (
         "Huber, δ = 0.5 mean",
         link(optax_decay.huber_decay, threshold=optax_decay.thresholds.mean_size(0.5)),
-        20.0,
+        5.0,
     ),
-    "alphadecay_matched": ("AlphaDecay, same mean", alpha(True), 3.0),
-    "alphadecay": ("AlphaDecay", alpha(False), 1.0),
-    "awd": ("AWD", link(optax_decay.awd_decay), 100.0),
-    "adadecay": ("AdaDecay", link(optax_decay.adadecay), 6.0),
+    "alphadecay_matched": ("AlphaDecay, same mean", alpha(True), 1.0),
+    "alphadecay": ("AlphaDecay", alpha(False), 0.4),
+    "awd": ("AWD", link(optax_decay.awd_decay), 30.0),
+    "adadecay": ("AdaDecay", link(optax_decay.adadecay), 2.0),
     "elastic_net": (
         "elastic net, ρ = 0.05",
         link(optax_decay.elastic_net_decay, l1_ratio=0.05),
-        2.0,
+        0.7,
     ),
-    "cautious": ("cautious", link(optax_decay.cautious_decay), 6.0),
-    "corrected": ("corrected (AdamC)", corrected, 4.0),
-    "target_norm": ("target norm (AdamWN)", link(optax_decay.target_norm_decay), 3.0),
-    "stable": ("stable (AdamS)", link(optax_decay.stable_decay, b2=B2), 0.01),
-    "toward_initial": ("towards the start (L2-SP)", link(optax_decay.toward_initial_decay), 3.0),
-    "width_scaled": ("width-scaled", width_scaled, 3.0),
-    "to_zero": ("L2, λ to zero", scheduled(optax_decay.schedules.to_zero), 4.0),
-    "log_time": ("L2, λ as 1/time", log_time, 12.0),
+    "cautious": ("cautious", link(optax_decay.cautious_decay), 2.0),
+    "corrected": ("corrected (AdamC)", corrected, 1.5),
+    "target_norm": ("target norm (AdamWN)", link(optax_decay.target_norm_decay), 1.0),
+    "stable": ("stable (AdamS)", link(optax_decay.stable_decay, b2=B2), 0.003),
+    "toward_initial": ("towards the start (L2-SP)", link(optax_decay.toward_initial_decay), 1.0),
+    "width_scaled": ("width-scaled", width_scaled, 1.0),
+    "to_zero": ("L2, λ to zero", scheduled(optax_decay.schedules.to_zero), 1.5),
+    "log_time": ("L2, λ as 1/time", log_time, 4.0),
     "hold_drop_ramp": (
         "L2, λ held, dropped, raised",
         scheduled(optax_decay.schedules.hold_drop_ramp),
-        6.0,
+        2.0,
     ),
 }
 ON_MUON = (
@@ -146,7 +146,7 @@ ON_MUON = (
 def _arms() -> dict[str, Arm]:
     arms = {
         "none": Arm("no decay", directed(adam), weight_decays=(0.0,)),
-        "again": Arm("L2 again (A/A)", directed(adam), "control", RATES, decays(3.0)),
+        "again": Arm("L2 again (A/A)", directed(adam), "control", RATES, decays(1.0)),
     }
     for name, (title, make, middle) in LINKS.items():
         arms[name] = Arm(title, directed(adam, make), "decay", RATES, decays(middle))
@@ -156,7 +156,7 @@ def _arms() -> dict[str, Arm]:
             last(adam, proximal(optax_decay.lp_proximal_decay, p=0.8, linearize_at="new")),
             "decay",
             RATES,
-            decays(0.03),
+            decays(0.01),
         ),
         "cpr": Arm("CPR", last(adam, cpr), "decay", RATES, decays(1.0)),
         "rotational": Arm(
@@ -166,7 +166,7 @@ def _arms() -> dict[str, Arm]:
             ),
             "decay",
             RATES,
-            decays(3.0),
+            decays(1.0),
         ),
         "hyperball": Arm(
             "hyperball",
@@ -175,9 +175,9 @@ def _arms() -> dict[str, Arm]:
             ),
             "decay",
             (0.008, 0.016, 0.032),
-            decays(3.0),
+            decays(1.0),
         ),
-        "radial_brake": Arm("L2 and radial brake", braked(adam), "decay", RATES, decays(2.0)),
+        "radial_brake": Arm("L2 and radial brake", braked(adam), "decay", RATES, decays(0.7)),
         "relative_update": Arm(
             "L2 and relative update",
             relative(adam),
@@ -198,12 +198,12 @@ def _arms() -> dict[str, Arm]:
         lambda s: optax_decay.muon_hyperball(s.rate, weight_decay=s.weight_decay, axes=s.axes),
         "muon",
         (0.008, 0.016, 0.032),
-        decays(3.0),
+        decays(1.0),
     )
     for name in ("nadamw", "conda", "root", "sophia", "exadam", "one_bit_adam"):
         row = one_pass.ARMS[name]
         # The same shrink ηλ per step as for AdamW.
-        middle = 3.0 * RATES[1] / row.learning_rates[1]
+        middle = 1.0 * RATES[1] / row.learning_rates[1]
         arms[name] = Arm(
             f"{row.title}, L2",
             row.build,

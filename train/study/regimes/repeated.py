@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,12 +117,10 @@ class Repeated:
 
     def units(self) -> list[str]:
         """Arms in order, and after the controls the further settings."""
-        further = [f"{self.epochs_word}{e}" for e in self.epochs]
+        further = [f"epochs {e}" for e in self.epochs]
         further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
         names = self.names
         return [*names[: len(CONTROLS)], *further, *names[len(CONTROLS) :]]
-
-    epochs_word = "epochs "
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
@@ -135,7 +133,7 @@ class Repeated:
         """Unique tokens, steps and batch of a unit."""
         kind, _, number = unit.rpartition(" ")
         batch = self.task.batch_size
-        if f"{kind} " == self.epochs_word:
+        if kind == "epochs":
             tokens = self.steps * batch * self.task.length
             return max(1, tokens // int(number)), self.steps, batch
         if kind == "steps ×":
@@ -233,11 +231,11 @@ class Repeated:
             members = [
                 Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
             ]
+            small = program(task, arm, data.vocab_size, steps)
             found = population(
-                program(task, arm, data.vocab_size, steps),
-                *(members, data, steps),
+                *(small, members, data, steps),
                 places=self.seeds,
-                look=whole if counted else None,
+                look=weights(small) if counted else None,
             )
             for job, outcome in zip(group, found):
                 record = job | {
@@ -281,9 +279,10 @@ def program(task: SmallTask, arm: str, vocab_size: int, steps: int) -> SmallProg
     return SmallProgram(task, task.model(vocab_size), row.build, row.workers, row.curvature, steps)
 
 
-def whole(params: Any) -> Any:
-    """All weights of one run, to be looked at afterwards."""
-    return params
+@functools.lru_cache(maxsize=4)
+def weights(small: SmallProgram) -> Callable[[Any], Any]:
+    """The weights of one run, to be looked at afterwards."""
+    return small.params
 
 
 def keep(params: Any, folder: pathlib.Path, job: Record) -> str:

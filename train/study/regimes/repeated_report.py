@@ -9,9 +9,9 @@ from train.study.compare.verdicts import interval
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
 from train.study.regimes.facts import how_it_was_made
-from train.study.regimes.paired import CLOSE, Paired, forgiveness
+from train.study.regimes.paired import CLOSE, Paired, forgiveness, paired
 from train.study.regimes.repeated import AXIS, Repeated
-from train.study.regimes.rows import Row, counted, failed, overall, paired, reference, rows
+from train.study.regimes.rows import Row, counted, failed, overall, rows
 from train.study.regimes.sweep import lowest
 from train.study.regimes.work import Record
 
@@ -249,6 +249,3 @@ def _optimum(curve: Mapping[float, float]) -> float:
     top = (b - a) ** 2 * (v - w) - (b - c) ** 2 * (v - u)
     bottom = (b - a) * (v - w) - (b - c) * (v - u)
     return 2.0 ** (b - 0.5 * top / bottom) if bottom else 2.0**b
-
-
-__all__ = ["claims", "reference", "write_report"]

@@ -8,16 +8,11 @@ Controls: L2 decay against itself must hold 0; Muon must beat AdamW; and L2 deca
 nats, or the set-up does not test decay.
 """
 
-import time
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from train.study.regimes.repeated import AXIS, Repeated, program, text_of
+from train.study.regimes.repeated import Repeated, program, text_of
 from train.study.regimes.repeated_report import write_report as write_report
-from train.study.small_runs import SmallTask, compiled, numbers
+from train.study.regimes.shared import facts as facts
+from train.study.regimes.shared import seconds_of_run
+from train.study.small_runs import SmallTask
 
 
 def smoke() -> Repeated:
@@ -66,37 +61,8 @@ def gpu() -> Repeated:
 TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
 
 
-def facts(regime: Repeated) -> dict[str, Any]:
-    """About the texts, with their digests."""
-    return {text: text_of(regime.task, text, regime.unique).summary() for text in regime.texts}
-
-
 def seconds(regime: Repeated) -> float:
-    """Of a run with L2 decay on this machine, without compiling it; on an accelerator one of many side by side."""
+    """Of a run with L2 decay on this machine."""
     data = text_of(regime.task, regime.texts[0], regime.unique)
-    chunk = min(regime.task.chunk, regime.steps)
-    task = regime.task
-    members = 1 if jax.default_backend() == "cpu" else regime.seeds
-    if members > 1:
-        from train.study.population import side_by_side
-
-        runs = side_by_side(
-            program(task, "l2", data.vocab_size, regime.steps), (jax.local_devices()[0],)
-        )
-        own = numbers([0.008] * members, [1.0] * members, regime.steps, list(range(members)))
-        tokens = np.stack([np.stack([data.batch(i)] * members) for i in range(chunk)])
-    else:
-        runs = compiled(program(task, "l2", data.vocab_size, regime.steps))
-        own = numbers(0.008, 1.0, regime.steps, 0)
-        tokens = np.stack([data.batch(i) for i in range(chunk)])
-    state, _ = runs.advance(runs.init(own), own, jnp.asarray(tokens))
-    taken = []
-    for _ in range(3):
-        began = time.perf_counter()
-        state, losses = runs.advance(state, own, jnp.asarray(tokens))
-        jax.block_until_ready(losses)
-        taken.append(time.perf_counter() - began)
-    return min(taken) / chunk * regime.steps / members
-
-
-__all__ = ["AXIS", "TIERS", "facts", "seconds", "write_report"]
+    small = program(regime.task, "l2", data.vocab_size, regime.steps)
+    return seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)
