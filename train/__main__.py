@@ -12,7 +12,7 @@ COMMANDS = {
     "tokenise": "train.data.tokenise",
     "plan": "train.plan.main",
     "width": "train.study.width.main",
-    "compare": "train.study.compare.main",
+    "compare": "train.study.regimes.main",
     "tune": "train.study.tune.main",
     "coordinate_check": "train.study.coordinate_check",
     "gains": "train.study.gains",

@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
         member: its numbers.
         loss: on held-out text, in nats per token; infinite if the run diverged.
         losses: of every training step, float32 [steps].
-        seen: result of `look` on the final weights; None without it.
+        seen: result of `look` on the final state; None without it.
         seconds: of wall time, with compilation where the program was new; shared equally by members side by side.
         more: whether other members ended together with this one, and are yielded right after it.
     """
@@ -102,7 +102,7 @@ def population(
         memory: bytes that the program may take per device; None: most of what is free.
         places: members that a program side by side is compiled for at least. Calls with different numbers of members
             then share one program: places that are left over repeat the last member.
-        look: function of the final weights of one run, whose result is kept. Pass the same function in every call.
+        look: function of the final state of one run, whose result is kept. Pass the same function in every call.
     """
     if together is None:
         together = side_by_side_here()
@@ -301,7 +301,7 @@ def _one_by_one(
         state, losses = train(runs, own, source.batch, steps, program.task.chunk)
         held_out = np.stack(data.held_out(program.task.eval_batches))
         final = float(runs.held_out_loss(state, jnp.asarray(held_out)))
-        seen = jax.device_get(jax.jit(look)(program.params(state))) if look else None
+        seen = jax.device_get(jax.jit(look)(state)) if look else None
         yield Outcome(member, _loss(final), losses, seen, time.perf_counter() - began)
 
 
@@ -328,7 +328,8 @@ def _group(
     state, losses = train(runs, own, batch, steps, program.task.chunk)
     held_out = np.stack(data.held_out(program.task.eval_batches))
     final = np.asarray(runs.held_out_loss(state, jnp.asarray(held_out)))
-    seen = jax.device_get(jax.jit(jax.vmap(look))(state["params"])) if look else None
+    axes = member_axes(jax.eval_shape(program.init, numbers(1.0, 0.0, steps, 0)))
+    seen = jax.device_get(jax.jit(jax.vmap(look, (axes,)))(state)) if look else None
     each = (time.perf_counter() - began) / len(members)
     for i, member in enumerate(members):
         mine = jax.tree.map(lambda x, i=i: x[i], seen)

@@ -139,9 +139,9 @@ def run_group(
 def _largest_singular_values(small: SmallProgram) -> Callable[[Any], dict[str, jax.Array]]:
     """Of the hidden matrices of one run, by path: the geometric mean over layers."""
 
-    def of_one(params: Any) -> dict[str, jax.Array]:
+    def of_one(state: Any) -> dict[str, jax.Array]:
         values, _ = optax_decay.spectra.top_singular_values(
-            params, iterations=40, roles=("hidden",), axes=small.axes
+            small.params(state), iterations=40, roles=("hidden",), axes=small.axes
         )
         return {path: jnp.exp(jnp.mean(jnp.log(value))) for path, value in values.items()}
 

@@ -1,0 +1,1 @@
+"""Comparisons in regimes in which weight decay matters, made of many small runs each."""

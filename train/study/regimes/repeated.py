@@ -1,0 +1,303 @@
+"""Repeated text: U unique tokens, seen E times. Here weight decay decides the loss on held-out text.
+
+Every arm is tuned over learning rate and λ together, with the same number of trials of full length on seeds that no
+result uses; its grid moves until the best point is inside. At the best learning rate, a sweep over λ with a few seeds
+gives the curve of the arm and the λ of the runs that count. Those share their seeds with all other arms.
+
+Further units vary the number of epochs at equal steps, the length, and the batch, for no decay, L2 and Huber decay.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.config.fields import UserError, nearest
+from train.data.batches import TokenBatches
+from train.study.compare.tuning import FIRST_SEED, next_trials, tuned
+from train.study.population import Member, population
+from train.study.regimes import sweep, texts
+from train.study.regimes.arms import ARMS
+from train.study.regimes.work import Record
+from train.study.small_runs import SmallProgram, SmallTask
+
+APART = 1000  # between the seeds of two repetitions
+AGAIN = 500  # from the seeds of an arm to those of the A/A control
+CONTROLS = ("none", "l2", "muon_l2")
+SETTING = ("arm", "text", "unique", "steps", "batch_size")
+AXIS = ("none", "l2", "huber")
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """Repeated text: every decay on Adam, some on Muon, and optimizers with L2 decay."""
+
+    task: SmallTask = dataclasses.field(
+        default_factory=lambda: SmallTask(
+            width=48, mlp_width=144, heads=3, batch_size=4, eval_batches=64
+        )
+    )
+    texts: tuple[str, ...] = ("stdlib", "reference")
+    """Texts as in --data.text of a run, or reference: the English reference of Python. A claim needs all."""
+    arms: tuple[str, ...] = tuple(name for name in ARMS if name not in (*CONTROLS, "again"))
+    """Names in train/study/regimes/arms.py; no decay, L2 and Muon with L2 are always there."""
+    unique: int = 19_200
+    """Unique training tokens."""
+    steps: int = 1200
+    """Updates of every run; steps × batch_size × length / unique is the number of epochs."""
+    trials: int = 12
+    """Runs that each arm is tuned with on each text."""
+    sweep_seeds: int = 3
+    """Runs of every λ in a sweep."""
+    seeds: int = 12
+    """Runs that count, of each arm on each text."""
+    epochs: tuple[int, ...] = (1, 4, 64)
+    """Further numbers of epochs, at equal steps, on the first text."""
+    lengths: tuple[float, ...] = (0.5, 2.0)
+    """Further lengths on the first text, as multiples of the steps; the number of epochs stays."""
+    batches: tuple[int, ...] = (2,)
+    """Further batches on the first text, as multiples of the batch; steps become fewer, the tokens stay the same."""
+    fresh_seeds: int = 0
+    """Another number repeats everything with other seeds, in a folder of its own."""
+    minutes: float = float("inf")
+    """Time for this start. The same command goes on where it stopped."""
+    processes: int = 0
+    """Processes that train; 0: one per core, and one alone on an accelerator."""
+    folder: str = "runs/compare-repeated"
+    """Where the results go."""
+
+    @property
+    def names(self) -> list[str]:
+        """All arms, controls first."""
+        return [*CONTROLS, *dict.fromkeys(self.arms)]
+
+    def check(self) -> None:
+        """Raises UserError for the first field that is out of its range."""
+        for arm in self.arms:
+            if arm not in ARMS or arm == "again":
+                others = [name for name in ARMS if name != "again"]
+                raise UserError(
+                    f"arms: {arm!r} is not one of {', '.join(others)}; nearest: {nearest(arm, others)}."
+                )
+        if self.trials < 9:
+            raise UserError(f"trials = {self.trials} do not fill a grid of 9 points; nearest: 9.")
+        for name, low, high in (
+            ("seeds", 2, AGAIN),
+            ("sweep_seeds", 2, AGAIN),
+            ("fresh_seeds", 0, 900),
+            ("steps", 2, 10**9),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(
+                    f"{name} = {getattr(self, name)} must be {low} to {high};"
+                    f" nearest: {min(max(getattr(self, name), low), high)}."
+                )
+        if not self.texts or len(set(self.texts)) < len(self.texts):
+            raise UserError(f"texts = {self.texts}: name at least one, and each once.")
+        workers = max(ARMS[name].workers for name in self.names)
+        if self.task.batch_size % workers:
+            raise UserError(
+                f"task.batch_size = {self.task.batch_size} cannot be split over the {workers} workers of one_bit_adam;"
+                f" nearest: {max(1, round(self.task.batch_size / workers)) * workers}."
+            )
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        first = FIRST_SEED + APART * self.fresh_seeds
+        return [first + i for i in range(self.sweep_seeds)]
+
+    @property
+    def counted_seeds(self) -> list[int]:
+        return [APART * self.fresh_seeds + i for i in range(self.seeds)]
+
+    def units(self) -> list[str]:
+        """Arms in order, and after the controls the further settings."""
+        further = [f"epochs {e}" for e in self.epochs]
+        further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
+        names = self.names
+        return [*names[: len(CONTROLS)], *further, *names[len(CONTROLS) :]]
+
+    def expected(self) -> float:
+        """Runs, about; in units of one of `steps`."""
+        arms = len(self.names) * len(self.texts) * (self.trials + 7 * self.sweep_seeds - 2)
+        arms += (len(self.names) + 1) * len(self.texts) * self.seeds
+        further = len(self.epochs) + sum(self.lengths) + len(self.batches)
+        return arms + 15 * self.sweep_seeds * further
+
+    def settings(self, unit: str) -> tuple[int, int, int]:
+        """Unique tokens, steps and batch of a unit."""
+        kind, _, number = unit.rpartition(" ")
+        batch = self.task.batch_size
+        if kind == "epochs":
+            tokens = self.steps * batch * self.task.length
+            return max(1, tokens // int(number)), self.steps, batch
+        if kind == "steps ×":
+            factor = float(number)
+            return round(self.unique * factor), round(self.steps * factor), batch
+        if kind == "batch ×":
+            return self.unique, max(1, self.steps // int(number)), batch * int(number)
+        return self.unique, self.steps, batch
+
+    def wanted(self, unit: str, results: list[Record]) -> Iterator[list[Record]]:
+        """The jobs of a unit, list by list; `results` has to grow by each."""
+        unique, steps, batch = self.settings(unit)
+        if unit not in ARMS:
+            for arm in AXIS:
+                base = dict(zip(SETTING, (arm, self.texts[0], unique, steps, batch)))
+                rate = ARMS[arm].learning_rates[1]
+                centre = ARMS[arm].weight_decays[len(ARMS[arm].weight_decays) // 2]
+                yield from self._sweep(base, rate, centre, results)
+            return
+        for text in self.texts:
+            base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
+            yield from self._search(base, results)
+            best = tuned(self.trials_of(unit, text, results))
+            yield from self._sweep(base, best.learning_rate, best.weight_decay, results)
+            rate, decay = self.point(unit, text, results)
+            point = {"learning_rate": rate, "weight_decay": decay}
+            yield [base | point | {"seed": seed} for seed in self.counted_seeds]
+            if unit == "l2":
+                yield [
+                    base | {"arm": "again"} | point | {"seed": seed + AGAIN}
+                    for seed in self.counted_seeds
+                ]
+
+    def _search(self, base: Record, results: list[Record]) -> Iterator[list[Record]]:
+        row = ARMS[base["arm"]]
+        while True:
+            tried = self.trials_of(base["arm"], base["text"], results)
+            plain = [t | {"seed": t["seed"] - APART * self.fresh_seeds} for t in tried]
+            new = next_trials(row.learning_rates, row.weight_decays, plain, self.trials)
+            if not new:
+                return
+            yield [base | t | {"seed": t["seed"] + APART * self.fresh_seeds} for t in new]
+
+    def _sweep(
+        self, base: Record, rate: float, centre: float, results: list[Record]
+    ) -> Iterator[list[Record]]:
+        records = _Live(results, base | {"learning_rate": rate}, set(self.tuning_seeds))
+        for decays in sweep.values(centre, records, self.tuning_seeds):
+            there = {(r["weight_decay"], r["seed"]) for r in records}
+            point = base | {"learning_rate": rate}
+            jobs = [
+                point | {"weight_decay": decay, "seed": seed}
+                for decay in decays
+                for seed in self.tuning_seeds
+                if (decay, seed) not in there
+            ]
+            if jobs:
+                yield jobs
+
+    def trials_of(self, arm: str, text: str, results: Sequence[Record]) -> list[Record]:
+        """The first runs of tuning: those of the search."""
+        mine = [
+            r
+            for r in results
+            if (r["arm"], r["text"], r["unique"], r["steps"], r["batch_size"])
+            == (arm, text, self.unique, self.steps, self.task.batch_size)
+            and r["seed"] >= FIRST_SEED
+        ]
+        return mine[: self.trials]
+
+    def point(self, arm: str, text: str, results: Sequence[Record]) -> tuple[float, float]:
+        """Learning rate and λ of the runs that count: the search's best rate, and the sweep's best λ there."""
+        rate = tuned(self.trials_of(arm, text, results)).learning_rate
+        return rate, sweep.lowest(self.profile(arm, text, rate, results))
+
+    def profile(
+        self, arm: str, text: str, rate: float, results: Sequence[Record], unit: str = ""
+    ) -> dict[float, float]:
+        """Mean losses of tuning by λ, at one learning rate."""
+        base = dict(zip(SETTING, (arm, text, *self.settings(unit or arm))))
+        mine = _Live(results, base | {"learning_rate": rate}, set(self.tuning_seeds))
+        return sweep.profile(mine, self.tuning_seeds)
+
+    def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
+        """Trains jobs; the final weights of those that count are kept in a folder."""
+        groups: dict[tuple[Any, ...], list[Record]] = {}
+        for job in jobs:
+            groups.setdefault(tuple(job[name] for name in SETTING), []).append(job)
+        for (arm, text, unique, steps, batch), group in groups.items():
+            task = dataclasses.replace(
+                self.task, batch_size=batch, chunk=min(self.task.chunk, steps)
+            )
+            data = text_of(task, text, unique)
+            counted = group[0]["seed"] < FIRST_SEED and arm != "again"
+            members = [
+                Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
+            ]
+            small = program(task, arm, data.vocab_size, steps)
+            found = population(
+                *(small, members, data, steps),
+                places=self.seeds,
+                look=weights(small) if counted else None,
+            )
+            for job, outcome in zip(group, found):
+                record = job | {
+                    "loss": outcome.loss,
+                    "training_loss": _mean_of_end(outcome.losses),
+                    "seconds": round(outcome.seconds, 3),
+                }
+                if counted:
+                    record["weights"] = keep(outcome.seen, folder, job)
+                yield record
+
+
+class _Live(Sequence[Record]):
+    """The records among growing results that have some fields and seeds."""
+
+    def __init__(self, results: Sequence[Record], fields: Record, seeds: set[int]):
+        self._results, self._fields, self._seeds = results, fields, seeds
+
+    def _chosen(self) -> list[Record]:
+        return [
+            r
+            for r in self._results
+            if r["seed"] in self._seeds and all(r[k] == v for k, v in self._fields.items())
+        ]
+
+    def __len__(self) -> int:
+        return len(self._chosen())
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._chosen()[i]
+
+
+@functools.lru_cache(maxsize=8)
+def text_of(task: SmallTask, text: str, unique: int) -> TokenBatches:
+    return texts.read(task, text, unique)
+
+
+@functools.lru_cache(maxsize=4)
+def program(task: SmallTask, arm: str, vocab_size: int, steps: int) -> SmallProgram:
+    row = ARMS[arm]
+    return SmallProgram(task, task.model(vocab_size), row.build, row.workers, row.curvature, steps)
+
+
+@functools.lru_cache(maxsize=4)
+def weights(small: SmallProgram) -> Callable[[Any], Any]:
+    """The weights of one run, to be looked at afterwards."""
+    return small.params
+
+
+def keep(params: Any, folder: pathlib.Path, job: Record) -> str:
+    """Writes the weights of a run to a file of the folder; returns its name and checksum."""
+    (folder / "weights").mkdir(exist_ok=True)
+    name = f"{job['arm']}-{pathlib.Path(job['text']).name}-{job['seed']}.npz"
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    path = folder / "weights" / name
+    part = path.with_name(f"{name}.part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.replace(path)
+    return f"{name} {zlib.crc32(path.read_bytes()):08x}"
+
+
+def _mean_of_end(losses: np.ndarray) -> float:
+    return float(np.mean(losses[-max(1, len(losses) // 20) :]))

@@ -1,0 +1,68 @@
+"""Repeated text: U unique tokens, seen E times. Every decay, tuned, with its curve over λ and how forgiving it is.
+
+Each arm is tuned over learning rate and λ together, with the same number of trials of full length on seeds that no
+result uses. A sweep over λ at the best learning rate then gives the curve of the arm and the λ of the runs that count.
+Runs that count share their seeds, so that arms are compared seed by seed: Student's t, corrected by Holm.
+
+Controls: L2 decay against itself must hold 0; Muon must beat AdamW; and L2 decay must beat no decay by more than 0.1
+nats, or the set-up does not test decay.
+"""
+
+from train.study.regimes.repeated import Repeated, program, text_of
+from train.study.regimes.repeated_report import write_report as write_report
+from train.study.regimes.shared import facts as facts
+from train.study.regimes.shared import seconds_of_run
+from train.study.small_runs import SmallTask
+
+
+def smoke() -> Repeated:
+    """Huber decay (or --arms ARM) and the controls on one text, with short runs and few seeds: a few minutes."""
+    return Repeated(
+        texts=("stdlib",),
+        arms=("huber",),
+        unique=9_600,
+        steps=300,
+        trials=9,
+        sweep_seeds=2,
+        seeds=3,
+        epochs=(),
+        lengths=(),
+        batches=(),
+        folder="runs/compare-repeated-smoke",
+    )
+
+
+def cpu() -> Repeated:
+    """All arms on two texts, 85k weights, 1200 steps of 256 tokens, 12 seeds: under two hours on two cores."""
+    return Repeated(folder="runs/compare-repeated-cpu")
+
+
+def gpu() -> Repeated:
+    """All arms on two texts, 1.2M weights, 4000 steps of 4096 tokens, 24 seeds: stretches of 9 minutes on one GPU."""
+    task = SmallTask(
+        *(160, 432, 4, 5, 0.06),
+        length=128,
+        batch_size=32,
+        eval_batches=32,
+        dtype="bfloat16",
+    )
+    return Repeated(
+        task,
+        texts=("stdlib", "zipf-large"),
+        unique=1_000_000,
+        steps=4000,
+        seeds=24,
+        epochs=(4, 64),
+        minutes=9.0,
+        folder="runs/compare-repeated-gpu",
+    )
+
+
+TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
+
+
+def seconds(regime: Repeated) -> float:
+    """Of a run with L2 decay on this machine."""
+    data = text_of(regime.task, regime.texts[0], regime.unique)
+    small = program(regime.task, "l2", data.vocab_size, regime.steps)
+    return seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)
