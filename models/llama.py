@@ -74,11 +74,7 @@ class Config:
             positive=("rope_base", "norm_eps", "init_std"),
             choices=("dtype", "attention", "remat"),
         )
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"heads={self.heads} must divide width={self.width} into heads of an even number "
-                f"of features; nearest: heads={shapes.nearest_divisor(self.width // 2, self.heads)}"
-            )
+        shapes.check_heads(self, unit=2)
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(
                 f"kv_heads={self.kv_heads} must divide heads={self.heads}; "

@@ -44,13 +44,33 @@ def check(
         raise ValueError('attention="cudnn" needs dtype="bfloat16"; for float32 take "xla"')
 
 
-def check_heads(config: Any) -> None:
-    """Raises ValueError unless the number of heads divides the width."""
-    if config.width % config.heads:
+def check_heads(config: Any, unit: int = 1) -> None:
+    """Raises ValueError unless the heads divide the width into parts of a multiple of `unit` features.
+
+    The message suggests numbers of heads and widths that work together, with the key and value heads too.
+    """
+    width, heads = config.width, config.heads
+    groups = max(1, getattr(config, "kv_heads", None) or 1)
+    if width % (unit * heads):
+        even = " into heads of an even number of features" if unit == 2 else ""
         raise ValueError(
-            f"heads={config.heads} must divide width={config.width}; "
-            f"nearest: heads={nearest_divisor(config.width, config.heads)}"
+            f"heads={heads} must divide width={width}{even}; "
+            f"nearest: {_nearest_shape(width, heads, unit, groups)}"
         )
+
+
+def _nearest_shape(width: int, heads: int, unit: int, groups: int) -> str:
+    """The nearest number of heads for this width, a multiple of `groups`, and the nearest width for these heads."""
+    found = []
+    fitting = [n for n in range(groups, width // unit + 1, groups) if width % (unit * n) == 0]
+    if fitting:
+        found.append(f"heads={min(fitting, key=lambda n: abs(n - heads))}")
+    kept = max(1, round(heads / groups)) * groups
+    with_heads = "" if kept == heads else f" with heads={kept}"
+    if not (found and with_heads):
+        part = unit * kept
+        found.append(f"width={max(1, round(width / part)) * part}{with_heads}")
+    return ", or ".join(found)
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models import gpt, llama
+from models import gpt, llama, vit
 from optax_decay.parameters import axes
 from tests.references import gpt as reference_gpt
 from tests.references import llama as reference_llama
@@ -450,6 +450,28 @@ def test_at_its_base_width_a_model_is_as_without(model):
 def test_impossible_models_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         llama.Config(**change)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(llama.PRESETS["tiny"], llama.PRESETS["toy"], llama.PRESETS["130M"]),
+        *(gpt.PRESETS["gpt-toy"], vit.PRESETS["vit-toy"]),
+    ],
+)
+def test_every_suggested_shape_is_a_valid_one(model):
+    suggested = 0
+    for width in (1, 3, 25, 26, 30, 127, 1000):
+        for heads in (1, 2, 3, 4, 7, 33, 200):
+            try:
+                dataclasses.replace(model, width=width, heads=heads)
+            except ValueError as error:
+                for shape in str(error).split("nearest: ")[1].split(", or "):
+                    parts = dict(part.split("=") for part in shape.split(" with "))
+                    changes = {name: int(value) for name, value in parts.items()}
+                    dataclasses.replace(model, **{"width": width, "heads": heads, **changes})
+                    suggested += 1
+    assert suggested > 30
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Reads data sets that tensorflow-datasets (tfds) has prepared, without TensorFlow.
 
 A data set has its tfds name: `c4/en:3.0.1` is version 3.0.1 of configuration en of c4, in the folder c4/en/3.0.1 below
-the data folder. A name without a version means the highest version in that folder. Both file formats are supported:
-array_record through tfds's data source, and tfrecord through `tfrecord_file.py`.
+the data folder. A name without a version means the highest version in that folder; a name without a configuration means
+the only one that is prepared. Both file formats are supported: array_record through tfds's data source and the reader
+below it, which verify the checksum of every chunk, and tfrecord through `tfrecord_file.py`, since tfds's own reader of
+tfrecord needs TensorFlow.
 """
 
 import dataclasses
@@ -91,6 +93,8 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
         )
     root = data_folder(data_dir)
     plain, _, version = name.partition(":")
+    if "/" not in plain and not _versions(root / plain):
+        plain = _only_configuration(name, root / plain)
     versions = _versions(root / plain)
     if not versions or (version and version not in versions):
         raise UserError(_missing(name, root, versions, flag))
@@ -242,6 +246,24 @@ def check_field(source: Any, field: str, kind: str, of: Mapping[str, Any] | None
             f" are: {', '.join(fitting) or 'none'}"
             + (f"; nearest: {nearest(field, fitting)}." if fitting else ".")
         )
+
+
+def _only_configuration(name: str, folder: pathlib.Path) -> str:
+    """The name of a data set with its only prepared configuration; without one if there is none.
+
+    Raises:
+        UserError: several are prepared.
+    """
+    plain, _, version = name.partition(":")
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [p.name for p in inside if version in _versions(p) or (_versions(p) and not version)]
+    if len(found) > 1:
+        end = f":{version}" if version else ""
+        raise UserError(
+            f"{folder} holds {len(found)} configurations of {plain}; name one of them:"
+            f" {', '.join(f'{plain}/{config}{end}' for config in found)}."
+        )
+    return f"{plain}/{found[0]}" if found else plain
 
 
 def _versions(folder: pathlib.Path) -> list[str]:

@@ -45,6 +45,8 @@ def refused(*flags: str) -> str:
         ("--data.batch_size 6 --run.micro_batches 4", "4", "batch_size = 6", "nearest: 3"),
         ("--model.preset 60m", "'60m'", "tiny", "nearest: 60M"),
         ("--model.heads 5", "5", "divide width=128", "nearest: heads=4"),
+        ("--model.width 25", "25", "heads=4 must divide", "nearest: width=24"),
+        ("--model.width 25 --model.heads 3", "25", "heads=3", "nearest: width=24 with heads=4"),
         (
             "--model.preset vit-toy --model.patch_size 5",
             "5",

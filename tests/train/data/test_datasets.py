@@ -75,6 +75,36 @@ def test_missing_data_says_what_to_run_where(prepared, monkeypatch):
         datasets.builder("pages", root)
 
 
+def test_a_set_is_read_with_its_only_configuration(prepared, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(prepared / "tfrecord/pages/1.2.0", root / "books/old/1.2.0")
+    (root / "books/new/incomplete.9X_1.3.0").mkdir(parents=True)
+    for name in ("books", "books:1.2.0", "books/old", "books/old:1.2.0"):
+        assert str(datasets.builder(name, str(root)).data_path) == str(root / "books/old/1.2.0")
+    made = build(tmp_path / "out", "tfds:books", data_dir=str(root), field="text")
+    assert sorted(texts_of(made, made.train)) == sorted(TEXTS)
+    shutil.copytree(root / "books/old", root / "books/new", dirs_exist_ok=True)
+    (root / "books/new/1.2.0").rename(root / "books/new/1.3.0")
+    with pytest.raises(UserError, match=r"2 configurations of books.*: books/new, books/old\.$"):
+        datasets.builder("books", str(root))
+    newer = datasets.builder("books:1.3.0", str(root)).data_path
+    assert str(newer) == str(root / "books/new/1.3.0")
+    with pytest.raises(UserError, match="books:9.0.0 is not prepared .* books/new, books/old"):
+        datasets.builder("books:9.0.0", str(root))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
+def test_a_damaged_array_record_is_noticed(prepared, tmp_path, share):
+    shutil.copytree(prepared / "array", tmp_path / "data")
+    path = next((tmp_path / "data").rglob("*train.array_record-00001*"))
+    content = bytearray(path.read_bytes())
+    used = [place for place, byte in enumerate(content) if byte]  # the rest is padding
+    content[used[int(share * len(used))]] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        build(tmp_path / "out", "tfds:pages", data_dir=str(tmp_path / "data"), field="text")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
