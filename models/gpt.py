@@ -38,7 +38,7 @@ from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
 
 AXES = (
     (r"embed/embedding", "V -> D"),
-    (r"position/embedding", "T -> D"),
+    (r"position/embedding", "T -> D [embedding]"),
     (r"blocks/attention/(query|key|value)/kernel", "L | D -> H E"),
     (r"blocks/attention/(query|key|value)/bias", "L | H E"),
     (r"blocks/attention/out/kernel", "L | H E -> D"),

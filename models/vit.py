@@ -34,9 +34,9 @@ from models.attention import attention
 from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
 
 AXES = (
-    (r"embed/kernel", "P -> D"),
+    (r"embed/kernel", "P -> D [embedding]"),
     (r"class_token", "D"),
-    (r"position/embedding", "T -> D"),
+    (r"position/embedding", "T -> D [embedding]"),
     (r"blocks/attention/(query|key|value)/kernel", "L | D -> H E"),
     (r"blocks/attention/(query|key|value)/bias", "L | H E"),
     (r"blocks/attention/out/kernel", "L | H E -> D"),
@@ -46,7 +46,7 @@ AXES = (
     (r"blocks/(attention/out|mlp/down|attention_norm|mlp_norm)/bias", "L | D"),
     (r"blocks/(attention_norm|mlp_norm)/scale", "L | D"),
     (r"(embed/bias|final_norm/scale|final_norm/bias)", "D"),
-    (r"head/kernel", "D -> C"),
+    (r"head/kernel", "D -> C [head]"),
     (r"head/bias", "C"),
 )
 

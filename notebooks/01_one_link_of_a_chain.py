@@ -56,10 +56,10 @@ import optax_decay
 
 # %%
 AXES = (
-    ("inward/kernel", "P -> D"),
+    ("inward/kernel", "P -> D [embedding]"),
     ("middle/kernel", "D -> F"),
     ("deep/kernel", "F -> G"),
-    ("outward/kernel", "G -> C"),
+    ("outward/kernel", "G -> C [head]"),
     ("bias", "D"),
 )
 

@@ -109,10 +109,10 @@ def show(name, predict, params, axes):
 
 # %%
 AXES = (
-    ("in/w", "P -> D"),
+    ("in/w", "P -> D [embedding]"),
     ("mid/w", "D -> F"),
     ("deep/w", "F -> G"),
-    ("out/w", "G -> C"),
+    ("out/w", "G -> C [head]"),
     (".*/b", "D"),
 )
 
@@ -156,10 +156,10 @@ class Net(nnx.Module):
 
 
 NNX_AXES = (
-    ("inward/kernel", "P -> D"),
+    ("inward/kernel", "P -> D [embedding]"),
     ("middle/kernel", "D -> F"),
     ("deep/kernel", "F -> G"),
-    ("outward/kernel", "G -> C"),
+    ("outward/kernel", "G -> C [head]"),
     (".*/bias", "D"),
 )
 graph, state = nnx.split(Net(nnx.Rngs(0)), nnx.Param)

@@ -18,12 +18,16 @@ head       only the input side does                                  ``D -> V``
 vector     everything else                                           ``L | D``, ``C``
 ========== ========================================================= =========================
 
-Names in `FIXED` (vocabulary, positions, patch inputs, classes; with or without a number) and integers do not grow with
-width.
+Integers do not grow with width, nor do the letter ``V`` (with or without a number) and words for a vocabulary, classes
+or positions (`is_fixed`): ``vocab -> embed`` is an embedding. Every other name does; ``C`` may well be channels. Where
+that is not what a matrix is, the signature states the role behind it, in brackets: ``P -> D [embedding]`` for patches,
+``T -> D [embedding]`` for positions, ``D -> C [head]`` for classes.
 
 A model's description is an ordered list of rules, ``AXES = ((path pattern, signature), ...)``. A pattern is a regular
 expression for the end of the ``/``-joined path, starting at a path component; the first match wins. A parameter that
-no rule matches raises, and so does a rule that matches no parameter: a silent miss is how exclusions get lost.
+no rule matches raises, and so does a rule that matches no parameter: a silent miss is how exclusions get lost. One name
+has one size in all input and output axes: two sizes raise, for then a matrix is described the wrong way round, or two
+different axes share a name.
 """
 
 import dataclasses
@@ -38,13 +42,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_decay.parameters.arguments import one_of
 from optax_decay.parameters.inference import InferredAxes as InferredAxes
+from optax_decay.parameters.inference import described
 from optax_decay.parameters.inference import infer as infer
-from optax_decay.parameters.named_axes import by_name, is_head, stacked_axes
+from optax_decay.parameters.labelled_axes import is_fixed
 from optax_decay.parameters.paths import match_rules, path_string, shapes
-
-# Vocabulary, positions, patch inputs, classes: sizes that stay when the model gets wider.
-FIXED = frozenset("VTPC")
+from optax_decay.parameters.sizes import Sizes
 
 ROLES = ("hidden", "embedding", "head", "vector")
 
@@ -65,7 +69,8 @@ class Signature:
         outputs: the remaining dimensions.
         role: one of `ROLES`.
         source: where the description came from: ``"rules"``, ``"tree"`` or ``"muon"``; without `axes`, ``"name"`` where
-            the parameter's name says it (`named_axes`) and ``"guess"`` where only the number of dimensions does.
+            modules, labels or names say it (`infer` lists them), and ``"guess"`` where only the number of dimensions
+            does, or where sizes make another role likely.
     """
 
     path: str
@@ -76,6 +81,13 @@ class Signature:
     outputs: tuple[int, ...]
     role: str
     source: str
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The notation, without a stated role."""
+        sides = [" ".join(self.names[i] for i in g) for g in (self.inputs, self.outputs) if g]
+        batch = " ".join(self.names[i] for i in self.batch)
+        return (f"{batch} | " if batch else "") + " -> ".join(sides)
 
     @functools.cached_property
     def is_matrix(self) -> bool:
@@ -140,7 +152,8 @@ def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules"
     def fail(why: str) -> ValueError:
         return ValueError(f"signature {text!r} of {path!r} with shape {shape}: {why}.")
 
-    order_text, colon, body = text.rpartition(":")
+    stated = re.search(r"\[([^\[\]]*)\]\s*$", text)
+    order_text, colon, body = (text[: stated.start()] if stated else text).rpartition(":")
     batch_text, bar, rest = body.rpartition("|")
     inputs_text, arrow, outputs_text = rest.partition("->")
     if not arrow:
@@ -181,37 +194,49 @@ def parse(text: str, path: str, shape: tuple[int, ...], *, source: str = "rules"
     )  # so that reducing a slice leaves values in the order of batch_shape
 
     def grows(axes: tuple[int, ...]) -> bool:
-        return any(
-            not names[i].isdigit() and names[i].rstrip("0123456789") not in FIXED for i in axes
-        )
+        return any(not names[i].isdigit() and not is_fixed(names[i]) for i in axes)
 
     role = "vector"
     if inputs:
         role = {(True, True): "hidden", (False, True): "embedding", (True, False): "head"}.get(
             (grows(inputs), grows(outputs)), "vector"
         )
+    if stated:
+        role = stated.group(1).strip()
+        one_of(f"the role of {path!r} in {text!r}", role, ROLES)
+        if role != "vector" and not inputs:
+            raise fail(f"a parameter of role {role!r} is a matrix and needs a '->'")
     return Signature(path, shape, tuple(names), batch, inputs, outputs, role, source)
 
 
-def _without_axes(items: list[tuple[str, tuple[int, ...]]]) -> dict[str, Signature]:
-    """What names say; where they say nothing, exactly two dimensions are guessed to be a hidden matrix."""
-    found, stacked = {}, stacked_axes(dict(items))
-    for path, shape in items:
-        known = by_name(path, shape, stacked[path])
-        if known is not None:
-            batch = tuple(sorted((*known.batch, *known.kernel)))
-            role = {"vector": "vector", "embedding": "embedding", "positions": "embedding"}.get(
-                known.kind, "head" if is_head(path) else "hidden"
-            )
-            found[path] = Signature(
-                path, shape, (), batch, known.inputs, known.outputs, role, "name"
-            )
-        elif len(shape) == 2:
-            found[path] = Signature(path, shape, (), (), (0,), (1,), "hidden", "guess")
-        else:
-            rest = tuple(range(len(shape)))
-            found[path] = Signature(path, shape, (), (), (), rest, "vector", "guess")
-    return found
+def _without_axes(params: optax.Params, whole: bool) -> dict[str, Signature]:
+    """What modules, labels and names say; where they say nothing, two dimensions are guessed to be a hidden matrix.
+
+    In a `whole` tree, sizes mark an output layer by its vocabulary, and roles that they put in doubt are guesses.
+    """
+    found = described(params)
+    known = {path: axes for path, axes in found.items() if axes is not None}
+    sizes, signatures = Sizes(known), {}
+    whole = whole and sizes.connect
+    for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path, shape = path_string(key), tuple(leaf.shape)
+        rest = tuple(range(len(shape)))
+        if path not in known:
+            matrix = len(shape) == 2
+            inputs, outputs = (rest[:1], rest[1:]) if matrix else ((), rest)
+            role = "hidden" if matrix else "vector"
+            signatures[path] = Signature(path, shape, (), (), inputs, outputs, role, "guess")
+            continue
+        axes = known[path]
+        role, by_size = sizes.role_by_name(path, axes), sizes.role(path, axes)
+        if whole and sizes.is_vocabulary(axes) and by_size == "head":
+            role = "head"
+        source = "guess" if whole and role != by_size else "name"
+        batch = tuple(sorted((*axes.batch, *axes.kernel)))
+        signatures[path] = Signature(
+            path, shape, (), batch, axes.inputs, axes.outputs, role, source
+        )
+    return signatures
 
 
 def _from_muon(
@@ -270,13 +295,14 @@ def signatures(axes: Axes, params: optax.Params) -> dict[str, Signature]:
         axes: rules ``((pattern, signature), ...)``; or a tree like `params` of signature strings,
             ``optax.contrib.MuonDimensionNumbers`` or None (not a matrix), of which any prefix will do; or the tree of
             `Signature` that `resolve` returns for these parameters, of which only paths and shapes are checked; or a
-            function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None: what names say, as Flax, Haiku,
-            Equinox and transformers give them (`infer` explains them), and where a name says nothing, exactly two
-            dimensions are taken for a hidden matrix whose axis 0 is the input and everything else for a vector.
+            function from a tree of ``jax.ShapeDtypeStruct`` to such a tree; or None: what modules, labels and names
+            say (`infer` explains them), and where they say nothing, exactly two dimensions are taken for a hidden
+            matrix whose axis 0 is the input and everything else for a vector. `inferred` reads sizes as well.
         params: a tree of arrays or ``jax.ShapeDtypeStruct``. Empty trees give an empty dictionary.
 
     Raises:
-        ValueError: a leaf without a rule, a rule without a leaf, a malformed signature, or two leaves on one path.
+        ValueError: a leaf without a rule, a rule without a leaf, a malformed signature, a name with two sizes, or two
+            leaves on one path.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     items = [(path_string(key), tuple(leaf.shape)) for key, leaf in leaves]
@@ -289,22 +315,86 @@ def signatures(axes: Axes, params: optax.Params) -> dict[str, Signature]:
     if isinstance(axes, types.FunctionType):
         axes = axes(shapes(params))
     if axes is None:
-        return _without_axes(items)
+        holes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return _without_axes(params, whole=len(holes) == len(items))
     if _is_rules(axes):
         texts = match_rules(axes, params, "axes")
-        return {path: parse(texts[path], path, shape) for path, shape in items}
+        return _consistent({path: parse(texts[path], path, shape) for path, shape in items})
+    return _consistent(_from_tree(axes, params, items))
+
+
+def _consistent(found: dict[str, Signature]) -> dict[str, Signature]:
+    """The signatures.
+
+    Raises:
+        ValueError: a name of an input or output axis has two sizes.
+    """
+    sizes: dict[str, tuple[int, Signature]] = {}
+    for signature in found.values():
+        for i in (*signature.inputs, *signature.outputs) if signature.names else ():
+            name, size = signature.names[i], signature.shape[i]
+            first, other = sizes.setdefault(name, (size, signature))
+            if first != size and not name.isdigit():
+                raise ValueError(
+                    f"the axis {name!r} has size {first} in {other.path!r} ({other.text}, shape {other.shape}) and "
+                    f"size {size} in {signature.path!r} ({signature.text}, shape {signature.shape}). If one of them is "
+                    "stored [outputs, inputs], put the stored order in front, such as 'F D : D -> F'; if the axes "
+                    f"differ, give one another name, such as {name + '2'!r}."
+                )
+    return found
+
+
+def _from_tree(
+    axes: Axes, params: optax.Params, items: list[tuple[str, tuple[int, ...]]]
+) -> dict[str, Signature]:
+    """Signatures from a tree of descriptions, or a prefix of one."""
+    one_rule = isinstance(axes, tuple | list) and len(axes) == 2
+    if one_rule and all(isinstance(x, str) for x in axes):
+        raise ValueError(
+            f"axes={axes!r} is one rule; rules are a tuple of pairs: axes=({axes!r},), with the comma."
+        )
     specs: list[Any] = []
-    jax.tree.map(
-        lambda spec, part: specs.extend([spec] * len(jax.tree.leaves(part))),
-        axes,
-        params,
-        is_leaf=lambda x: (
-            x is None or isinstance(x, str | Signature | optax.contrib.MuonDimensionNumbers)
-        ),
-    )
+    try:
+        jax.tree.map(
+            lambda spec, part: specs.extend([spec] * len(jax.tree.leaves(part))),
+            axes,
+            params,
+            is_leaf=lambda x: (
+                x is None or isinstance(x, str | Signature | optax.contrib.MuonDimensionNumbers)
+            ),
+        )
+    except (ValueError, TypeError) as error:
+        why = "is neither rules nor a tree like the parameters"
+        if isinstance(axes, Mapping) and all(isinstance(x, str) for x in axes.values()):
+            rules = tuple(axes.items())[:1]
+            why += (
+                f": its keys {sorted(axes)[:3]} are not those of the parameters. If they are patterns, write pairs, in "
+                f"the order in which they apply: axes=({rules[0]!r}, ...)"
+                if rules
+                else ": it is an empty dictionary"
+            )
+        else:
+            why += f": {error}"
+        raise ValueError(f"axes of type {type(axes).__name__} {why}.") from error
     return {
         path: _describe(spec, path, shape) for spec, (path, shape) in zip(specs, items, strict=True)
     }
+
+
+def inferred(params: optax.Params) -> Any:
+    """The axes that `infer` finds for a tree of parameters, as a tree of `Signature`: a value for ``axes``.
+
+    Raises:
+        ValueError: a parameter that is not known, or a tree of which `optax.masked` or `optax.partition` hide a part,
+            in which sizes do not tell where a matrix stands.
+    """
+    holes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(x, optax.MaskedNode) for x in holes):
+        raise ValueError(
+            "the roles of parameters cannot be read from sizes where optax.masked or optax.partition hide some of "
+            "them: pass axes=optax_decay.axes.infer(model) of the whole model."
+        )
+    return resolve(infer(params), params)
 
 
 def resolve(axes: Axes, params: optax.Params) -> Any:

@@ -2,15 +2,19 @@
 
 What a parameter's axes mean is read from the first of these that knows it:
 
-1. the module that owns it: Flax NNX (`Linear`, `LinearGeneral`, `Conv`, `Embed`, norms, LoRA) and Equinox (`Linear`,
-   `Conv`, `Embedding`, norms), whose attributes say how many input and output features there are;
-2. its name, as Flax Linen, Haiku, MaxText and transformers name parameters: ``kernel`` and ``w`` are stored
+1. the module that owns it: Flax NNX (`Linear`, `LinearGeneral`, `Einsum`, `Conv`, `Embed`, norms, LoRA), Equinox and
+   haliax (`Linear`, `Conv`, `Embedding`, norms), whose attributes say how many input and output features there are;
+2. labels of its axes that say what they are, such as ("embed", "mlp"): Linen's ``nn.with_partitioning``, the sharding
+   metadata of NNX, haliax's named axes;
+3. its name, as Flax Linen, Haiku, MaxText and transformers name parameters: ``kernel`` and ``w`` are stored
    [inputs, outputs], ``weight`` [outputs, inputs], ``scale`` and ``bias`` are vectors, ``embedding`` is
-   [tokens, features].
+   [tokens, features]. Where the sizes of its neighbours contradict that order (a bias, the width of the
+   embedding), they decide: transformers' GPT-2 for Flax stores its kernels [outputs, inputs].
 
 Axes that a module or a name does not explain are stacked layers, if all parameters of a subtree share them. Roles
 follow from how sizes connect: features that one matrix puts out and another takes in grow with the width; a size that
-only enters the model (patches, features of the data) or only leaves it (vocabulary, classes) does not.
+only enters the model (patches, features of the data) or only leaves it (vocabulary, classes) does not. The rules state
+such roles in brackets.
 
 Nothing is guessed: a parameter that cannot be explained raises, with the descriptions that are possible.
 """
@@ -19,8 +23,17 @@ import collections
 import re
 from typing import Any
 
-from optax_decay.parameters.module_axes import is_module, leaf_shapes, of_equinox, of_nnx
-from optax_decay.parameters.named_axes import KnownAxes, is_head, is_inside, named
+from optax_decay.parameters.labelled_axes import by_labels, labels_of
+from optax_decay.parameters.module_axes import (
+    equinox_parameters,
+    is_module,
+    leaf_shapes,
+    nnx_parameters,
+    of_equinox,
+    of_nnx,
+)
+from optax_decay.parameters.named_axes import KnownAxes, candidates, named
+from optax_decay.parameters.sizes import Sizes
 
 _KERNEL_POSITIONS = {1: ("KW",), 2: ("KH", "KW"), 3: ("KD", "KH", "KW")}
 _LETTERS = tuple("FGIJMNOQRSUWXYZAB")
@@ -72,11 +85,38 @@ def infer(model: Any) -> InferredAxes:
         (r"up/kernel",       "D -> F"),
     )
     """
+    found = described(model)
+    known = {path: axes for path, axes in found.items() if axes is not None}
+    for path, axes in found.items():
+        if axes is None:
+            shape = leaf_shapes(parameters(model))[path]
+            possible = candidates(len(shape))
+            raise ValueError(
+                f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
+                f"{', '.join(possible)}. Describe it with a rule, such as axes = (({path!r}, {possible[0]}), *the "
+                "rules of the other parameters), or leave it out of the tree that you pass to infer."
+            )
+    return _rules(known)
+
+
+def parameters(model: Any) -> Any:
+    """The tree of parameters that an optimizer sees of a model."""
     if is_module("flax.nnx", model):
-        return _rules(of_nnx(model))
-    if is_module("equinox", model):
-        return _rules(of_equinox(model))
-    return _rules(named(leaf_shapes(model), {}))
+        return nnx_parameters(model)
+    return equinox_parameters(model)
+
+
+def described(model: Any) -> dict[str, KnownAxes | None]:
+    """What is known of each parameter of a model, by path: from modules, labels, names and sizes, in this order."""
+    tree = parameters(model)
+    shapes = leaf_shapes(tree)
+    known = of_nnx(model) if is_module("flax.nnx", model) else of_equinox(tree)
+    for path, labels in labels_of(tree).items():
+        if path in shapes and path not in known:
+            axes = by_labels(path, shapes[path], labels)
+            if axes is not None:
+                known[path] = axes
+    return named(shapes, known)
 
 
 def _rules(found: dict[str, KnownAxes]) -> InferredAxes:
@@ -108,13 +148,7 @@ class _Letters:
     """Names of axes: one letter for one size among the features that grow, and fixed ones at the ends of the model."""
 
     def __init__(self, found: dict[str, KnownAxes]) -> None:
-        self.found = found
-        matrices = {p: a for p, a in found.items() if a.kind in ("linear", "conv")}
-        self.taken = {a.size(a.inputs) for a in matrices.values()}
-        self.given = {a.size(a.outputs) for p, a in found.items() if a.kind != "vector"}
-        self.vocabulary = {a.size(a.inputs) for a in found.values() if a.kind == "embedding"}
-        places = (re.sub(r"\d+", "0", p) + str(a.shape) for p, a in matrices.items())
-        self.often = collections.Counter(places)
+        self.sizes = Sizes(found)
         sizes = collections.Counter(
             a.shape[i]
             for a in found.values()
@@ -135,16 +169,16 @@ class _Letters:
     def text(self, path: str, axes: KnownAxes) -> str:
         """The signature of one parameter."""
         names: dict[int, str] = {}
-        stacked = ("L", "E", "M2", "M3")
-        for i, letter in zip(axes.batch, stacked):
-            names[i] = self._sized(letter, axes.shape[i])
+        for i, letter in zip(axes.batch, ("L", "E", "M2", "M3")):
+            size = axes.shape[i]
+            names[i] = self._sized(letter, size) if size > 1 else "1"
         names |= dict(zip(axes.kernel, _KERNEL_POSITIONS.get(len(axes.kernel), ())))
         if axes.kind == "vector":
             heads = len(axes.outputs) == 2 and 1 not in axes.shape
             for place, i in enumerate(axes.outputs):
                 size = axes.shape[i]
                 letter = self.names.get(size, str(size))
-                if size in self.vocabulary - self.taken:
+                if size in self.sizes.vocabulary - self.sizes.taken:
                     letter = self._sized("V", size)
                 elif heads:
                     letter = self._sized("HK"[place], size)
@@ -153,7 +187,7 @@ class _Letters:
             body = " ".join(names[i] for i in axes.outputs) or "1"
             ordered = [names[i] for i in sorted(names)]
             return self._ordered(ordered, f"{batch} | {body}" if batch else body)
-        fixed_in, fixed_out = self._ends(path, axes)
+        fixed_in, fixed_out, role = self._ends(path, axes)
         for group, fixed in ((axes.inputs, fixed_in), (axes.outputs, fixed_out)):
             for place, i in enumerate(group):
                 if fixed:
@@ -166,7 +200,7 @@ class _Letters:
         sides = [" ".join(names[i] for i in g) for g in (axes.inputs, axes.outputs)]
         batch = " ".join(names[i] for i in (*axes.batch, *axes.kernel))
         body = f"{batch} | {sides[0]} -> {sides[1]}" if batch else " -> ".join(sides)
-        return self._ordered([names[i] for i in sorted(names)], body)
+        return self._ordered([names[i] for i in sorted(names)], body) + role
 
     def _sized(self, letter: str, size: int) -> str:
         """The letter for its first size, and the letter with a number for each further size."""
@@ -189,19 +223,14 @@ class _Letters:
         flat = [name for name in re.split(r"[\s|>-]+", body) if name]
         return body if flat == array else f"{' '.join(array)} : {body}"
 
-    def _ends(self, path: str, axes: KnownAxes) -> tuple[str | None, str | None]:
-        """Letters of the sides that do not grow with the width, or None."""
+    def _ends(self, path: str, axes: KnownAxes) -> tuple[str | None, str | None, str]:
+        """Letters of the sides that do not grow with the width, or None; and the role, where letters do not say it."""
         if axes.kind == "embedding":
-            return "V", None
+            return "V", None, ""
         if axes.kind == "positions":
-            return "T", None
-        repeated = bool(axes.batch) or self.often[re.sub(r"\d+", "0", path) + str(axes.shape)] > 1
-        size_in, size_out = axes.size(axes.inputs), axes.size(axes.outputs)
-        if repeated:
-            return None, None
-        known = size_out in self.vocabulary - self.taken or is_head(path)
-        inside = is_inside(path)
-        leaves = known or (size_out not in self.taken and not inside)
-        enters = size_in not in self.given and not inside
-        out = None if not leaves else "V" if size_out in self.vocabulary else "C"
-        return ("P" if enters else None), out
+            return "T", None, " [embedding]"
+        role = self.sizes.role(path, axes)
+        vocabulary = axes.size(axes.outputs) in self.sizes.vocabulary
+        if role == "head":
+            return None, "V" if vocabulary else "C", "" if vocabulary else " [head]"
+        return ("P", None, " [embedding]") if role == "embedding" else (None, None, "")

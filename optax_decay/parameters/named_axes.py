@@ -1,9 +1,14 @@
-"""What names say of a parameter's axes, in the conventions of Flax Linen, Haiku, MaxText and transformers."""
+"""What names say of a parameter's axes, in the conventions of Flax Linen, Haiku, MaxText and transformers.
+
+A name gives the order in which a matrix is stored: ``kernel`` and ``w`` are [inputs, outputs], ``weight`` is
+[outputs, inputs]. `Neighbours` overrules it where the sizes of other parameters contradict: a bias has the size of the
+outputs, a query or up-projection takes in the features of the embedding, a down-projection puts them out.
+"""
 
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -23,36 +28,32 @@ _HEAD = _component(
     r"unembed\w*",
     "embed_out",
 )
-_INSIDE = _component(
-    *(
-        "[qkvo]",
-        "qkv",
-        "kv",
-        "query",
-        "key",
-        "value",
-        "out",
-        "[qkvo]_proj",
-        "c_attn",
-        "c_proj",
-        "in_proj",
-        "out_proj",
-    ),
-    *(
-        "gate",
-        "up",
-        "down",
-        r"(?:gate|up|down|gate_up)_proj",
-        r"wi(?:_\d)?",
-        "wo",
-        r"fc_?\d?",
-        "c_fc",
-    ),
+# Layers that take in the features of the residual stream, and layers that put them out.
+_INWARD = _component(
+    *("[qkv]", "qkv", "wqkv", "kv", "query", "key", "value", "query_key_value", "c_attn"),
+    *("w[qkv]", "to_(?:[qkv]|qkv|kv)", "(?:[qkv]|qkv|kv|query|key|value|in)_proj"),
+    *("gate", "up", "gate_up", "wi(?:_[01])?", "w13?", "w3", "w_?(?:in|up|gate)", "c_fc", "fc_?1"),
+    *("(?:gate|up|gate_up|up_gate)_proj", "router"),
+)
+_OUTWARD = _component(
+    *("o", "out", "wo", "to_out", "(?:o|out|c|down)_proj", "down", "w2", "w_?(?:out|down)"),
+    "fc_?2",
 )
 _NORM = _component(r"\w*norm\w*", r"ln(?:_\w+)?\d*", r"bn\d*", "scale")
 _EMBED = _component(r"\w*embed\w*", "wte", r"tok(?:en)?_?emb\w*")
 _POSITIONS = _component("wpe", r"\w*position\w*", r"pos_?emb\w*")
-_VECTORS = {"bias", "scale", "gamma", "beta", "offset"}
+_VECTORS = {"bias", "scale", "gamma", "beta", "offset", "b"}
+_CONVOLUTION = re.compile("conv", re.I)
+_EXPERTS = _component(
+    r"(?:\w+_)?experts?", "moe(?:_?block|_?layer)?(?:_?\\d+)?", "mixture_of_experts"
+)
+_TOKEN = _component("cls", r"\w*_token", "registers?", r"\w*_tokens", "query_tokens")
+_FUSED = {  # the number of matrices that one array holds side by side
+    3: _component(
+        "w?qkv(?:_proj)?", "to_qkv", "query_key_value", "c_attn", "in_proj", r"fused_qkv"
+    ),
+    2: _component("kv(?:_proj)?", "to_kv", r"(?:gate_up|up_gate)(?:_proj)?", "wi", "w13", "mlp_in"),
+}
 
 
 def _components(path: str) -> list[str]:
@@ -64,6 +65,12 @@ def _layer(path: str) -> str:
     return ["", *_components(path)][-2]
 
 
+def _names(path: str) -> list[str]:
+    """The layer's name and the parameter's own, which count where a parameter is named like a layer."""
+    own = _components(path)[-1]
+    return [_layer(path)] if own in ("kernel", "weight", "w", "bias", "b") else [own, _layer(path)]
+
+
 def is_head(path: str) -> bool:
     """Whether the name of its layer says that a matrix is an output head."""
     return _HEAD.fullmatch(_layer(path)) is not None
@@ -71,7 +78,17 @@ def is_head(path: str) -> bool:
 
 def is_inside(path: str) -> bool:
     """Whether the name of its layer says that a matrix lies inside a block."""
-    return _INSIDE.fullmatch(_layer(path)) is not None
+    return is_inward(path) or is_outward(path)
+
+
+def is_inward(path: str) -> bool:
+    """Whether a matrix takes in the features of the embedding, such as a query or an up-projection."""
+    return any(_INWARD.fullmatch(name) for name in _names(path))
+
+
+def is_outward(path: str) -> bool:
+    """Whether a matrix puts out the features of the embedding, such as a down-projection."""
+    return not is_inward(path) and any(_OUTWARD.fullmatch(name) for name in _names(path))
 
 
 def is_of_positions(path: str) -> bool:
@@ -83,8 +100,13 @@ def _is_of_norm(path: str) -> bool:
     return any(_NORM.fullmatch(part) for part in _components(path))
 
 
-def _is_embedding(path: str) -> bool:
+def is_embedding(path: str) -> bool:
+    """Whether the name of its layer, or its own, says that a matrix holds one row of features per token."""
     return any(_EMBED.fullmatch(part) for part in _components(path)[-2:]) and not is_head(path)
+
+
+def _is_expert(path: str) -> bool:
+    return any(_EXPERTS.fullmatch(part) for part in _components(path)) and "router" not in path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,27 +131,18 @@ class KnownAxes:
         return int(np.prod([self.shape[i] for i in axes], dtype=np.int64))
 
 
-def named(shapes: dict[str, tuple[int, ...]], known: dict[str, KnownAxes]) -> dict[str, KnownAxes]:
-    """`known`, with what names say of the other parameters.
-
-    Raises:
-        ValueError: a parameter whose name does not say enough.
-    """
-    found, stacked = dict(known), stacked_axes(shapes)
-    for path, shape in shapes.items():
-        if path not in found:
-            known_by_name = by_name(path, shape, stacked[path])
-            if known_by_name is None:
-                raise ValueError(
-                    f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
-                    f"{', '.join(_candidates(len(shape)))}. Describe it with a rule, such as axes = (({path!r}, "
-                    f"{_candidates(len(shape))[0]}), *the rules of the other parameters)."
-                )
-            found[path] = known_by_name
-    return {path: found[path] for path in shapes}
+def named(
+    shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, KnownAxes]
+) -> dict[str, KnownAxes | None]:
+    """`known`, with what names and neighbours say of the other parameters; None where they do not say enough."""
+    neighbours = Neighbours(shapes, known)
+    return {
+        path: known[path] if path in known else neighbours.describe(path, shape)
+        for path, shape in shapes.items()
+    }
 
 
-def stacked_axes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def stacked_axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The stacked axes of each parameter: those by which the norms of its subtree have more than one dimension."""
     peers: dict[str, list[str]] = collections.defaultdict(list)
     for path in shapes:
@@ -161,43 +174,173 @@ def _shared_axes(sizes: list[tuple[int, ...]], norms: list[tuple[int, ...]]) -> 
     return tuple(shared[:extra]) if len(shared) >= extra else ()
 
 
-def by_name(path: str, shape: tuple[int, ...], stacked: tuple[int, ...]) -> KnownAxes | None:
-    """What the name of a parameter says of its axes; None if it does not say enough."""
-    name = path.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-    owner = path[: -len(name)].rstrip("/.")
-    own = tuple(i for i in range(len(shape)) if i not in stacked)
-    basis = f"the name {'/'.join(path.split('/')[-2:])!r}"
-    if stacked:
-        basis += f", stacked along {'axis' if len(stacked) == 1 else 'axes'} {', '.join(map(str, stacked))}"
-    if name in _VECTORS or len(own) <= 1 or (name == "weight" and _is_of_norm(owner)):
-        return KnownAxes("vector", shape, stacked, outputs=own, basis=basis)
-    if len(own) == 2:
-        if is_of_positions(path):
-            return KnownAxes("positions", shape, stacked, (), own[:1], own[1:], basis)
-        if _is_embedding(path):
-            return KnownAxes("embedding", shape, stacked, (), own[:1], own[1:], basis)
-        if name in ("kernel", "w"):
-            return KnownAxes("linear", shape, stacked, (), own[:1], own[1:], basis)
-        if name == "weight":
-            return KnownAxes("linear", shape, stacked, (), own[1:], own[:1], basis)
-    if len(own) == 3 and name in ("kernel", "w") and not re.search("conv", owner, re.I):
-        last = re.split(r"[/_.]", owner)[-1] if not owner.endswith("_proj") else owner
-        if re.search(r"(?:^|[/_.])(?:query|key|value|q|k|v)(?:_proj)?$", owner):
-            return KnownAxes("linear", shape, stacked, (), own[:1], own[1:], basis)
-        if last in ("out", "o") or re.search(r"(?:^|[/_.])(?:out|o)(?:_proj)?$", owner):
-            return KnownAxes("linear", shape, stacked, (), own[:2], own[2:], basis)
-    if len(own) in (3, 4, 5) and re.search("conv", owner, re.I):
-        spatial = len(own) - 2
-        if name in ("kernel", "w"):
-            return KnownAxes("conv", shape, stacked, own[:spatial], own[-2:-1], own[-1:], basis)
-        if name == "weight":
-            return KnownAxes("conv", shape, stacked, own[2:], own[1:2], own[:1], basis)
-    return None
+class Neighbours:
+    """Describes parameters by their names, with the sizes of the other parameters of a tree."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, KnownAxes]
+    ) -> None:
+        self.shapes, self.stacked = shapes, stacked_axes(shapes)
+        self.width = self._width(known)
+        evidence = {p: self._reversed(p, s) for p, s in shapes.items() if p not in known}
+        # Square matrices have no evidence of their own; they are stored like the others of their name.
+        self.reversed: dict[str, set[bool]] = collections.defaultdict(set)
+        for path, found in evidence.items():
+            if found is not None:
+                self.reversed[_components(path)[-1]].add(found)
+
+    def _width(self, known: Mapping[str, KnownAxes]) -> int | None:
+        """The number of features of the embedding, or else of most norms."""
+        tables = [a.size(a.outputs) for a in known.values() if a.kind == "embedding"]
+        tables += [
+            shape[-1]
+            for path, shape in self.shapes.items()
+            if len(shape) >= 2 and is_embedding(path) and not is_of_positions(path)
+        ]
+        norms = [s[-1] for p, s in self.shapes.items() if s and _is_of_norm(p)]
+        sizes = collections.Counter(tables or norms)
+        return sizes.most_common(1)[0][0] if sizes else None
+
+    def _own(self, path: str) -> tuple[int, ...]:
+        own = [i for i in range(len(self.shapes[path])) if i not in self.stacked[path]]
+        return tuple(own)
+
+    def bias(self, path: str) -> tuple[int, ...] | None:
+        """The sizes of the bias beside a matrix, without stacked axes."""
+        place = re.sub(r"[^/.]+$", "", path)
+        for name in ("bias", "b"):
+            beside = place + name
+            if beside != path and beside in self.shapes:
+                return tuple(self.shapes[beside][i] for i in self._own(beside))
+        return None
+
+    def _reversed(self, path: str, shape: tuple[int, ...]) -> bool | None:
+        """Whether sizes say that a matrix of two axes is stored [outputs, inputs]; None where they do not say."""
+        own = self._own(path)
+        if _is_expert(path) and len(own) == 3:
+            own = own[1:]
+        if len(own) != 2 or is_embedding(path) or shape[own[0]] == shape[own[1]]:
+            return None
+        first, last = shape[own[0]], shape[own[1]]
+        bias = self.bias(path)
+        if bias and bias[-1:] in ((first,), (last,)):
+            return bias[-1] == first
+        if self.width in (first, last) and is_inside(path):
+            return (self.width == last) == is_inward(path)
+        return None
+
+    def describe(self, path: str, shape: tuple[int, ...]) -> KnownAxes | None:
+        """What the name of a parameter and its neighbours say of its axes; None if they do not say enough."""
+        stacked, own = self.stacked[path], self._own(path)
+        name = _components(path)[-1]
+        owner = path[: -len(name)].rstrip("/.")
+        basis = f"the name {'/'.join(path.split('/')[-2:])!r}"
+        if stacked:
+            basis += f", stacked along {'axis' if len(stacked) == 1 else 'axes'} {', '.join(map(str, stacked))}"
+
+        def known(
+            kind: str, inputs: tuple[int, ...], outputs: tuple[int, ...], **more
+        ) -> KnownAxes:
+            own_batch = more.pop("batch", ())
+            text = basis + more.pop("because", "")
+            batch = tuple(sorted((*stacked, *own_batch)))
+            return KnownAxes(kind, shape, batch, more.pop("kernel", ()), inputs, outputs, text)
+
+        if name in _VECTORS or len(own) <= 1 or (name == "weight" and _is_of_norm(owner)):
+            return known("vector", (), own)
+        ones = tuple(i for i in own[:-1] if shape[i] == 1)
+        if ones and len(own) - len(ones) <= 2 and name not in ("kernel", "weight", "w"):
+            rest = tuple(i for i in own if i not in ones)
+            if len(rest) == 1 and (_TOKEN.fullmatch(name) or is_of_positions(path)):
+                return known("vector", (), own)
+            if len(rest) == 2 and is_of_positions(path):
+                return known("positions", rest[:1], rest[1:], batch=ones)
+        if len(own) == 2:
+            if is_of_positions(path) or _TOKEN.fullmatch(name):
+                return known("positions", own[:1], own[1:])
+            if is_embedding(path):
+                return known("embedding", own[:1], own[1:])
+        if (fused := self._fused(path, own)) is not None:
+            return known("linear", *fused[1:], batch=fused[0])
+        if len(own) == 2 or (len(own) == 3 and _is_expert(path)):
+            return self._matrix(path, own, name, known)
+        if (
+            len(own) == 3
+            and name in ("kernel", "w", *_names(path))
+            and not _CONVOLUTION.search(owner)
+        ):
+            return self._heads(path, own, known)
+        return _convolution(path, shape, own, name, owner, known)
+
+    def _fused(self, path: str, own: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+        """Batch, inputs and outputs of an array with an axis of the matrices that lie side by side in it."""
+        if len(own) < 3 or _is_expert(path):
+            return None
+        for number, pattern in _FUSED.items():
+            if any(pattern.fullmatch(name) for name in _names(path)):
+                side = [i for i in own if self.shapes[path][i] == number]
+                rest = tuple(i for i in own if i not in side[:1])
+                if side[:1] and side[0] != own[-1]:
+                    return (side[0],), rest[:1], rest[1:]
+        return None
+
+    def _matrix(self, path, own, name, known) -> KnownAxes | None:
+        """A matrix of two axes, or a stack of such for the experts of a mixture."""
+        batch, (first, last) = own[:-2], own[-2:]
+        found = self._reversed(path, self.shapes[path])
+        because = ""
+        if found is None:
+            others = self.reversed[name]
+            usual = name == "weight" or re.fullmatch(r"weight_[ih]h", name) is not None
+            said = name in ("kernel", "w", "weight", "lora_a", "lora_b") or is_inside(path)
+            if not (usual or said):
+                return None
+            found = next(iter(others)) if len(others) == 1 else usual
+        elif found != (name == "weight"):
+            because = ", and the sizes of its neighbours"
+        inputs, outputs = ((last,), (first,)) if found else ((first,), (last,))
+        return known("linear", inputs, outputs, batch=batch, because=because)
+
+    def _heads(self, path, own, known) -> KnownAxes | None:
+        """A matrix with an axis of attention heads on one of its sides."""
+        sizes = tuple(self.shapes[path][i] for i in own)
+        last = _components(path)[-2:]
+        inward = any(re.fullmatch(r"query|key|value|[qkv]|w[qkv]|[qkv]_proj", x) for x in last)
+        outward = any(re.fullmatch(r"o|out|wo|(?:o|out)_proj", x) for x in last)
+        if inward != outward:
+            split = 1 if inward else 2
+        else:
+            bias = self.bias(path)
+            because = ", and the sizes of its neighbours"
+            if bias == sizes[1:] and bias != sizes[2:]:
+                return known("linear", own[:1], own[1:], because=because)
+            if bias == sizes[2:] and self.width == sizes[2] and self.width != sizes[1]:
+                return known("linear", own[:2], own[2:], because=because)
+            return None
+        return known("linear", own[:split], own[split:])
 
 
-def _candidates(rank: int) -> tuple[str, ...]:
+def _convolution(path, shape, own, name, owner, known) -> KnownAxes | None:
+    """A convolution: its owner is named one, or its kernel has a small square window in front."""
+    if len(own) not in (3, 4, 5) or name not in ("kernel", "w", "weight"):
+        return None
+    spatial = len(own) - 2
+    window = own[2:] if name == "weight" else own[:spatial]
+    sizes = {shape[i] for i in window}
+    because = ""
+    if not _CONVOLUTION.search(owner):
+        if len(own) != 4 or len(sizes) != 1 or max(sizes) > 32:
+            return None
+        because = ", and its square window"
+    if name == "weight":
+        return known("conv", own[1:2], own[:1], kernel=window, because=because)
+    return known("conv", own[-2:-1], own[-1:], kernel=window, because=because)
+
+
+def candidates(rank: int) -> tuple[str, ...]:
+    """Descriptions that a parameter with this number of dimensions could have."""
     return {
-        2: ("'D -> F'", "'F -> D : D F' (stored [outputs, inputs])", "'V -> D'"),
+        2: ("'D -> F'", "'F D : D -> F' (stored [outputs, inputs])", "'V -> D'", "'L | D'"),
         3: ("'L | D -> F'", "'D -> H K'", "'H K -> D'"),
         4: ("'L E | D -> F'", "'L | D -> H K'", "'KH KW | I -> O'"),
     }.get(rank, ("'L E | D -> H K'", "'L | D'"))

@@ -29,8 +29,18 @@ def only(signature, shape):
         ("F D : D -> F", (6, 4), (1, 4, 6), "hidden"),
         ("3 3 | D -> F", (3, 3, 4, 6), (9, 4, 6), "hidden"),
         ("D -> 3 H E", (4, 3, 2, 5), (1, 4, 30), "hidden"),
-        ("P -> D", (12, 4), (1, 12, 4), "embedding"),
-        ("T -> V", (7, 10), (1, 7, 10), "vector"),
+        ("P -> D [embedding]", (12, 4), (1, 12, 4), "embedding"),
+        ("D -> C [head]", (4, 12), (1, 4, 12), "head"),
+        ("F D : D -> F [ head ]", (6, 4), (1, 4, 6), "head"),
+        ("C -> C2", (7, 10), (1, 7, 10), "hidden"),
+        ("T -> D", (7, 10), (1, 7, 10), "hidden"),
+        ("V -> V2", (7, 10), (1, 7, 10), "vector"),
+        ("V -> D [vector]", (7, 10), (1, 7, 10), "vector"),
+        ("vocab -> embed", (10, 4), (1, 10, 4), "embedding"),
+        ("embed -> vocab_size", (4, 10), (1, 4, 10), "head"),
+        ("positions -> embed", (10, 4), (1, 10, 4), "embedding"),
+        ("embed -> num_classes", (4, 10), (1, 4, 10), "head"),
+        ("12 -> D", (12, 4), (1, 12, 4), "embedding"),
         ("L | D", (3, 4), (3, 1, 4), "vector"),
         ("D", (4,), (1, 1, 4), "vector"),
     ],
@@ -76,11 +86,53 @@ def test_spread_broadcasts_per_slice_values():
         ("3 -> D", (4, 6), "an axis of size 4 is described as 3"),
         ("D -> F!", (4, 6), "'F!' is neither"),
         ("D F : D -> G", (4, 6), "same names"),
+        ("D -> C [heads]", (4, 6), r"'heads' is not known.*did you mean 'head'"),
+        ("L | D [hidden]", (4, 6), "role 'hidden' is a matrix and needs a '->'"),
     ],
 )
 def test_malformed_signatures_say_why(text, shape, message):
     with pytest.raises(ValueError, match=message):
         only(text, shape)
+
+
+def test_one_name_has_one_size():
+    """A kernel that is stored [outputs, inputs] cannot pass for one that is stored [inputs, outputs]."""
+    params = {"up": jnp.zeros((12, 4)), "down": jnp.zeros((4, 12)), "norm": jnp.zeros(4)}
+    rules = (("up", "D -> F"), ("down", "F -> D"), ("norm", "D"))
+    with pytest.raises(
+        ValueError, match=r"'D' has size 12 in 'down'.*size 4 in 'norm'.*'F D : D -> F'"
+    ):
+        axes.signatures(rules, {"up": params["up"], "norm": params["norm"]} | params)
+    with pytest.raises(ValueError, match=r"another name, such as 'D2'"):
+        axes.signatures({"up": "D -> F", "down": "F -> G", "norm": "D"}, params)
+    right = axes.signatures(
+        (("up", "F D : D -> F"), ("down", "F D : F -> D"), rules[2]),
+        params | {"down": jnp.zeros((12, 4))},
+    )
+    assert right["up"].matrix_shape == (1, 4, 12) and right["down"].matrix_shape == (1, 12, 4)
+    stacks = {"encoder": jnp.zeros((3, 4, 6)), "decoder": jnp.zeros((2, 4, 6))}
+    assert axes.signatures(((".*", "L | D -> F"),), stacks)["decoder"].batch_shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"up/kernel": "D -> F", ".*bias": "F"},
+            r"keys .* are not those of the parameters.*pairs.*axes=\(",
+        ),
+        (("up/kernel", "D -> F"), r"is one rule; rules are a tuple of pairs"),
+        (["up/kernel", "D -> F"], r"is one rule; rules are a tuple of pairs"),
+        ({}, "neither rules nor a tree"),
+        ((), "neither rules nor a tree"),
+        (2.0, "expected a signature string|neither rules nor a tree"),
+        ((("up/kernel", "D -> F", "hidden"),), "neither rules nor a tree"),
+    ],
+)
+def test_axes_of_another_form_are_explained(given, says):
+    params = {"up": {"kernel": jnp.zeros((4, 6)), "bias": jnp.zeros(6)}}
+    with pytest.raises(ValueError, match=says):
+        axes.signatures(given, params)
 
 
 def test_every_parameter_and_every_rule_must_match():
@@ -112,7 +164,7 @@ def test_masked_leaves_count_as_matched():
 
 
 def test_other_descriptions():
-    params = {"a": jnp.zeros((4, 6)), "b": jnp.zeros((2, 4, 3, 5)), "c": jnp.zeros(7)}
+    params = {"a": jnp.zeros((4, 6)), "b": jnp.zeros((2, 4, 3, 5)), "c": jnp.zeros(4)}
     muon = {
         "a": MuonDimensionNumbers(1, 0),
         "b": MuonDimensionNumbers((1,), (2, 3)),
@@ -143,9 +195,9 @@ def test_other_descriptions():
 
 
 def test_prefix_of_a_tree_describes_what_is_below():
-    params = {"stack": {"x": jnp.zeros((2, 4, 6)), "y": jnp.zeros((2, 6, 8))}, "c": jnp.zeros(7)}
+    params = {"stack": {"x": jnp.zeros((2, 4, 6)), "y": jnp.zeros((2, 4, 6))}, "c": jnp.zeros(4)}
     found = axes.signatures({"stack": "L | D -> F", "c": "D"}, params)
-    assert found["stack/y"].matrix_shape == (2, 6, 8)
+    assert found["stack/y"].matrix_shape == (2, 4, 6)
 
 
 def test_resolve_has_the_structure_of_the_parameters():
