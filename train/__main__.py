@@ -3,40 +3,17 @@
 import importlib
 import sys
 
-from train import disk
+from train import disk, help
+from train.commands import COMMANDS
 from train.errors import UserError
-
-# Command to module; its `main(arguments)` returns the exit code.
-COMMANDS = {
-    "run": "train.main",
-    "tokenise": "train.data.tokenise",
-    "plan": "train.plan.main",
-    "width": "train.study.width.main",
-    "compare": "train.study.compare.main",
-    "tune": "train.study.tune.main",
-    "coordinate_check": "train.study.coordinate_check",
-    "gains": "train.study.gains",
-    "params": "train.weights.params",
-    "torture": "train.torture.main",
-    "export": "train.weights.export",
-    "sample": "train.weights.sample",
-    "bench": "train.bench.main",
-    "reference": "train.reference",
-}
 
 
 def main(arguments: list[str]) -> int:
-    name, rest = (
-        (arguments[0], arguments[1:])
-        if arguments[:1] and arguments[0] in COMMANDS
-        else ("run", arguments)
-    )
+    name, rest = _command(arguments)
     try:
-        if name == "run" and {"-h", "--help"} & set(rest):
-            importlib.import_module("train.cli").parse(
-                rest
-            )  # without the seconds of the other imports
-        return importlib.import_module(COMMANDS[name]).main(rest)
+        if name == "run" and set(help.ASKS) & set(rest):
+            importlib.import_module("train.cli").parse(rest)  # without the imports of train.main
+        return importlib.import_module(COMMANDS[name].module).main(rest)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -52,6 +29,18 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; nothing was saved after the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command of a line, and its arguments: `help tune` and `--help tune` ask for the help of tune."""
+    if arguments[:1] == ["help"]:
+        arguments = ["--help", *arguments[1:]]
+    topic = arguments[1] if len(arguments) > 1 and arguments[0] in help.ASKS else None
+    if topic in COMMANDS and topic not in help.groups():
+        return topic, ["--help"]
+    if arguments and arguments[0] in COMMANDS:
+        return arguments[0], arguments[1:]
+    return "run", arguments
 
 
 if __name__ == "__main__":
