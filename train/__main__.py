@@ -3,9 +3,18 @@
 import importlib
 import sys
 
-from train import disk, help
+from train import disk
 from train.commands import COMMANDS
 from train.errors import UserError
+
+try:
+    from train import help
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"The training program needs the package {missing.name}, which this Python ({sys.executable}) does not"
+        " have. In a checkout, python3 train/environment.py -m train sets everything up; source"
+        " .venv/bin/activate uses it. Into an environment of your own: pip install . ./train"
+    )
 
 
 def main(arguments: list[str]) -> int:
