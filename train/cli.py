@@ -6,11 +6,12 @@ that; `--optimizer conda` or `--optimizer.name conda` picks another class of opt
 
 import dataclasses
 import pathlib
-import textwrap
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from train import help
+from train.commands import COMMANDS
 from train.config import tree
 from train.config.derived import derived
 from train.config.experiments import EXPERIMENTS
@@ -30,11 +31,36 @@ def parse(arguments: list[str]) -> Config:
         SystemExit: after `--help`, or an unknown flag, which tyro explains.
     """
     arguments = list(arguments)
+    topics = help.asked(arguments)
+    if topics == []:
+        _leave(help.overview())
+    if topics is not None and (named := [t for t in topics if t in EXPERIMENTS]):
+        _leave("\n\n".join(map(help.about_experiment, named)))
     start, origin = _start(arguments)
     chosen = _choose(start, arguments)
+    if topics is not None:
+        _show(chosen, arguments, topics)
     _check_owners(chosen, arguments)
     config = _with_flags(chosen, arguments)
     return _checked(config, start, origin)
+
+
+def _leave(text: str) -> NoReturn:
+    print(text)
+    raise SystemExit(0)
+
+
+def _show(config: Config, arguments: list[str], topics: list[str]) -> NoReturn:
+    """Prints the help on some topics, and leaves."""
+    config = help.opened(config, topics)
+    wanted = {name for topic in topics for name in help.fields(config, topic)}
+    idle = _idle(config) if topics == ["all"] or "model" in topics else set()
+    hidden = (set(tree.leaves(config)) - wanted) | idle
+    about = (
+        help.about_absent("", config) if topics == ["all"] else "`--help` alone shows all groups."
+    )
+    _read(config, ["--help"], hidden, about)
+    raise SystemExit(0)
 
 
 def _checked(config: Config, start: Config, origin: str) -> Config:
@@ -76,15 +102,15 @@ def _start(arguments: list[str]) -> tuple[Config, str]:
     if resume is not None:
         return _saved(pathlib.Path(resume)), "--resume"
     if path is not None:
-        return from_json(_read(pathlib.Path(path)), path), "--config"
+        return from_json(_text_of(pathlib.Path(path)), path), "--config"
     return experiment(starts[0] if starts else next(iter(EXPERIMENTS))), "experiment"
 
 
 def experiment(name: str) -> Config:
     if name not in EXPERIMENTS:
         raise UserError(
-            f"There is no experiment {name!r}; there are {', '.join(EXPERIMENTS)};"
-            f" nearest: {nearest(name, list(EXPERIMENTS))}."
+            f"There is no experiment or command {name!r}. Experiments: {', '.join(EXPERIMENTS)}."
+            f" Commands: {', '.join(COMMANDS)}; nearest: {nearest(name, [*EXPERIMENTS, *COMMANDS])}."
         )
     return EXPERIMENTS[name]()
 
@@ -109,7 +135,7 @@ def _choose(config: Config, arguments: list[str]) -> Config:
             if text is not None and text != "None":
                 raise UserError(
                     f"--{part.path} {text}: allowed is None, which switches it off; any of its flags switches it on,"
-                    f" such as {_example(part)}."
+                    f" such as {help.example(part)}."
                 )
             if text is not None or (part.value is None and fields):
                 value = None if text is not None else tree.begun(part.slot)
@@ -140,33 +166,33 @@ def _name(argument: str) -> str:
 
 
 def _with_flags(config: Config, arguments: list[str]) -> Config:
-    """The config with the values of all flags, which tyro reads."""
-    shape = _shape(config, "", "", _idle(config, arguments))
-    read = tyro.cli(
+    """The config with the values of all flags."""
+    return replace(config, _values(_read(config, arguments, set(), "")))
+
+
+def _read(config: Config, arguments: list[str], hidden: set[str], about: str) -> Any:
+    """The values of all flags as tyro reads them; its help leaves out the hidden ones."""
+    shape = _shape(config, "", "", hidden)
+    return tyro.cli(
         type(shape),
         args=arguments,
         default=shape,
         prog=f"{PROGRAM} [EXPERIMENT | --config FILE | --resume FOLDER]",
-        description=f"{_description()}\n\n{_about_absent('', config)}",
+        description=about,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return replace(config, _values(read))
 
 
-def _idle(config: Config, arguments: list[str]) -> set[str]:
+def _idle(config: Config) -> set[str]:
     """Fields that only presets of other families use, which the help leaves out."""
-    if not {"-h", "--help"} & set(arguments):
-        return set()
     from train.config.checks import effective
 
-    preset = _take(list(arguments), "--model.preset")
-    chosen = config if preset is None else replace(config, {"model.preset": preset})
-    return {name for name, (used, _) in effective(chosen).items() if not used}
+    return {name for name, (used, _) in effective(config).items() if not used}
 
 
-def _shape(node: Any, path: str, text: str, idle: set[str]) -> Any:
-    """A node as tyro reads it: of one class, with a field for every flag; flags of `idle` fields are not shown."""
+def _shape(node: Any, path: str, text: str, hidden: set[str]) -> Any:
+    """A node as tyro reads it: of one class, with a field for every flag; the help does not show `hidden` fields."""
     fields: list[Any] = []
     values: dict[str, Any] = {}
 
@@ -177,13 +203,13 @@ def _shape(node: Any, path: str, text: str, idle: set[str]) -> Any:
             if not slot.classes:
                 text = tree.texts(type(node))[name]
                 hint = Annotated[slot.hint, tyro.conf.arg(help=text)]
-                fields.append((name, tyro.conf.Suppress[hint] if below[:-1] in idle else hint))
+                fields.append((name, tyro.conf.Suppress[hint] if below[:-1] in hidden else hint))
                 values[name] = tyro.MISSING if value is dataclasses.MISSING else value
             elif value is not None and slot.inline:
                 add(value, below)
             elif value is not None:
                 values[name] = _shape(
-                    value, below, _about(tree.Part(below[:-1], name, slot, value)), idle
+                    value, below, help.about(tree.Part(below[:-1], name, slot, value)), hidden
                 )
                 fields.append((name, type(values[name])))
 
@@ -192,62 +218,12 @@ def _shape(node: Any, path: str, text: str, idle: set[str]) -> Any:
     return kind(**values)
 
 
-def _about(part: tree.Part) -> str:
-    """The help above the flags of a part: what it is, the other choices, and parts to switch on."""
-    lines = [(type(part.value).__doc__ or "").strip()]
-    inline = [p for p in tree.parts(part.value, part.path + ".") if p.path == part.path]
-    for choice in (p for p in (part, *inline) if p.slot.choice):
-        name = choice.value.name
-        others = [other for other in choice.slot.classes if other != name]
-        lines.append(
-            f"--{part.path} {name} is chosen"
-            + (
-                f" ({(type(choice.value).__doc__ or '').strip().rstrip('.')})"
-                if choice in inline
-                else ""
-            )
-            + f"; others: {', '.join(others)}. `--{part.path} {others[0]} --help` shows its flags."
-        )
-    return "\n".join([*lines, _about_absent(part.path + ".", part.value)]).strip()
-
-
-def _about_absent(prefix: str, node: Any) -> str:
-    """Of the parts of a node that are switched off: what they do, and how they are switched on."""
-    lines = []
-    for part in tree.parts(node, prefix):
-        if part.value is None and part.path.rpartition(".")[0] == prefix[:-1]:
-            (kind,) = part.slot.classes.values()
-            lines.append(
-                f"--{part.path} is None; any of its flags switches it on, such as {_example(part)}."
-                f" {(kind.__doc__ or '').strip()}"
-            )
-    return "\n".join(lines)
-
-
-def _example(part: tree.Part) -> str:
-    """A flag that switches an optional part on."""
-    (kind,) = part.slot.classes.values()
-    first = tree.slots(kind)[0].field
-    default = "NUMBER" if first.default is dataclasses.MISSING else first.default
-    return f"--{part.path}.{first.name} {default}"
-
-
 def _values(read: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in vars(read).items():
         inside = dataclasses.is_dataclass(value)
         found |= _values(value, f"{prefix}{name}.") if inside else {prefix + name: value}
     return found
-
-
-def _description() -> str:
-    first = {name: (make.__doc__ or "").split("\n")[0] for name, make in EXPERIMENTS.items()}
-    lines = "\n".join(f"  {name}: {line}" for name, line in first.items())
-    return textwrap.dedent(
-        "Pre-trains a language model, or an image classifier, and leaves a run folder with its config,"
-        " metrics, checkpoints and pictures. Starts from an experiment, a saved config.json or an existing run folder;"
-        f" the flags below change single fields.\n\nExperiments:\n{lines}"
-    )
 
 
 def _take(arguments: list[str], flag: str) -> str | None:
@@ -263,7 +239,7 @@ def _take(arguments: list[str], flag: str) -> str | None:
     return None
 
 
-def _read(path: pathlib.Path) -> str:
+def _text_of(path: pathlib.Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -277,5 +253,5 @@ def _saved(folder: pathlib.Path) -> Config:
         runs = sorted(str(p.parent) for p in folder.parent.glob("*/config.json"))
         hint = f" Nearest: {nearest(str(folder), runs)}." if runs else ""
         raise UserError(f"{folder} is not a run folder: it holds no config.json.{hint}")
-    config = from_json(_read(path), str(path))
+    config = from_json(_text_of(path), str(path))
     return replace(derived(config), {"run.folder": str(folder)})

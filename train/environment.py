@@ -7,6 +7,8 @@ It only needs Python >= 3.11 with pip. The first call creates `.venv` in the rep
 requirements.lock after checking its hash; later calls only read a marker file. The marker is written last, so an
 interrupted installation is repeated. It contains the digest of the lock and the version of Python, so a changed lock
 is installed again, and another Python gets a new `.venv`.
+
+After `source .venv/bin/activate`, plain `python -m train` works in every folder: the environment knows the checkout.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 
 if sys.version_info < (3, 11):  # noqa: UP036  (older versions must get this message, too)
@@ -111,6 +114,16 @@ def install() -> None:
     MARKER.write_text(wanted_marker())
 
 
+def show_checkout() -> None:
+    """Puts the checkout on the path of `.venv`, so that its packages can be imported from every folder."""
+    packages = pathlib.Path(sysconfig.get_path("purelib", "venv", {"base": str(VENV)}))
+    path = packages / "checkout.pth"
+    # A link to an environment of another checkout stays as it is.
+    if not VENV.is_symlink() and not path.is_file():
+        with contextlib.suppress(OSError):
+            path.write_text(os.path.relpath(ROOT, packages) + "\n")
+
+
 @contextlib.contextmanager
 def one_at_a_time():
     """Lets only one process install at a time; others wait."""
@@ -134,6 +147,7 @@ def main(arguments: list[str]) -> None:
         with one_at_a_time():
             if read_marker() != wanted_marker():
                 install()
+    show_checkout()
     away = "" if pathlib.Path.cwd() == ROOT else f", in {ROOT}: relative paths start there"
     say(f"using .venv (Python {platform.python_version()}{away})")
     os.chdir(ROOT)

@@ -5,6 +5,7 @@ Read it from `train` downwards; every other file of this folder is one link of t
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -273,8 +274,9 @@ def title(config: Config) -> str:
 
 def further(config: Config, folder: pathlib.Path, done: int) -> str:
     """The command that continues a run."""
-    inside = pathlib.Path(sys.prefix) == ROOT / ".venv"
-    python = "python3 train/environment.py" if inside else "python"
+    own = pathlib.Path(sys.prefix) == ROOT / ".venv"
+    activated = os.environ.get("VIRTUAL_ENV") == sys.prefix
+    python = "python3 train/environment.py" if own and not activated else "python"
     command = f"{python} -m train --resume {folder}"
     if done < config.run.steps:
         return f"go on     {command}"

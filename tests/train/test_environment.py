@@ -48,6 +48,24 @@ def test_a_ready_environment_runs_the_command_in_the_repository(checkout):
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("using .venv (Python 3.")
 
 
+def test_the_activated_environment_finds_the_checkout_from_every_folder(checkout):
+    """By a relative path, so that a checkout can be moved."""
+    launch(checkout, "-c", "pass")
+    (checkout / "train/found.py").write_text("")
+    moved = checkout.parent / "moved"
+    checkout.rename(moved)
+    asked = [moved / ".venv/bin/python", "-c", "import train.found; print(train.found.__file__)"]
+    done = subprocess.run(asked, cwd=moved / "elsewhere", capture_output=True, text=True)
+    assert done.stdout.strip() == str(moved / "train/found.py"), done.stderr
+
+
+def test_a_linked_environment_of_another_checkout_stays_as_it_is(checkout):
+    (checkout / ".venv").rename(checkout / "of-another")
+    (checkout / ".venv").symlink_to(checkout / "of-another")
+    assert launch(checkout, "-c", "pass").returncode == 0
+    assert not list((checkout / "of-another").rglob("checkout.pth"))
+
+
 @pytest.mark.parametrize("change", ["lock", "interrupted", "python"])
 def test_anything_else_is_set_up_again_and_a_failure_is_told(checkout, change):
     marker = checkout / ".venv/installed"

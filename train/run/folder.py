@@ -175,6 +175,8 @@ def environment(**more: Any) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists():  # installed: a repository around it is another one
+        return None
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10

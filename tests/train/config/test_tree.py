@@ -99,7 +99,7 @@ def two_more(tmp_path, monkeypatch):
 def test_one_file_adds_an_optimizer_and_one_a_decay(two_more, capsys):
     """To the help, to command lines, to config.json, to error messages and to the chain."""
     with pytest.raises(SystemExit):
-        parse(["--help"])
+        parse(["--help", "all"])
     assert "root, sign_descent, sophia" in " ".join(
         capsys.readouterr().out.replace("│", " ").split()
     )

@@ -1,0 +1,32 @@
+"""The commands of `python -m train`: their modules, and what each does."""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One command. `main(arguments)` of its module returns the exit code."""
+
+    module: str
+    does: str
+
+
+COMMANDS = {
+    "run": Command("train.main", "trains a run; this is also what happens without a command"),
+    "tokenise": Command("train.data.tokenise", "encodes a text once, for many runs"),
+    "plan": Command("train.plan.main", "memory, work and traffic of a run, without a device"),
+    "tune": Command("train.study.tune.main", "finds learning rate and decay for your text"),
+    "compare": Command(
+        "train.study.regimes.main", "which decay and optimizer gains what, and where"
+    ),
+    "width": Command("train.study.width.main", "best learning rate and decay at several widths"),
+    "coordinate_check": Command(
+        "train.study.coordinate_check", "whether activations keep their size as width grows"
+    ),
+    "gains": Command("train.study.gains", "largest singular values beside those of a small model"),
+    "sample": Command("train.weights.sample", "generates text with the weights of a run"),
+    "params": Command("train.weights.params", "writes the weights of a run alone"),
+    "export": Command("train.weights.export", "writes weights in the format of transformers"),
+    "bench": Command("train.bench.main", "times, memory and precision of the library"),
+    "torture": Command("train.torture.main", "kills, damages and resumes runs, and counts losses"),
+    "reference": Command("train.reference", "builds the documentation as a static site"),
+}
