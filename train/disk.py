@@ -1,15 +1,139 @@
-"""Handles full, failing and read-only disks: short error messages, and cleaning up after a failed save."""
+"""Files and their failures: paths that users give, files that are no files, full and read-only disks, failed saves.
 
+A FIFO or a device can block a reader for ever or feed it for ever, so `read_file` reads regular files only, and no
+more of them than they hold or than fits into memory.
+"""
+
+import contextlib
 import errno
 import os
 import pathlib
 import shutil
+import stat
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from train import memory
+from train.errors import UserError
 
 # Full, over quota, file too large, read-only, or no permission.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISREG, "a file"),
+)
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux and on macOS or longer there
+JSON_FILE = 256_000_000  # bytes; configs, vocabularies, manifests and indices are far smaller
+
+
+class NotRegular(OSError):
+    """Something other than a regular file where one should be; the message says what it is."""
+
+
+def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as a user writes it, with `~` and `~user` replaced by the home folders.
+
+    Raises:
+        UserError: there is no such user, or the path is longer than the system allows.
+    """
+    path = pathlib.Path(text)
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{_short(path)}: there is no user {_short(path.parts[0][1:])!r} on this machine; write the folder out,"
+            " or ./~... for a folder of that name."
+        ) from None
+    sizes = {part: len(os.fsencode(part)) for part in path.parts}
+    longest = max(sizes, key=lambda part: sizes[part], default="")
+    whole = len(os.fsencode(path))
+    if "\0" in str(path):
+        raise UserError(f"{_short(path)!r} holds a zero byte, which no path may hold.")
+    if longest and sizes[longest] > LONGEST_NAME:
+        raise UserError(
+            f"{_short(path)} holds a name of {sizes[longest]} bytes; allowed are at most {LONGEST_NAME}."
+        )
+    if whole > LONGEST_PATH:
+        raise UserError(f"{_short(path)} has {whole} bytes; allowed are at most {LONGEST_PATH}.")
+    return path
+
+
+def _short(path: object) -> str:
+    text = str(path)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-15:]}"
+
+
+def kind(path: pathlib.Path) -> str | None:
+    """What is at a path, links followed: "a file", "a folder", "a FIFO", ...; None: nothing, or a dangling link."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    return next((name for test, name in KINDS if test(mode)), "no file")
+
+
+def read_file(path: pathlib.Path, most: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: of the file.
+        most: largest size that is read [bytes]; None: as much as fits into the machine's memory.
+
+    Raises:
+        NotRegular: a FIFO, a device, a folder or a socket.
+        OSError: it cannot be read, or is too large.
+    """
+    _check_regular(path, path.stat().st_mode)
+    # Should a FIFO have taken the file's place meanwhile, this does not wait for somebody who writes.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        _check_regular(path, status.st_mode)
+        if most is not None and status.st_size > most:
+            raise OSError(
+                errno.EFBIG, f"{path} has {status.st_size:,} bytes; at most {most:,} are read"
+            )
+        memory.check(status.st_size, f"reading {path}")
+        # Files of /proc claim to be empty, and some never end.
+        return file.read(status.st_size)
+
+
+def read_json_text(path: pathlib.Path) -> str:
+    """The text of a small regular file, such as a config; errors as `read_file`, or UnicodeDecodeError."""
+    return read_file(path, JSON_FILE).decode("utf-8")
+
+
+@contextlib.contextmanager
+def silent_errors() -> Iterator[None]:
+    """Discards what is written to standard error, by libraries in C and Rust too; for short calls."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        sys.stderr.flush()
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _check_regular(path: pathlib.Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        found = next((name for test, name in KINDS if test(mode)), "something else")
+        raise NotRegular(errno.EINVAL, f"{path} is {found}; only regular files are read")
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from train.config.fields import Config, UserError
 from train.config.tree import as_dict, flatten
 from train.data.loading import read_data
 from train.display import say
-from train.run import checkpoints, figures, log, watchdog
+from train.run import checkpoints, figures, kept_tokenizer, log, watchdog
 from train.run.folder import ROOT, Folder, environment, write
 from train.run.signals import signals
 from train.step import families, observe, optimizer, replicas, sharding, tasks
@@ -46,6 +46,7 @@ def train(config: Config) -> int:
         ) as saved,
     ):
         meta = checkpoints.describe(folder.config, run.data.digest, program.shapes)
+        processes.from_first(lambda: kept_tokenizer.keep(folder.path, run.data) or "")
         fresh = program.fresh_optimizer if config.run.migrate else None
         state, start = saved.restore(program.placed_shapes(), meta, say, fresh) or (None, 0)
         introduce(run, folder, start)

@@ -6,7 +6,8 @@ MAY_CHANGE = (
     "run.max_skipped",
     *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
     *("run.tensorboard", "run.wandb"),
-    *("data.text", "data.cache", "images.folder"),
+    # The digest of the tokens decides.
+    *("data.text", "data.tokenizer", "data.cache", "images.folder"),
     *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
 

@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from train import disk
 from train.data import corpus, token_store, tokens
+from train.display import Counter
 
 FORMAT = 1  # version of the cache; caches of other versions are ignored
 SEAL = "sha256.json"  # digests of the other files of a cache entry; written last
 STORE = "store:"  # prefix of a token store's folder
 PADDING = -1  # fills batches of single documents
 VERIFIED = 1 << 30  # bytes; the digests of stores up to this size are verified before use
+SHOWN = 20_000_000  # characters; encoding longer texts shows its progress
 SAMPLED = 10_000_000  # tokens that token frequencies are counted over, spread evenly
 
 
@@ -41,6 +44,7 @@ class TokenBatches:
     batch_size: int  # sequences per step, over all processes
     seed: int
     cache: str  # "off", "new", "reused", or "rebuilt" after damage
+    digests: dict[str, str]  # SHA-256 of what the batches depend on, by what it is; hexadecimal
     documents: bool = False  # each sequence is one document, truncated or filled with PADDING
 
     @property
@@ -49,8 +53,14 @@ class TokenBatches:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the store, or of the names and contents of all files; hexadecimal."""
-        return self.corpus.digest
+        """SHA-256 of all tokens and of what they stand for; hexadecimal.
+
+        It depends on everything that makes the tokens by its effect: the text and its division, the vocabulary, its
+        rules, the end of text, and the version of the library. The digest of a store is that of its manifest.
+        """
+        if len(self.digests) == 1:
+            return next(iter(self.digests.values()))
+        return hashlib.sha256(json.dumps(self.digests, sort_keys=True).encode()).hexdigest()
 
     @property
     def bytes_per_token(self) -> float:
@@ -147,6 +157,7 @@ class TokenBatches:
         return {
             "source": source.source,
             "digest": self.digest,
+            "digests": self.digests,
             "tokenizer": self.tokenizer.name,
             "vocab_size": self.vocab_size,
             "documents": self.train.documents + self.held.documents,
@@ -199,6 +210,7 @@ def load_text(
         made = TokenBatches(
             *(store.train, store.held_out, store.tokenizer, store, length, batch_size, seed),
             cache="off",
+            digests={"store": store.digest},
             documents=documents,
         )
     else:
@@ -222,7 +234,7 @@ def _from_text(
     documents: bool,
     cache: pathlib.Path | None,
 ) -> TokenBatches:
-    tokens.parse_name(tokenizer)
+    given = tokens.given_vocabulary(tokenizer)
     if text.startswith("tfds:"):
         raise ValueError(
             f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {text}"
@@ -234,13 +246,17 @@ def _from_text(
         # Another version of this program may split a text differently.
         parts = {name: len(part) for name, part in source.held_out.items()}
         key = hashlib.sha256(repr((FORMAT, source.digest, parts)).encode()).hexdigest()
-        entry = (
-            pathlib.Path(cache).expanduser() / f"{key[:16]}-{tokens.tokenizer_version(tokenizer)}"
-        )
-    learned, train, held, state = _encode(source, tokenizer, entry)
+        entry = disk.user_path(cache) / f"{key[:16]}-{tokens.tokenizer_version(tokenizer, given)}"
+    learned, train, held, state = _encode(source, tokenizer, given, entry)
     rows = [token_store.TokenSequence.from_array(part, learned.separator) for part in (train, held)]
+    digests = {
+        "text": source.digest,
+        "vocabulary": tokens.vocabulary_digest(learned),
+        "training tokens": hashlib.sha256(train).hexdigest(),
+        "held-out tokens": hashlib.sha256(held).hexdigest(),
+    }
     return TokenBatches(
-        rows[0], rows[1], learned, source, length, batch_size, seed, state, documents
+        *(rows[0], rows[1], learned, source, length, batch_size, seed, state, digests, documents)
     )
 
 
@@ -281,23 +297,22 @@ def _mix(number: np.ndarray) -> np.ndarray:
 
 
 def _encode(
-    source: corpus.Corpus, name: str, entry: pathlib.Path | None
+    source: corpus.Corpus, name: str, given: tokens.Subwords | None, entry: pathlib.Path | None
 ) -> tuple[tokens.Tokenizer, np.ndarray, np.ndarray, str]:
     """Tokenizer, training tokens, held-out tokens, and the status of the cache."""
     state = "off" if entry is None else "rebuilt" if (entry / SEAL).exists() else "new"
     files = None if entry is None else _read_cache(entry)
     if files is not None:
-        kept = files["tokenizer.json"].decode()
-        learned = (
-            tokens.learn_tokenizer(name, ())
-            if isinstance(tokens.parse_name(name), pathlib.Path)
-            else tokens.tokenizer_from_json(name, kept)
-        )
+        learned = given or tokens.tokenizer_from_json(name, files["tokenizer.json"].decode())
         kind = tokens.token_dtype(learned.vocab_size)
         train, held = (np.frombuffer(files[part], kind) for part in ("train", "held_out"))
         return learned, train, held, "reused"
-    learned = tokens.learn_tokenizer(name, source.train.values())
-    train, held = (learned.encode(part.values()) for part in (source.train, source.held_out))
+    learned = given or tokens.learn_tokenizer(name, source.train.values())
+    parts = (source.train, source.held_out)
+    total = sum(len(text) for part in parts for text in part.values())
+    with Counter("encoding", "characters", total if total > SHOWN else 0) as counter:
+        advance = counter.advance if total > SHOWN else lambda count: None
+        train, held = (learned.encode(part.values(), advance) for part in parts)
     if entry is not None:
         files = {"tokenizer.json": learned.to_json().encode()}
         files |= {"train": train.tobytes(), "held_out": held.tobytes()}
@@ -321,10 +336,11 @@ def _write_cache(entry: pathlib.Path, files: dict[str, bytes]) -> None:
 
 def _read_cache(entry: pathlib.Path) -> dict[str, bytes] | None:
     """The files of a cache entry; None if the seal or a file is missing, or a digest differs."""
+    wanted = ("tokenizer.json", "train", "held_out")
     try:
-        seal = json.loads((entry / SEAL).read_bytes())
-        files = {name: (entry / name).read_bytes() for name in seal}
-    except (OSError, ValueError):
+        seal = json.loads(disk.read_json_text(entry / SEAL))
+        files = {name: disk.read_file(entry / name) for name in wanted}
+        intact = all(hashlib.sha256(files[name]).hexdigest() == seal[name] for name in wanted)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    intact = all(hashlib.sha256(files[name]).hexdigest() == seal[name] for name in files)
-    return files if intact and {"tokenizer.json", "train", "held_out"} <= set(files) else None
+    return files if intact else None

@@ -12,12 +12,15 @@ import hashlib
 import math
 import os
 import pathlib
+import shlex
 import sysconfig
 from collections.abc import Callable
 
+from train import disk, memory
 from train.data import zipf
 
 HELD_OUT = 0.05  # fraction of the text
+COPIES = 2  # of a text that are in memory at once: its bytes, and the same as text
 
 # Folders and prefixes of files that no person wrote, that some distributions leave out (Debian ships no tests), or
 # that differ between two builds of the same Python.
@@ -34,7 +37,9 @@ class Corpus:
     train: dict[str, str]  # text by the file's path relative to the source
     held_out: dict[str, str]
     files: int  # files with text
-    skipped: int  # unreadable files, and files that contain a zero byte and so are not text
+    skipped: (
+        int  # unreadable files, FIFOs and devices, and files with a zero byte, which are not text
+    )
     repaired: int  # files with bytes that are not UTF-8, each replaced by U+FFFD
     digest: str  # SHA-256 over names and contents, hexadecimal
 
@@ -58,6 +63,7 @@ def read_corpus(source: str = "stdlib") -> Corpus:
     Raises:
       FileNotFoundError: there is no such file or folder, or no file matches.
       ValueError: no file contains text.
+      UserError: the text does not fit into memory.
     """
     digest = hashlib.sha256()
     texts: dict[str, str] = {}
@@ -98,7 +104,21 @@ def _files(source: str) -> tuple[dict[str, Callable[[], bytes]], str]:
             name: functools.partial(bytes, text) for name, text in synthetic.documents().items()
         }, "nothing, since it is synthetic"
     paths, searched = find_files(source)
-    return {name: path.read_bytes for name, path in paths.items()}, searched
+    memory.check(
+        COPIES * sum(map(_size, paths.values())),
+        f"the text {source}",
+        f"Nearest: python -m train tokenise --source {shlex.quote(source)} --out FOLDER, which reads a part at a"
+        " time, and then --data.text store:FOLDER.",
+    )
+    return {name: functools.partial(disk.read_file, path) for name, path in paths.items()}, searched
+
+
+def _size(path: pathlib.Path) -> int:
+    """Bytes of a regular file; 0 for everything else, which is not read."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def split(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -151,11 +171,13 @@ def _stdlib() -> tuple[dict[str, pathlib.Path], str]:
 
 
 def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
-    path = pathlib.Path(source).expanduser()
+    path = disk.user_path(source)
     if path.is_file():
         return {path.name: path}, f"the file {path.absolute()}"
     if path.is_dir():
         return _walk(path), f"the folder {path.absolute()} and the folders in it"
+    if (found := disk.kind(path)) is not None:
+        raise disk.NotRegular(f"{source!r} is {found}; allowed are regular files and folders")
     if not glob.has_magic(source):
         raise FileNotFoundError(
             f'there is no file or folder {source!r} ({path.absolute()}); name "stdlib", a file, a folder,'
@@ -166,13 +188,28 @@ def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
         if glob.has_magic(part):
             break
         fixed.append(part)
-    root = pathlib.Path(*fixed)
-    matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
-    paths = {match.relative_to(root).as_posix(): match for match in matches if match.is_file()}
+    root, pattern = pathlib.Path(*fixed), path.parts[len(fixed) :]
+    paths = {match.relative_to(root).as_posix(): match for match in _matches(root, pattern)}
     searched = f"{root.absolute()} for the pattern {source!r}"
     if not paths:
         raise FileNotFoundError(f"no file matches {source!r}: searched {searched}")
     return paths, searched
+
+
+def _matches(root: pathlib.Path, pattern: tuple[str, ...]) -> list[pathlib.Path]:
+    """The files below `root` that match; hidden ones if the pattern says so.
+
+    Unlike `glob.glob`, `**` does not follow links, which may lead in circles.
+    """
+    hidden = any(part.startswith(".") for part in pattern)
+    wanted = [part if part == "**" else part.replace("**", "*") for part in pattern]
+    wanted += ["*"] if wanted[-1] == "**" else []
+    return [
+        match
+        for match in root.glob("/".join(wanted))
+        if match.is_file()
+        and (hidden or not any(part.startswith(".") for part in match.relative_to(root).parts))
+    ]
 
 
 def _walk(

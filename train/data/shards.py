@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from train import disk
 from train.data import text_sources, token_store, tokens
 
 
@@ -129,10 +130,18 @@ def seal_path(job: ShardJob) -> pathlib.Path:
 def read_seal(job: ShardJob) -> token_store.Shard | None:
     """The facts in a shard's seal; None if there is no seal, or if it belongs to another plan."""
     try:
-        seal = json.loads(seal_path(job).read_bytes())
-    except (OSError, ValueError):
+        seal = json.loads(disk.read_json_text(seal_path(job)))
+        shard = token_store.Shard(**seal["shard"])
+        ours = seal["plan"] == job.plan
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return token_store.Shard(**seal["shard"]) if seal["plan"] == job.plan else None
+    kinds = {field.name: type(value) for field, value in _fields(shard)}
+    wanted = {field.name: field.type for field, _ in _fields(shard)}
+    return shard if ours and kinds == wanted else None
+
+
+def _fields(shard: token_store.Shard) -> Iterator[tuple[Any, Any]]:
+    return ((field, getattr(shard, field.name)) for field in dataclasses.fields(shard))
 
 
 def write_durably(path: pathlib.Path, content: bytes) -> None:

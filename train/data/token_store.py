@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from train import disk
 from train.data import tokens
 
 FORMAT = 1
@@ -205,7 +206,7 @@ def open_store(folder: str | pathlib.Path) -> Store:
       FileNotFoundError: there is no manifest.
       Damaged: the manifest is malformed, or a file is missing, has another size, or is a link out of the folder.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = disk.user_path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
         begun = " (it was begun and not finished)" if (folder / "plan.json").is_file() else ""
@@ -213,17 +214,20 @@ def open_store(folder: str | pathlib.Path) -> Store:
             f"{folder} holds no manifest.json, so it is not a token store{begun}; make one with"
             f" python -m train tokenise --out {folder} --source TEXT"
         )
-    content = path.read_bytes()
+    content = disk.read_file(path, disk.JSON_FILE)
     facts, shards = _parse(content, path)
-    vocabulary = _inside(folder, "tokenizer.json").read_bytes()
+    vocabulary = disk.read_file(_inside(folder, "tokenizer.json"), disk.JSON_FILE)
     expected = facts["tokenizer"]
     if hashlib.sha256(vocabulary).hexdigest() != expected["sha256"]:
         raise Damaged(
             f"{folder / 'tokenizer.json'} is damaged: its SHA-256 is not {expected['sha256']}"
         )
-    tokenizer = tokens.tokenizer_from_json(
-        expected["name"], vocabulary.decode(), expected["separator"]
-    )
+    try:
+        tokenizer = tokens.tokenizer_from_json(
+            expected["name"], vocabulary.decode(), expected["separator"]
+        )
+    except ValueError as error:
+        raise Damaged(f"{folder / 'tokenizer.json'} cannot be used: {error}") from None
     actual = (tokenizer.vocab_size, tokenizer.separator)
     if actual != (expected["vocab_size"], expected["separator"]):
         raise Damaged(

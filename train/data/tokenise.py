@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from train import disk
 from train.config.ranges import Count, Positive
 from train.data import text_sources, token_store, tokens
 from train.data.shards import ShardJob, make_shards, read_seal, seal_path, write_durably
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
         )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers = {options.workers} must be at least 1; nearest: 1.")
-    folder = pathlib.Path(options.out).expanduser()
+    folder = disk.user_path(options.out)
     try:
         if options.verify:
             token_store.open_store(folder).verify(say)
@@ -173,7 +174,7 @@ def _plan(
     }
     path, vocabulary = folder / PLAN, folder / "tokenizer.json"
     if path.exists():
-        plan = json.loads(path.read_bytes())
+        plan = _read_plan(path)
         changed = [name for name in wanted if plan["wanted"].get(name) != wanted[name]]
         if changed:
             lines = "\n".join(f"  {n}: {plan['wanted'].get(n)} -> {wanted[n]}" for n in changed)
@@ -182,7 +183,7 @@ def _plan(
                 " folder with --out, or remove this one."
             )
         facts = plan["tokenizer"]
-        content = vocabulary.read_bytes()
+        content = disk.read_file(vocabulary, disk.JSON_FILE)
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise UserError(f"{vocabulary} is damaged; remove {folder} and begin again.")
         return tokens.tokenizer_from_json(
@@ -200,6 +201,23 @@ def _plan(
     plan = {"wanted": wanted, "tokenizer": token_store.tokenizer_facts(tokenizer)}
     write_durably(path, (json.dumps(plan, indent=1) + "\n").encode())
     return tokenizer, _digest(plan)
+
+
+def _read_plan(path: pathlib.Path) -> dict[str, Any]:
+    """A plan of the form that `_plan` writes; raises UserError for anything else."""
+    try:
+        plan = json.loads(disk.read_json_text(path))
+        facts = plan["tokenizer"]
+        good = isinstance(plan["wanted"], dict) and set(plan) == {"wanted", "tokenizer"}
+        kinds = {"name": str, "vocab_size": int, "separator": int, "sha256": str}
+        good = good and {name: type(value) for name, value in facts.items()} == kinds
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        plan, good = {}, False
+    if not good:
+        raise UserError(
+            f"{path} is damaged: it is not what this program wrote. Remove {path.parent} and begin again."
+        )
+    return plan
 
 
 def _sample(source: text_sources.Source, kind: Any) -> Iterator[str]:

@@ -13,15 +13,21 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer as Library
 
+from train import disk, memory
+from train.data import pieces
+from train.errors import UserError
+
 SMALLEST, LARGEST = 512, 65_536  # sizes of learned vocabularies
 LEARN_FROM = 32_000_000  # characters; longer texts are sampled evenly, which is faster and as good
-PIECE = 1_000_000  # characters encoded at once; the library needs about 50 bytes for each
+GAPS = 1000  # numbers below the highest token that no token has, beyond as many as there are tokens
+BYTES = 50  # of memory for each character that the library encodes at once
 SEPARATOR = "<|end of text|>"
 INSTEAD = (
     "SentencePiece models are not supported. The package transformers converts them to tokenizer.json:"
@@ -29,6 +35,12 @@ INSTEAD = (
 )
 # End-of-text tokens that are tried if a vocabulary does not specify one.
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", SEPARATOR)
+
+
+Advance = Callable[[int], Any]
+
+
+def _nothing(count: int) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +51,16 @@ class Bytes:
     vocab_size: int = 257
     separator: int = 256
 
-    def each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The tokens of each text, with the separator; uint16 [tokens]."""
+    def each(self, texts: Iterable[str], advance: Advance = _nothing) -> Iterator[np.ndarray]:
+        """The tokens of each text, with the separator; uint16 [tokens]. `advance` receives the characters done."""
         end = np.array([self.separator], np.uint16)
         for text in texts:
             yield np.concatenate([np.frombuffer(text.encode(), np.uint8).astype(np.uint16), end])
+            advance(len(text))
 
-    def encode(self, texts: Iterable[str]) -> np.ndarray:
+    def encode(self, texts: Iterable[str], advance: Advance = _nothing) -> np.ndarray:
         """All texts, each followed by the separator; uint16 [tokens]."""
-        return np.concatenate([*self.each(texts), np.zeros(0, np.uint16)])
+        return np.concatenate([*self.each(texts, advance), np.zeros(0, np.uint16)])
 
     def decode(self, tokens: np.ndarray) -> str:
         """Tokens to text, without separators. Incomplete characters become U+FFFD."""
@@ -75,42 +88,70 @@ class Subwords:
     @property
     def begin(self) -> tuple[int, ...]:
         """Tokens that transformers puts before a text according to the vocabulary file: LLaMA's <s>, mostly none."""
-        letter = "a"
-        plain = self.library.encode(letter, add_special_tokens=False).ids
-        whole = self.library.encode(letter, add_special_tokens=True).ids
+        plain, whole = (
+            self._use(self.library.encode, "a", add_special_tokens=special).ids
+            for special in (False, True)
+        )
         starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         return tuple(whole[: next(starts, 0)])
 
-    def each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The tokens of each text, with the separator; uint16 [tokens], or uint32 for large vocabularies."""
+    def each(self, texts: Iterable[str], advance: Advance = _nothing) -> Iterator[np.ndarray]:
+        """The tokens of each text, with the separator; uint16 [tokens], or uint32 for large vocabularies.
+
+        `advance` receives characters as they are done.
+
+        Raises:
+          ValueError: the vocabulary cannot encode a text, for example because it has no token for unknown words.
+        """
         kind, parts = token_dtype(self.vocab_size), []
-        pieces = ((p, last) for text in texts for p, last in self._pieces(text))
-        for batch in _batches(pieces):
-            encodings = self.library.encode_batch_fast(
-                [piece for piece, _ in batch], add_special_tokens=False
+        divided = ((p, last) for text in texts for p, last in self._pieces(text))
+        for batch in pieces.batches(divided):
+            encodings = self._use(
+                self.library.encode_batch_fast,
+                [piece for piece, _ in batch],
+                add_special_tokens=False,
             )
-            for encoding, (_, last) in zip(encodings, batch):
+            for encoding, (piece, last) in zip(encodings, batch):
                 parts.append(np.array(encoding.ids + [self.separator] * last, kind))
+                advance(len(piece))
                 if last:
                     yield np.concatenate(parts)
                     parts = []
 
-    def encode(self, texts: Iterable[str]) -> np.ndarray:
+    def encode(self, texts: Iterable[str], advance: Advance = _nothing) -> np.ndarray:
         """All texts, each followed by the separator; uint16 [tokens], or uint32 for large vocabularies."""
-        return np.concatenate([*self.each(texts), np.zeros(0, token_dtype(self.vocab_size))])
+        return np.concatenate(
+            [*self.each(texts, advance), np.zeros(0, token_dtype(self.vocab_size))]
+        )
 
     def _pieces(self, text: str) -> Iterable[tuple[str, bool]]:
-        return _pieces(text) if self.cut else [(text, True)]
+        if self.cut:
+            return pieces.pieces(text)
+        memory.check(BYTES * len(text), f"encoding one document of {len(text):,} characters")
+        return [(text, True)]
 
     def decode(self, tokens: np.ndarray) -> str:
         """Tokens to text, without separators. Incomplete characters become U+FFFD."""
-        return self.library.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+        return self._use(self.library.decode, np.asarray(tokens).tolist(), skip_special_tokens=True)
+
+    def _use(self, call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        try:
+            return call(*arguments, **more)
+        except BaseException as error:
+            raise _failure(error, f"the tokenizer {self.name} fails when it is used") from None
 
     def to_json(self) -> str:
         return self.library.to_str()
 
 
 Tokenizer = Bytes | Subwords
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+    """SHA-256 over the tokens, their numbers and the separator; hexadecimal."""
+    known = sorted(tokenizer.library.get_vocab().items()) if isinstance(tokenizer, Subwords) else []
+    facts = json.dumps([tokenizer.vocab_size, tokenizer.separator, known])
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -128,7 +169,7 @@ def parse_name(name: str) -> int | pathlib.Path | None:
         return None
     match = re.fullmatch(r"bpe-(\d+)", name)
     if match is None:
-        path = pathlib.Path(name).expanduser()
+        path = disk.user_path(name)
         if path.exists():
             return path
         raise ValueError(
@@ -143,6 +184,12 @@ def parse_name(name: str) -> int | pathlib.Path | None:
             f'nearest: "bpe-{nearest}"'
         )
     return size
+
+
+def given_vocabulary(name: str) -> Subwords | None:
+    """The vocabulary of a file, if `name` is its path; None for names of tokenizers that are made or learned here."""
+    path = parse_name(name)
+    return read_vocabulary(path) if isinstance(path, pathlib.Path) else None
 
 
 def learn_tokenizer(name: str, texts: Collection[str]) -> Tokenizer:
@@ -161,18 +208,22 @@ def learn_tokenizer(name: str, texts: Collection[str]) -> Tokenizer:
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pieces = (piece for text in texts for piece, _ in _pieces(text))
     every = 1 + sum(map(len, texts)) // LEARN_FROM
-    library.train_from_iterator(itertools.islice(pieces, 0, None, every), trainer)
+    parts = pieces.learnable(texts, pieces.overlong(texts))
+    library.train_from_iterator(itertools.islice(parts, 0, None, every), trainer)
     library.add_special_tokens([SEPARATOR])
     return tokenizer_from_json(name, library.to_str())
 
 
-def tokenizer_from_json(name: str, json: str, separator: int | None = None) -> Tokenizer:
-    """Restores a tokenizer from the result of `to_json`. Without a `separator`, its highest token is the separator."""
-    if not json:
+def tokenizer_from_json(name: str, text: str, separator: int | None = None) -> Tokenizer:
+    """Restores a tokenizer from the result of `to_json`. Without a `separator`, its highest token is the separator.
+
+    Raises:
+      ValueError: the text is no vocabulary, or one that cannot be used (`_check`).
+    """
+    if not text:
         return Bytes()
-    library = Library.from_str(json)
+    library = _parsed(text, f"the tokenizer {name}")
     # The spelling of the separator in a text is encoded as ordinary text.
     library.encode_special_tokens = True
     size = library.get_vocab_size()
@@ -204,15 +255,16 @@ def read_vocabulary(path: pathlib.Path, end: str | None = None) -> Subwords:
                     f"{folder} holds neither tokenizer.json nor both of vocab.json and merges.txt"
                     f" (missing: {', '.join(missing)}). {INSTEAD}"
                 )
-            library = Library(tokenizers.models.BPE.from_file(*map(str, pair)))
+            vocabulary, merges = (
+                str(p) for p in pair if disk.read_file(p, disk.JSON_FILE) is not None
+            )
+            library = Library(tokenizers.models.BPE.from_file(vocabulary, merges))
             library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             library.decoder = tokenizers.decoders.ByteLevel()
         else:
-            library = Library.from_file(str(file))
-    except ValueError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}. {INSTEAD}") from None
+            library = _parsed(disk.read_json_text(file), f"the tokenizer {path}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the tokenizer {path} cannot be read: {error}. {INSTEAD}") from None
     end = _end(library, folder, end)
     library.add_special_tokens([end])
     # Some vocabulary files enable these; here, documents are truncated and padded when batches are made.
@@ -225,8 +277,8 @@ def _end(library: Library, folder: pathlib.Path, end: str | None) -> str:
     """The end-of-text token; see `read_vocabulary`."""
     if end is None and (config := folder / "tokenizer_config.json").is_file():
         try:
-            end = dict(json.loads(config.read_bytes())).get("eos_token")
-        except (ValueError, TypeError) as error:
+            end = dict(json.loads(disk.read_json_text(config))).get("eos_token")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{config} cannot be read: {error}") from None
         end = end.get("content") if isinstance(end, dict) else end
     candidates = (end,) if isinstance(end, str) else ENDS
@@ -241,35 +293,50 @@ def _end(library: Library, folder: pathlib.Path, end: str | None) -> str:
     return known[0]
 
 
-def tokenizer_version(name: str) -> str:
-    """Identifies everything that the tokens depend on, apart from the text."""
-    kind = parse_name(name)
-    if isinstance(kind, pathlib.Path):
-        vocabulary = read_vocabulary(kind)
-        content = f"{vocabulary.separator}\0{vocabulary.to_json()}"
+def _parsed(text: str, what: str) -> Library:
+    try:
+        with disk.silent_errors():  # Rust prints the stack of a panic
+            library = Library.from_str(text)
+    except BaseException as error:
+        more = "" if text.lstrip().startswith("{") and text.rstrip().endswith("}") else INSTEAD
+        raise _failure(error, f"{what} cannot be read", more) from None
+    _check(library, what)
+    return library
+
+
+def _check(library: Library, what: str) -> None:
+    """Raises ValueError for a vocabulary that gives other tokens each time, or whose numbers are far too high."""
+    dropout = getattr(library.model, "dropout", None)
+    if dropout:
+        raise ValueError(
+            f"{what} has a dropout of {dropout:g}: it would encode the same text differently each time; set"
+            ' "dropout" to null in tokenizer.json'
+        )
+    vocabulary = library.get_vocab()
+    if not vocabulary:
+        raise ValueError(f"{what} has no tokens")
+    count, (token, highest) = len(vocabulary), max(vocabulary.items(), key=lambda item: item[1])
+    if highest >= 2 * count + GAPS:
+        raise ValueError(
+            f"{what} has {count:,} tokens, but gives {token[:40]!r} the number {highest:,}; allowed are numbers below"
+            f" {2 * count + GAPS:,}, since the model needs a row for every number"
+        )
+
+
+def _failure(error: BaseException, what: str, more: str = "") -> BaseException:
+    """A ValueError for whatever the library raised; it panics in Rust for some vocabularies."""
+    panic = type(error).__name__ == "PanicException"
+    if isinstance(error, UserError) or not (panic or isinstance(error, Exception)):
+        return error
+    said = disk.first_line(error) or type(error).__name__
+    if "unk" in said.lower():
+        more = "Name a token of the vocabulary that stands for unknown words as unk_token"
+    return ValueError(f"{what}: {said}" + (f". {more}" if more else ""))
+
+
+def tokenizer_version(name: str, given: Subwords | None = None) -> str:
+    """Identifies everything that the tokens depend on, apart from the text; `given` is the vocabulary of a file."""
+    if given is not None:
+        content = f"{given.separator}\0{given.to_json()}"
         name = f"given-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    return name if kind is None else f"{name}-tokenizers-{tokenizers.__version__}"
-
-
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """Divides a text at the first end of line after every `PIECE` characters; yields (piece, whether it is last)."""
-    start = 0
-    while len(text) - start > PIECE:
-        stop = text.find("\n", start + PIECE) + 1 or len(text)
-        if stop == len(text):
-            break
-        yield text[start:stop], False
-        start = stop
-    yield text[start:], True
-
-
-def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[0])
-        if size > 4 * PIECE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return name if name == "bytes" else f"{name}-tokenizers-{tokenizers.__version__}"

@@ -46,7 +46,7 @@ def compare(
     Raises:
         UserError: not a run folder, no checkpoint, other models, or no base width.
     """
-    (config, model, params, done), (base, reference, weights, base_done) = (
+    (config, model, params, done, _), (base, reference, weights, base_done, _) = (
         load_trained(run),
         load_trained(proxy),
     )

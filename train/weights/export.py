@@ -2,19 +2,16 @@
 
     python -m train export RUN --out FOLDER [--dtype bfloat16] [--largest 5000000000]
 
-The weights come from the newest intact checkpoint. The tokenizer is exported as tokenizer.json, unless it is "bytes",
-or the text of the run can no longer be read.
+The weights come from the newest intact checkpoint. The tokenizer comes from the run folder, and is exported as
+tokenizer.json and tokenizer_config.json, unless it is "bytes".
 """
 
 import argparse
-import json
 import pathlib
 
-from train.config.fields import Config
-from train.data.loading import read_data
-from train.data.tokens import Subwords, Tokenizer
 from train.display import say
 from train.errors import UserError
+from train.run import kept_tokenizer
 from train.step import tasks
 from train.weights import hugging_face
 from train.weights.trained import load_trained
@@ -36,32 +33,18 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--largest = {options.largest} must be at least 1 byte; nearest: 1.")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} must be a new or an empty folder; name another with --out.")
-    config, model, params, step = load_trained(options.run)
+    config, model, params, step, digest = load_trained(options.run)
     tasks.only_language(config, "export")
-    tokenizer = tokenizer_of(config)
+    tokenizer = kept_tokenizer.read(options.run, digest)
     files = hugging_face.save_pretrained(
         options.out,
         model,
         params,
         length=config.data.length,
-        separator=None if tokenizer is None else tokenizer.separator,
+        separator=tokenizer.separator,
         dtype=options.dtype,
         largest=options.largest,
     )
-    if isinstance(tokenizer, Subwords):
-        (options.out / "tokenizer.json").write_text(tokenizer.to_json())
-        end = {"eos_token": tokenizer.library.id_to_token(tokenizer.separator)}
-        described = {"tokenizer_class": "PreTrainedTokenizerFast", **end}
-        (options.out / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
-        files.append("tokenizer.json")
+    files += kept_tokenizer.write_vocabulary(options.out, tokenizer)
     say(f"step {step} of {options.run}: {', '.join(files)} in {options.out}")
     return 0
-
-
-def tokenizer_of(config: Config) -> Tokenizer | None:
-    """The tokenizer of a run; None if its text cannot be read."""
-    try:
-        return read_data(config).tokenizer
-    except UserError as error:
-        say(f"The tokenizer is not exported. {error}")
-        return None

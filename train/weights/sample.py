@@ -20,9 +20,9 @@ import numpy as np
 
 from train.config.fields import Mesh
 from train.data import tokens
-from train.data.loading import read_data
 from train.display import say
 from train.errors import UserError
+from train.run import kept_tokenizer
 from train.step import families, sharding, tasks
 from train.weights import hugging_face
 from train.weights.hugging_face_config import longest, read_config
@@ -74,9 +74,10 @@ def load_language_model(folder: pathlib.Path) -> LanguageModel:
         UserError: the folder is neither, or has no tokenizer that fits the model.
     """
     if (folder / "checkpoints").is_dir():
-        config, model, params, _ = load_trained(folder)
+        config, model, params, _, digest = load_trained(folder)
         tasks.only_language(config, "sample")
-        return LanguageModel(model, params, read_data(config).tokenizer, config.data.length)
+        tokenizer = kept_tokenizer.read(folder, digest)
+        return LanguageModel(model, params, tokenizer, config.data.length)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is neither a run folder nor one with weights: it holds no config.json."

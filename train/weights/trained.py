@@ -17,6 +17,7 @@ class Trained(NamedTuple):
     model: Any  # its network, as a Config of `models/`
     params: Any  # in the memory of the host
     step: int
+    digest: str  # of the data that it was trained on
 
 
 def load_trained(folder: pathlib.Path) -> Trained:
@@ -33,4 +34,5 @@ def load_trained(folder: pathlib.Path) -> Trained:
     rows = params.get("embed/embedding")
     outputs = params["head/kernel"].shape[-1] if rows is None else rows.shape[0]
     model = model_config(config, outputs)
-    return Trained(config, model, traverse_util.unflatten_dict(params, sep="/"), meta["step"])
+    nested = traverse_util.unflatten_dict(params, sep="/")
+    return Trained(config, model, nested, meta["step"], meta["text"])

@@ -259,7 +259,7 @@ def test_a_text_of_one_window_repeats_it(tmp_path):
     short = token_store.TokenSequence.from_array(
         made.train.arrays[0][:18], made.tokenizer.separator
     )
-    made = batches.TokenBatches(short, made.held, made.tokenizer, made.corpus, 16, 5, 0, "off")
+    made = batches.TokenBatches(short, made.held, made.tokenizer, made.corpus, 16, 5, 0, "off", {})
     assert made.windows == 1
     whole = {
         short.arrays[0][:17].astype(np.int32).tobytes(),
@@ -331,7 +331,8 @@ def test_figures(folder):
     assert made.unigram_entropy() == pytest.approx(-np.mean(logs), rel=1e-12)
     summary = made.summary()
     assert json.loads(json.dumps(summary)) == summary
-    assert summary["digest"] == made.digest == corpus.read_corpus(str(folder)).digest
+    assert summary["digest"] == made.digest
+    assert summary["digests"]["text"] == corpus.read_corpus(str(folder)).digest
     assert summary["tokenizer"] == "bpe-512" and summary["documents"] == 60
     assert summary["steps_per_epoch"] * made.batch_size == made.windows
 
@@ -442,7 +443,8 @@ def test_another_split_has_an_entry_of_its_own(folder, cached, monkeypatch):
     made, entry = cached
     monkeypatch.setattr(corpus, "HELD_OUT", 0.2)
     other = load(folder, "bpe-512", cache=entry.parent)
-    assert other.digest == made.digest and len(other.held) > 2 * len(made.held)
+    assert other.corpus.digest == made.corpus.digest and other.digest != made.digest
+    assert len(other.held) > 2 * len(made.held)
     assert other.cache == "new"
 
 

@@ -8,7 +8,7 @@ import tokenizers
 
 from tests.train.data.test_batches import ODD_TEXTS, prose, write
 from tests.train.data.test_tokenise import build
-from train.data import token_store, tokens
+from train.data import pieces, token_store, tokens
 
 # --- our own
 
@@ -78,10 +78,10 @@ def test_long_texts_are_cut_and_survive(monkeypatch):
     text = "".join(prose(i) + "\n" for i in range(5)) + "no newline at the end " * 40
     learned = tokens.learn_tokenizer("bpe-512", [text])
     whole = learned.encode([text, "next"])
-    monkeypatch.setattr(tokens, "PIECE", 500)
-    pieces = list(tokens._pieces(text))
-    assert len(pieces) > 5 and "".join(piece for piece, _ in pieces) == text
-    assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
+    monkeypatch.setattr(pieces, "PIECE", 500)
+    divided = list(pieces.pieces(text))
+    assert len(divided) > 5 and "".join(piece for piece, _ in divided) == text
+    assert [last for _, last in divided] == [False] * (len(divided) - 1) + [True]
     cut = learned.encode([text, "next"])
     assert learned.decode(cut) == learned.decode(whole) == text + "next"
     assert (cut == learned.separator).sum() == 2

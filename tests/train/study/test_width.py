@@ -331,7 +331,7 @@ def test_a_run_with_a_base_width_says_so_and_logs_its_gains(two_runs):
     assert [r["step"] for r in seen] == [0, 2, 4, 6]
     last = seen[-1]
     assert len(last["matrix"]) == 7 * 2 and len(last["sublayer"]) == 2 * 2
-    config, _, params, done = gains.load_trained(wide)
+    config, _, params, done, _ = gains.load_trained(wide)
     assert (done, config.model.width) == (6, 32)
     for layer in range(2):
         found = {
