@@ -38,7 +38,9 @@ def read(task: SmallTask, text: str, unique: int) -> TokenBatches:
     kept = data.train.windows(starts, min(PIECE, unique)).reshape(-1)[:unique]
     array = kept.astype(tokens.token_dtype(data.vocab_size))
     return dataclasses.replace(
-        data, train=TokenSequence.from_array(array, data.tokenizer.separator)
+        data,
+        train=TokenSequence.from_array(array, data.tokenizer.separator),
+        digests=data.digests | {"unique tokens": str(unique)},
     )
 
 
@@ -55,4 +57,7 @@ def _reference(task: SmallTask) -> TokenBatches:
         TokenSequence.from_array(learned.encode(part.values()), learned.separator)
         for part in (train, held_out)
     ]
-    return TokenBatches(*rows, learned, source, task.length, task.batch_size, 0, "off")
+    return TokenBatches(
+        *(rows[0], rows[1], learned, source, task.length, task.batch_size, 0, "off"),
+        digests={"text": digest},
+    )
