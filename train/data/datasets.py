@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from train import disk
+from train.data.prepared_features import check_features
 from train.errors import UserError, nearest
 
 PREPARE_AGAIN = "Prepare the data set again, or copy its files again."
@@ -62,7 +64,7 @@ class RandomAccessSplit:
 def data_folder(data_dir: str | None) -> pathlib.Path:
     """The folder of prepared data sets: `data_dir`, else TFDS_DATA_DIR, else the default of tfds."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(data_dir or default).expanduser()
+    return disk.user_path(data_dir or default)
 
 
 def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") -> Any:
@@ -95,6 +97,7 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
     if not versions or (version and version not in versions):
         raise UserError(_missing(name, root, versions, flag))
     folder = root / plain / (version or versions[-1])
+    check_features(folder)
     try:
         return tfds.builder_from_directory(str(folder))
     # tfds's JSON parser raises an exception of its own type.
@@ -188,6 +191,7 @@ def read_examples(file_range: FileRange, fields: Sequence[str]) -> Iterator[dict
     """
     import tensorflow_datasets as tfds
 
+    check_features(pathlib.Path(file_range.folder))
     source = tfds.builder_from_directory(file_range.folder)
     features = source.info.features
     path = str(pathlib.Path(file_range.folder, file_range.file))
