@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 
@@ -79,6 +80,17 @@ def tell(text: str) -> None:
         print(f"\n{text}", file=sys.stderr, flush=True)
 
 
+def open_missing() -> None:
+    """Opens standard streams that were closed, so that no file of a run takes their number, and prints go nowhere."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def drop_unwritten() -> None:
     """Drops what cannot be written any more, so that the interpreter does not complain of it at its end."""
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
@@ -94,6 +106,7 @@ def drop_unwritten() -> None:
 
 if __name__ == "__main__":
     code = None
+    open_missing()
     try:
         code = main(sys.argv[1:])
     except SystemExit as asked:  # after --help, or for a wrong flag

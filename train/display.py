@@ -1,6 +1,7 @@
 """Output of the program: a live progress line on a terminal; plain lines in pipes, files and CI."""
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -11,6 +12,8 @@ import rich.console
 import rich.progress
 
 from train import disk
+
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a full disk, in contrast, may have room again
 
 
 class _Output:
@@ -34,8 +37,10 @@ class _Output:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         try:
             yield
-        except (OSError, ValueError):
-            disk.lose(1)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", errno.EBADF) in GONE:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    disk.lose(sys.stdout.fileno())
 
 
 _console = rich.console.Console(file=cast(IO[str], _Output()))

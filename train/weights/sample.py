@@ -74,7 +74,7 @@ def load_language_model(folder: pathlib.Path) -> LanguageModel:
     Raises:
         UserError: the folder is neither, or has no tokenizer that fits the model.
     """
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists():
         config, model, params, _, digest = load_trained(folder)
         tasks.only_language(config, "sample")
         tokenizer = kept_tokenizer.read(folder, digest)
