@@ -6,6 +6,7 @@ array_record through tfds's data source, and tfrecord through `tfrecord_file.py`
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -108,7 +109,7 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
 
 
 def describe(source: Any) -> dict[str, Any]:
-    """Name, format, and files with their sizes, which identify a builder's data; JSON values only."""
+    """Name, format, files with their sizes and digests of those that describe the others; JSON values only."""
     info = source.info
     folder = pathlib.Path(source.data_path)
     files = sorted(p for p in folder.iterdir() if p.is_file())
@@ -116,6 +117,11 @@ def describe(source: Any) -> dict[str, Any]:
         "name": info.full_name,
         "format": info.file_format.value if info.file_format else "unknown",
         "files": {p.name: p.stat().st_size for p in files},
+        "described": {
+            p.name: hashlib.sha256(disk.read_file(p)).hexdigest()
+            for p in files
+            if p.suffix == ".json"
+        },
     }
 
 
