@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from train import help
+from train import disk, help
 from train.commands import COMMANDS
 from train.config import tree
 from train.config.derived import derived
@@ -100,9 +100,9 @@ def _start(arguments: list[str]) -> tuple[Config, str]:
             " --config FILE or --resume FOLDER."
         )
     if resume is not None:
-        return _saved(pathlib.Path(resume)), "--resume"
+        return _saved(disk.user_path(resume)), "--resume"
     if path is not None:
-        return from_json(_text_of(pathlib.Path(path)), path), "--config"
+        return from_json(disk.config_text(disk.user_path(path)), path), "--config"
     return experiment(starts[0] if starts else next(iter(EXPERIMENTS))), "experiment"
 
 
@@ -239,13 +239,6 @@ def _take(arguments: list[str], flag: str) -> str | None:
     return None
 
 
-def _text_of(path: pathlib.Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
-
-
 def _saved(folder: pathlib.Path) -> Config:
     """The config of a run folder; its schedule keeps its length when run.steps grows."""
     path = folder / "config.json"
@@ -253,5 +246,5 @@ def _saved(folder: pathlib.Path) -> Config:
         runs = sorted(str(p.parent) for p in folder.parent.glob("*/config.json"))
         hint = f" Nearest: {nearest(str(folder), runs)}." if runs else ""
         raise UserError(f"{folder} is not a run folder: it holds no config.json.{hint}")
-    config = from_json(_text_of(path), str(path))
+    config = from_json(disk.config_text(path), str(path))
     return replace(derived(config), {"run.folder": str(folder)})

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import select
 import shutil
 import stat
 import sys
@@ -49,24 +50,25 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
         path = path.expanduser()
     except RuntimeError:
         raise UserError(
-            f"{_short(path)}: there is no user {_short(path.parts[0][1:])!r} on this machine; write the folder out,"
-            " or ./~... for a folder of that name."
+            f"{shortened(path)}: there is no user {shortened(path.parts[0][1:])!r} on this machine; write the"
+            " folder out, or ./~... for a folder of that name."
         ) from None
     sizes = {part: len(os.fsencode(part)) for part in path.parts}
     longest = max(sizes, key=lambda part: sizes[part], default="")
     whole = len(os.fsencode(path))
     if "\0" in str(path):
-        raise UserError(f"{_short(path)!r} holds a zero byte, which no path may hold.")
+        raise UserError(f"{shortened(path)!r} holds a zero byte, which no path may hold.")
     if longest and sizes[longest] > LONGEST_NAME:
         raise UserError(
-            f"{_short(path)} holds a name of {sizes[longest]} bytes; allowed are at most {LONGEST_NAME}."
+            f"{shortened(path)} holds a name of {sizes[longest]} bytes; allowed are at most {LONGEST_NAME}."
         )
     if whole > LONGEST_PATH:
-        raise UserError(f"{_short(path)} has {whole} bytes; allowed are at most {LONGEST_PATH}.")
+        raise UserError(f"{shortened(path)} has {whole} bytes; allowed are at most {LONGEST_PATH}.")
     return path
 
 
-def _short(path: object) -> str:
+def shortened(path: object) -> str:
+    """A path for a message, without the middle of a very long one."""
     text = str(path)
     return text if len(text) <= 80 else f"{text[:60]}...{text[-15:]}"
 
@@ -130,6 +132,34 @@ def silent_errors() -> Iterator[None]:
         os.close(nowhere)
 
 
+def lose(descriptor: int) -> None:
+    """Sends what is still to be written to standard output (1) or standard error (2) nowhere."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def reader_is_gone(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))
+
+
+def config_text(path: pathlib.Path) -> str:
+    """The text of a config; raises UserError if it cannot be read."""
+    try:
+        return read_json_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}.") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, without a number and without its name."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def _check_regular(path: pathlib.Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         found = next((name for test, name in KINDS if test(mode)), "something else")
@@ -148,10 +178,15 @@ def short_reason(error: BaseException) -> str:
 
 def unreadable_path(path: pathlib.Path) -> pathlib.Path:
     """A new path in the same folder for a file or folder that cannot be read: `unreadable-NAME`, or with a number."""
-    place, number = path.with_name(f"unreadable-{path.name}"), 1
-    while place.exists():
+    return free_path(path, "unreadable")
+
+
+def free_path(path: pathlib.Path, word: str) -> pathlib.Path:
+    """A new path in the same folder: `WORD-NAME`, or with a number behind it."""
+    place, number = path.with_name(f"{word}-{path.name}"), 1
+    while place.exists() or place.is_symlink():
         number += 1
-        place = path.with_name(f"unreadable-{path.name}-{number}")
+        place = path.with_name(f"{word}-{path.name}-{number}")
     return place
 
 

@@ -1,12 +1,49 @@
 """Output of the program: a live progress line on a terminal; plain lines in pipes, files and CI."""
 
+import contextlib
+import errno
 import os
+import sys
 import time
+from collections.abc import Iterator
+from typing import IO, Any, cast
 
 import rich.console
 import rich.progress
 
-_console = rich.console.Console()
+from train import disk
+
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a full disk, in contrast, may have room again
+
+
+class _Output:
+    """Standard output, whose reader may go away, as `head` or a closed terminal does: then nothing more is printed."""
+
+    def write(self, text: str) -> int:
+        with self._forgiving():
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        if sys.stdout is None:  # closed before this program began
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", errno.EBADF) in GONE:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    disk.lose(sys.stdout.fileno())
+
+
+_console = rich.console.Console(file=cast(IO[str], _Output()))
 
 
 def say(line: object = "") -> None:

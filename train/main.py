@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import processes
+from train import disk, processes
 from train.cli import parse
 from train.config.fields import Config, UserError
 from train.config.tree import as_dict, flatten
 from train.data.loading import read_data
 from train.display import say
-from train.run import checkpoints, figures, kept_tokenizer, log, watchdog
+from train.run import checkpoints, figures, kept_tokenizer, log, lost, watchdog
 from train.run.folder import ROOT, Folder, environment, write
 from train.run.signals import signals
-from train.step import families, observe, optimizer, replicas, sharding, tasks
+from train.step import families, memory_needed, observe, optimizer, replicas, sharding, tasks
 from train.step.program import Program, describe, real_mesh
 from train.step.update import State
 from train.weights import hugging_face
@@ -42,13 +42,20 @@ def train(config: Config) -> int:
         signals() as stop,
         Folder(config) as folder,
         checkpoints.Checkpoints(
-            folder.path / "checkpoints", config.run.keep, config.run.keep_every
+            folder.path / "checkpoints",
+            config.run.keep,
+            config.run.keep_every,
+            saved=functools.partial(lost.note_saved, folder.path),
         ) as saved,
     ):
         meta = checkpoints.describe(folder.config, run.data.digest, program.shapes)
-        processes.from_first(lambda: kept_tokenizer.keep(folder.path, run.data) or "")
+        in_first(kept_tokenizer.keep, folder.path, run.data)
         fresh = program.fresh_optimizer if config.run.migrate else None
-        state, start = saved.restore(program.placed_shapes(), meta, say, fresh) or (None, 0)
+        restart = config.run.restart
+        in_first(lost.check_restart, folder.path, saved.steps, restart)
+        found = None if restart else saved.restore(program.placed_shapes(), meta, say, fresh)
+        in_first(lost.check_restored, folder.path, found and found[1], restart)
+        state, start = found or (None, 0)
         introduce(run, folder, start)
         if start >= config.run.steps:
             say(f"This run is complete: step {start} of {config.run.steps}.")
@@ -65,6 +72,11 @@ def train(config: Config) -> int:
             finish(saved, folder.path)
         conclude(run, folder.path, done)
     return 128 + stop[0] if stop else 0
+
+
+def in_first(work: Callable[..., None], *arguments: Any) -> None:
+    """Calls `work` in the first process; an error is raised in all of them."""
+    processes.from_first(lambda: work(*arguments) or "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Run:
         program, config = self.program, self.program.config
         if config.model.weights is None:
             return program.init(jax.random.key(config.run.seed))
-        folder = pathlib.Path(config.model.weights)
+        folder = disk.user_path(config.model.weights)
         say(f"reading the weights in {folder} ...")
         weights = hugging_face.load_pretrained(folder, program.model, program.shardings["params"])
         return program.first_state(weights)
@@ -114,9 +126,15 @@ class Run:
 
 
 def assemble(config: Config, data: Any) -> Run:
-    """The run of a config on its data and the devices that are here. Allocates no weights."""
+    """The run of a config on its data and the devices that are here. Allocates no weights.
+
+    Raises:
+        UserError: a size that does not fit the data or the devices, or more memory than there is.
+    """
     complete = tasks.complete(config, tasks.of(config).outputs(data))
-    return Run(config, describe(complete, real_mesh(complete)), data)
+    program = describe(complete, real_mesh(complete))
+    memory_needed.check(program)
+    return Run(config, program, data)
 
 
 def loop(
@@ -145,10 +163,12 @@ def loop(
             scores = run.evaluate(state, () if through else stop)
             if scores is None:
                 return
-            records.held_out(done, scores, program.task.say_scores(scores))
-            records.weights(done, program.observed(state, batch))
-            records.spectrum(done, observe.spectrum(state["optimizer"].inner_state["decay"]))
-            records.gains(done, program.gains(state["params"]))
+            measured = {
+                "weights": program.observed(state, batch),
+                "spectrum": observe.spectrum(state["optimizer"].inner_state["decay"]),
+                "gains": program.gains(state["params"]),
+            }
+            records.evaluation(done, scores, program.task.say_scores(scores), measured)
 
     def keep() -> bool:
         """Saves, but for weights that give no numbers: those of the checkpoints before may be healthier."""

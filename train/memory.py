@@ -14,13 +14,21 @@ LIMITS = (
 
 def of_host() -> int | None:
     """Bytes of memory of this machine or container; None if the system does not say."""
-    found = [*_machine(), *(int(text) for path in LIMITS if (text := _text(path)).isdecimal())]
+    found = [
+        *_machine("MemTotal:"),
+        *(int(text) for path in LIMITS if (text := _text(path)).isdecimal()),
+    ]
     return min(found, default=None)
 
 
-def _machine() -> list[int]:
+def free() -> int | None:
+    """Bytes of memory that programs can still get, those of caches included; None if the system does not say."""
+    return next(iter(_machine("MemAvailable:")), None)
+
+
+def _machine(name: str) -> list[int]:
     lines = [line.split() for line in _text(MACHINE).splitlines()]
-    return [1024 * int(words[1]) for words in lines if words[:1] == ["MemTotal:"]]
+    return [1024 * int(words[1]) for words in lines if words[:1] == [name]]
 
 
 def _text(path: pathlib.Path) -> str:

@@ -1,6 +1,5 @@
 """Training runs small enough for tests: a text, flags for a toy model on it, and ways to run them."""
 
-import json
 import os
 import pathlib
 import random
@@ -11,6 +10,7 @@ import pytest
 from train import main
 from train.cli import parse
 from train.run import log
+from train.run.records import read_records
 
 WIDTH = "--model.preset toy --model.width 16 --model.mlp_width 20 --model.layers 2 --model.heads 2"
 TOY = (
@@ -47,8 +47,10 @@ def program(folder: pathlib.Path, *more: str) -> main.Run:
 
 def records(run: pathlib.Path) -> list[dict]:
     """All records of a run without the clock's."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in lines]
+    path = run / "metrics.jsonl"
+    found = read_records(path)
+    assert len(found) == path.read_bytes().count(b"\n")  # none is damaged
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in found]
 
 
 def losses(run: pathlib.Path) -> dict[int, float]:

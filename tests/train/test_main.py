@@ -60,8 +60,8 @@ def final_state(folder: pathlib.Path):
 def test_a_run_leaves_its_folder(whole):
     run = whole / "run"
     assert {p.name for p in run.iterdir()} == {
-        *("config.json", "environment.json", "decay.txt", "metrics.jsonl", "lock"),
-        *("checkpoints", "figures"),
+        *("config.json", "environment.json", "decay.txt", "metrics.jsonl", "saved.json", "lock"),
+        *("checkpoints", "figures", "tokenizer"),
     }
     assert {p.name for p in (run / "figures").iterdir()} == {"loss.png", "decay.png"}
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (run / "figures").iterdir())

@@ -1,5 +1,6 @@
 """Rejects invalid configs: each message names the value, the values that are allowed, and the nearest of them."""
 
+import math
 import re
 import warnings
 from typing import Any
@@ -43,7 +44,8 @@ def check(config: Config) -> None:
     _check_links(config)
     batch, parts = config.data.batch_size, config.run.micro_batches
     if batch % parts:
-        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+        divisors = sorted({*small, *(batch // n for n in small)})
         raise UserError(
             f"run.micro_batches = {parts} does not divide data.batch_size = {batch};"
             f" nearest: {min(divisors, key=lambda n: abs(n - parts))}."
@@ -163,6 +165,8 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         end = low if not value > low else high
         open_end = ranges[0].above if end == low else ranges[0].below
         advice = f"a number {'above' if end == low else 'below'} {end:g}" if open_end else f"{end}"
+        if math.isinf(end):
+            advice = "a finite number"
         raise UserError(
             f"{name} = {str(value)[:40]} is out of range: allowed is {ranges[0]}; nearest: {advice}."
         )

@@ -154,6 +154,8 @@ class Run:
     """Checkpoints kept for good: those of every so many steps [steps]; None: none."""
     migrate: bool = False
     """Go on with another optimizer or decay than the checkpoint's; says what of its state was kept."""
+    restart: bool = False
+    """Begin again at step 0 although the checkpoints of the run are lost; its records are kept aside."""
     tensorboard: bool = True
     """Write TensorBoard events if tensorboardX is installed."""
     wandb: str | None = None

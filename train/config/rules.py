@@ -4,7 +4,7 @@
 MAY_CHANGE = (
     *("run.name", "run.folder", "run.steps", "run.log_every", "run.eval_every", "run.eval_batches"),
     "run.max_skipped",
-    *("run.save_every", "run.keep", "run.keep_every", "run.migrate"),
+    *("run.save_every", "run.keep", "run.keep_every", "run.migrate", "run.restart"),
     *("run.tensorboard", "run.wandb"),
     # The digest of the tokens decides.
     *("data.text", "data.tokenizer", "data.cache", "images.folder"),

@@ -22,6 +22,7 @@ import numpy as np
 from train import disk
 from train.data import corpus, token_store, tokens
 from train.display import Counter
+from train.errors import UserError
 
 FORMAT = 1  # version of the cache; caches of other versions are ignored
 SEAL = "sha256.json"  # digests of the other files of a cache entry; written last
@@ -104,8 +105,23 @@ class TokenBatches:
             number[here] = permutation(position[here], self.windows, (self.seed, e))
             offset[here] = 0 if self.documents else self._offset(e)
         if self.documents:
-            return self.train.padded_documents(number, self.length + 1, PADDING)
-        return self.train.windows(offset + self.length * number, self.length + 1)
+            return self._checked(self.train.padded_documents(number, self.length + 1, PADDING))
+        return self._checked(self.train.windows(offset + self.length * number, self.length + 1))
+
+    def _checked(self, numbers: np.ndarray) -> np.ndarray:
+        """The tokens, all of which are in the vocabulary: large stores are not verified before they are used.
+
+        Raises:
+          UserError: the store is damaged. A model would take another token instead, without a word.
+        """
+        wrong = numbers[(numbers >= self.vocab_size) | (numbers < PADDING)]
+        if wrong.size:
+            raise UserError(
+                f"{self.corpus.source}: token {int(wrong[0])} is not in the vocabulary, which ends at"
+                f" {self.vocab_size - 1}, so the store is damaged. Find the file with python -m train tokenise --verify"
+                " True --out FOLDER."
+            )
+        return numbers
 
     def _offset(self, epoch: int) -> int:
         """Start of the first window of an epoch. It differs between epochs, so that windows do too."""
@@ -134,15 +150,16 @@ class TokenBatches:
             if self.documents
             else functools.partial(self.held.windows, length=self.length + 1)
         )
-        return [make(part) for part in chosen.reshape(batches, self.batch_size)]
+        return [self._checked(make(part)) for part in chosen.reshape(batches, self.batch_size)]
 
     def unigram_entropy(self) -> float:
         """Loss of a model that knows only the frequency of each token in the training text [nats per token].
 
         A model with a lower loss has learned something about the order of tokens. Long texts are sampled.
         """
-        counts = np.bincount(self.train.sample(SAMPLED), minlength=self.vocab_size) + 1.0
-        return float(-np.log(counts / counts.sum())[self.held.sample(SAMPLED)].mean())
+        train, held = (self._checked(part.sample(SAMPLED)) for part in (self.train, self.held))
+        counts = np.bincount(train, minlength=self.vocab_size) + 1.0
+        return float(-np.log(counts / counts.sum())[held].mean())
 
     def decode(self, numbers: np.ndarray) -> str:
         """Tokens to text."""

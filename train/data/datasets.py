@@ -8,6 +8,7 @@ tfrecord needs TensorFlow.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -16,6 +17,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from train import disk
+from train.data.prepared_features import check_features
 from train.errors import UserError, nearest
 
 PREPARE_AGAIN = "Prepare the data set again, or copy its files again."
@@ -64,7 +67,7 @@ class RandomAccessSplit:
 def data_folder(data_dir: str | None) -> pathlib.Path:
     """The folder of prepared data sets: `data_dir`, else TFDS_DATA_DIR, else the default of tfds."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(data_dir or default).expanduser()
+    return disk.user_path(data_dir or default)
 
 
 def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") -> Any:
@@ -99,6 +102,7 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
     if not versions or (version and version not in versions):
         raise UserError(_missing(name, root, versions, flag))
     folder = root / plain / (version or versions[-1])
+    check_features(folder)
     try:
         return tfds.builder_from_directory(str(folder))
     # tfds's JSON parser raises an exception of its own type.
@@ -109,7 +113,7 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
 
 
 def describe(source: Any) -> dict[str, Any]:
-    """Name, format, and files with their sizes, which identify a builder's data; JSON values only."""
+    """Name, format, files with their sizes and digests of those that describe the others; JSON values only."""
     info = source.info
     folder = pathlib.Path(source.data_path)
     files = sorted(p for p in folder.iterdir() if p.is_file())
@@ -117,6 +121,11 @@ def describe(source: Any) -> dict[str, Any]:
         "name": info.full_name,
         "format": info.file_format.value if info.file_format else "unknown",
         "files": {p.name: p.stat().st_size for p in files},
+        "described": {
+            p.name: hashlib.sha256(disk.read_file(p)).hexdigest()
+            for p in files
+            if p.suffix == ".json"
+        },
     }
 
 
@@ -192,6 +201,7 @@ def read_examples(file_range: FileRange, fields: Sequence[str]) -> Iterator[dict
     """
     import tensorflow_datasets as tfds
 
+    check_features(pathlib.Path(file_range.folder))
     source = tfds.builder_from_directory(file_range.folder)
     features = source.info.features
     path = str(pathlib.Path(file_range.folder, file_range.file))

@@ -31,6 +31,9 @@ from train.data import augment, datasets
 from train.data.batches import permutation
 from train.errors import UserError
 
+LARGEST = 64_000_000  # pixels of an image that is decoded, such as 8000 x 8000; 200 MB
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # EPS would start another program
+Image.MAX_IMAGE_PIXELS = None  # `decoded` checks, and Pillow would warn as well
 NO_LABEL = -1  # label of the rows that fill up the last evaluation batch
 MEAN = np.array(
     [0.485, 0.456, 0.406], np.float32
@@ -176,7 +179,7 @@ class ImageBatches:
     def _read(self, source: datasets.RandomAccessSplit, number: int) -> tuple[Image.Image, int]:
         example = source[int(number)]
         try:
-            image = Image.open(io.BytesIO(example[self.fields[0]])).convert("RGB")
+            image = decoded(example[self.fields[0]])
         # Each of Pillow's formats raises its own exceptions.
         except Exception as error:
             where = source.place(int(number))
@@ -195,6 +198,23 @@ class ImageBatches:
             "held_out_images": len(self.held),
             "steps_per_epoch": self.steps_per_epoch,
         }
+
+
+def decoded(content: bytes) -> Image.Image:
+    """An encoded image as RGB.
+
+    Raises:
+      Exception: whatever Pillow's decoders raise; ValueError if the image has more than `LARGEST` pixels, before any
+        of them is decoded.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if math.prod(image.size) > LARGEST:
+        width, height = image.size
+        raise ValueError(
+            f"it has {width} x {height} pixels; allowed are at most {LARGEST // 10**6} million, since every thread"
+            " decodes one at a time"
+        )
+    return image.convert("RGB")
 
 
 def batch_shapes(rows: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:

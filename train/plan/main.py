@@ -29,6 +29,7 @@ from train.plan import ahead_of_time, kernel_model
 from train.plan.bytes_report import count, table
 from train.plan.collectives import collectives, operations, sent
 from train.step import replicas, sharding, tasks
+from train.step.memory_needed import size
 from train.step.program import Program, describe, real_mesh, sequences
 
 
@@ -62,12 +63,6 @@ def planned(config: Config, mesh: sharding.AnyMesh) -> Program:
     """
     tasks.only_language(config, "plan")
     return describe(tasks.complete(config, vocabulary(config)), mesh)
-
-
-def size(program: Program, part: str) -> int:
-    """Bytes of a part of the state on one device."""
-    pairs = zip(jax.tree.leaves(program.shapes[part]), jax.tree.leaves(program.shardings[part]))
-    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
 
 
 def vocabulary(config: Config) -> int:

@@ -60,6 +60,7 @@ class Checkpoints:
         keep: number of newest checkpoints that are kept; None keeps all.
         keep_every: the checkpoints of every `keep_every`-th step are kept permanently.
         read_only: whether nothing in the folder may change.
+        saved: receives the step of every checkpoint once it is on the disk; called in the first process.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Checkpoints:
         keep: int | None = None,
         keep_every: int | None = None,
         read_only: bool = False,
+        saved: Callable[[int], None] = lambda step: None,
     ):
         # Failures are reported by this class. Orbax and the reads that it abandons log them as well, at length.
         for name in ("absl", "asyncio"):
@@ -82,6 +84,7 @@ class Checkpoints:
                 max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
             ),
         )
+        self._saved = saved
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
@@ -151,6 +154,8 @@ class Checkpoints:
             # The digests of its arrays still protect a checkpoint without a seal.
             with contextlib.suppress(OSError):
                 integrity.seal(self.folder / str(step))
+            with contextlib.suppress(OSError):
+                self._saved(step)
 
     def _fail(self, step: int, error: Exception) -> None:
         """Removes the incomplete files, and keeps the error for `wait`."""
@@ -210,8 +215,8 @@ class Checkpoints:
             self._set_aside(step, error, say)
         if any(self.folder.glob("unreadable-*")):
             raise UserError(
-                f"No checkpoint in {self.folder} can be read. To train again from the start, remove"
-                f" {self.folder.parent} or name another --run.folder."
+                f"No checkpoint in {self.folder} can be read. To train again from the start: --run.restart True, which"
+                " keeps the records aside, or another --run.folder."
             )
         return None
 

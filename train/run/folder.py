@@ -4,7 +4,9 @@ config.json        the config
 environment.json   one entry per start: command, commit, versions, devices, digest of the data
 decay.txt          which parameters decay, and at which rate
 metrics.jsonl      one JSON object per line (log.py)
+tokenizer/         the tokenizer of a text (kept_tokenizer.py)
 checkpoints/       checkpoints.py
+saved.json         the step of the newest checkpoint (lost.py)
 figures/           figures.py
 tensorboard/       events, if tensorboardX is installed
 """
@@ -28,8 +30,12 @@ from train.config.continuation import refuse_changes
 from train.config.fields import Config
 from train.config.saved import from_json, to_json
 from train.config.tree import replace
+from train.display import say
 from train.errors import UserError
 
+ONCE = {"run.migrate": False, "run.restart": False}
+FILES = ("config.json", "environment.json", "decay.txt", "metrics.jsonl", "saved.json", "lock")
+FOLDERS = ("checkpoints", "figures", "tokenizer", "tensorboard")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -45,12 +51,13 @@ class Folder:
         self._lock: IO[str] | None = None
         path = processes.from_first(lambda: str(self._prepare(config)))
         self.path = pathlib.Path(path)
-        # run.migrate allows a migration at this start only.
-        self.config = replace(config, {"run.folder": path, "run.migrate": False})
+        # These two are allowed at this start only.
+        self.config = replace(config, {"run.folder": path, **ONCE})
 
     def _prepare(self, config: Config) -> pathlib.Path:
         try:
             path = _new(config.run.name) if config.run.folder is None else _given(config)
+            _check_places(path)
             self._lock = locked(path)
         except OSError as error:
             raise UserError(
@@ -61,9 +68,9 @@ class Folder:
         try:
             saved = path / "config.json"
             if saved.exists():
-                before = from_json(saved.read_text(), str(saved))
+                before = from_json(disk.config_text(saved), str(saved))
                 refuse_changes(before, now, str(path), config.run.migrate)
-            write(saved, to_json(replace(now, {"run.migrate": False})))
+            write(saved, to_json(replace(now, ONCE)))
         except BaseException:
             self._lock.close()
             raise
@@ -80,9 +87,14 @@ class Folder:
         """Adds one entry to environment.json."""
         path, starts = self.path / "environment.json", []
         try:
-            starts = json.loads(path.read_text()) if path.exists() else []
-        except ValueError:
-            path.replace(disk.unreadable_path(path))
+            starts = json.loads(disk.read_json_text(path)) if path.exists() else []
+        except (ValueError, RecursionError):
+            starts = None
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            aside = disk.unreadable_path(path)
+            path.replace(aside)
+            say(f"{path} does not hold what this program wrote; it is kept as {aside.name}.")
+            starts = []
         write(path, json.dumps([*starts, environment], indent=2) + "\n")
 
 
@@ -95,6 +107,7 @@ def write(path: pathlib.Path, text: str) -> None:
 
 def _new(name: str) -> pathlib.Path:
     runs = pathlib.Path("runs")
+    disk.user_path(runs / f"{name}-001")
     runs.mkdir(exist_ok=True)
     for path in _numbered(runs / name):
         try:
@@ -113,7 +126,7 @@ def _numbered(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _given(config: Config) -> pathlib.Path:
-    path = pathlib.Path(config.run.folder or "").expanduser()
+    path = disk.user_path(config.run.folder or "")
     path.mkdir(parents=True, exist_ok=True)
     strange = [p.name for p in path.iterdir() if p.name not in ("lock", "config.json.part")]
     if strange and not (path / "config.json").exists():
@@ -122,6 +135,24 @@ def _given(config: Config) -> pathlib.Path:
             " another with --run.folder."
         )
     return path
+
+
+def _check_places(path: pathlib.Path) -> None:
+    """Raises UserError if something in a run folder is not what it should be, before a run needs it."""
+    for names, wanted in ((FILES, "a file"), (FOLDERS, "a folder")):
+        for place in (path / name for name in names):
+            found = disk.kind(place)
+            if place.is_symlink() and found is None:
+                raise UserError(
+                    f"{place} is a link to {place.readlink()}, which does not exist; is its disk mounted? Put it"
+                    " back, or remove the link."
+                )
+            if found not in (None, wanted):
+                raise UserError(
+                    f"{place} is {found}; it must be {wanted}. Move it away, and go on."
+                )
+            if found == "a folder" and not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"{place} cannot be written; change its permissions, and go on.")
 
 
 def locked(path: pathlib.Path, what: str = "run") -> IO[str]:

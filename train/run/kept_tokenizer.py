@@ -70,10 +70,10 @@ def read(run: pathlib.Path, digest: str) -> tokens.Tokenizer:
     )
     if facts is None:
         raise UserError(f"{folder / FACTS} is missing or damaged. {again}.")
-    if facts["digest"] != digest:
+    if facts["data"] != digest:
         raise UserError(
             f"The tokenizer in {folder} is not that of the weights: it belongs to data with the digest"
-            f" {facts['digest'][:16]}, and the weights were trained on {digest[:16]}. {again}."
+            f" {facts['data'][:16]}, and the weights were trained on {digest[:16]}. {again}."
         )
     wanted = facts["tokenizer"]
     content = b""
@@ -93,7 +93,7 @@ def read(run: pathlib.Path, digest: str) -> tokens.Tokenizer:
 
 
 def _facts(data: TokenBatches) -> dict[str, Any]:
-    facts = {"digest": data.digest, "digests": data.digests}
+    facts = {"data": data.digest, "digests": data.digests}
     return {**facts, "tokenizer": tokenizer_facts(data.tokenizer)}
 
 
@@ -105,7 +105,7 @@ def _read_facts(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any], run: pathlib.Path) -> None:
-    if before["digest"] == now["digest"]:
+    if before["data"] == now["data"]:
         return
     both = before["digests"].keys() & now["digests"].keys()
     changed = [name for name in both if before["digests"][name] != now["digests"][name]]
@@ -117,6 +117,6 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any], run: pathlib.Pa
             f" --resume {shlex.quote(str(run))} --data.tokenizer {shlex.quote(str(kept))}"
         )
     raise UserError(
-        f"The text of {run} changed: its digest was {before['digest'][:16]}, now it is {now['digest'][:16]}. Train on"
+        f"The text of {run} changed: its digest was {before['data'][:16]}, now it is {now['data'][:16]}. Train on"
         " what it was, or start a new run."
     )

@@ -14,6 +14,9 @@ instead of "tokens". `seconds` is the training time over all starts of the run; 
 evaluation and saving. `skipped` is the number of steps that skip_on_spike has skipped since the first start. NaN and
 infinite numbers are null.
 
+The last entry of every line, "check", is a checksum of the others (records.py). The records of one evaluation are
+written together, and "held_out" is the last of them: an evaluation without it is made again.
+
 When a run continues, records after the restored step are removed. Lines that cannot be read are removed, too: an
 incomplete last line after a kill, and damaged lines, after a copy of the file has been made.
 """
@@ -21,8 +24,6 @@ incomplete last line after a kill, and damaged lines, after a copy of the file h
 import collections
 import contextlib
 import importlib.util
-import json
-import math
 import os
 import pathlib
 import time
@@ -31,10 +32,10 @@ from typing import Any
 
 from flax import traverse_util
 
-from train import disk
 from train.display import Speed, make_display, say
 from train.errors import UserError
 from train.run.folder import write
+from train.run.records import keep_damaged, line, read_records
 
 RETRY_AFTER = (
     0.5,
@@ -46,39 +47,6 @@ RETRY_AFTER = (
 
 class Diverged(UserError):
     """Too many consecutive steps were skipped."""
-
-
-def read_records(path: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """Reads the records up to `last_step`, and ignores lines that are not records."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [r for r in map(_record, lines) if r is not None and r["step"] <= last_step]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Parses a line; None if it is not a record."""
-    try:
-        record = json.loads(line)
-        numbers = [record["step"], record.get("seconds", 0.0)]
-        good = isinstance(record["kind"], str) and all(type(x) in (int, float) for x in numbers)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return record if good else None
-
-
-def keep_damaged(path: pathlib.Path) -> None:
-    """Copies a file of records if some of its lines are damaged; an incomplete last line does not count."""
-    content = path.read_bytes() if path.exists() else b""
-    lines = content.splitlines()
-    if lines and not content.endswith(b"\n"):
-        lines.pop()
-    bad = [number for number, line in enumerate(lines, 1) if _record(line) is None]
-    if bad:
-        copy = disk.unreadable_path(path)
-        copy.write_bytes(content)
-        say(
-            f"{path}: {len(bad)} of {len(lines)} lines cannot be read, starting with line {bad[0]}. They are"
-            f" removed; the original file is kept as {copy.name}."
-        )
 
 
 class Recorder:
@@ -112,9 +80,12 @@ class Recorder:
             unit: of the work in a step, "tokens" or "images".
         """
         kept = [] if path is None else read_records(path, start)
+        evaluated = {r["step"] for r in kept if r["kind"] == "held_out"}
+        if start not in evaluated:  # a kill came between the records of one evaluation
+            kept = [r for r in kept if r["step"] < start or r["kind"] == "train"]
         if path is not None:
             keep_damaged(path)
-            write(path, "".join(json.dumps(record) + "\n" for record in kept))
+            write(path, "".join(map(line, kept)))
         self._path = path or pathlib.Path(os.devnull)
         self._file = self._path.open("ab", buffering=0)
         self._sinks = [sink for sink in sinks if sink is not None]
@@ -122,7 +93,7 @@ class Recorder:
         self._per_step, self._unit = per_step, unit
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._seconds = max((r.get("seconds", 0.0) for r in kept), default=0.0)
-        self._evaluated = {r["step"] for r in kept if r["kind"] == "held_out"}
+        self._evaluated = evaluated
         self._last = collections.deque(maxlen=max_skipped)
         self._max_skipped, self._skipped_in_a_row = max_skipped, 0
         self._speed = Speed()
@@ -168,28 +139,30 @@ class Recorder:
             last, self._pending = self._pending, None
             self._finish(*last)
 
-    def held_out(self, step: int, scores: dict[str, float], words: str) -> None:
-        """Records the scores of an evaluation; `words` describes the scores other than the loss."""
-        self._write("held_out", step, {**scores, "seconds": round(self._seconds, 3)})
+    def evaluation(
+        self, step: int, scores: dict[str, float], words: str, more: dict[str, dict[str, Any]]
+    ) -> None:
+        """Records an evaluation.
+
+        Args:
+            step: after which it was made.
+            scores: on held-out data.
+            words: describe the scores other than the loss.
+            more: what was measured beside them, by kind; what is empty is left out.
+        """
+        held_out = {**scores, "seconds": round(self._seconds, 3)}
+        measured = {kind: values for kind, values in more.items() if values}
+        self._write(step, {**measured, "held_out": held_out})
         self._display.held_out = scores["loss"]
         self._evaluated.add(step)
         say(f"step {step}: held-out loss {scores['loss']:.4f}, {words}")
 
-    def weights(self, step: int, measured: dict[str, Any]) -> None:
-        self._write("weights", step, measured)
-
-    def spectrum(self, step: int, measured: dict[str, Any]) -> None:
-        if measured:
-            self._write("spectrum", step, measured)
-
-    def gains(self, step: int, measured: dict[str, Any]) -> None:
-        if measured:
-            self._write("gains", step, measured)
-
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Excludes the time inside the context from the training time."""
+        """Excludes the time inside the context from the training time. All records are on the disk before."""
         self.flush()
+        with contextlib.suppress(OSError):  # pipes and /dev/null cannot
+            os.fsync(self._file.fileno())
         yield
         self._speed.go()
 
@@ -202,7 +175,7 @@ class Recorder:
             more = {self._unit: step * self._per_step, "seconds": round(self._seconds, 3)}
             if "skipped" in values:
                 more["skipped"] = int(values.pop("skipped"))
-            self._write("train", step, {**values, **more})
+            self._write(step, {"train": {**values, **more}})
         self._display.step(step, values["loss"], self._per_step, self._speed.seconds_per_step)
         if self._skipped_in_a_row >= self._max_skipped or (self.skipping and step == self._steps):
             raise Diverged(self._report(step))
@@ -222,9 +195,10 @@ class Recorder:
             " or, if the data are the cause, continue with a larger --run.max_skipped."
         )
 
-    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        line = json.dumps(finite({"kind": kind, "step": step, **values}), allow_nan=False)
-        rest = memoryview(line.encode() + b"\n")
+    def _write(self, step: int, records: dict[str, dict[str, Any]]) -> None:
+        """Writes records of one step, by kind, at once."""
+        lines = [line({"kind": kind, "step": step, **values}) for kind, values in records.items()]
+        rest = memoryview("".join(lines).encode())
         for pause in (*RETRY_AFTER, None):
             try:
                 while rest:
@@ -238,15 +212,10 @@ class Recorder:
                         f" continue with --resume {self._path.parent}."
                     ) from None
             time.sleep(pause)
-        for sink in self._sinks:
-            sink.add(step, {f"{kind}/{name}": value for name, value in numbers(values).items()})
-
-
-def finite(values: Any) -> Any:
-    """Replaces NaN and infinity, which JSON cannot hold, by None."""
-    if isinstance(values, dict):
-        return {name: finite(value) for name, value in values.items()}
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+        for kind, values in records.items():
+            named = {f"{kind}/{name}": value for name, value in numbers(values).items()}
+            for sink in self._sinks:
+                sink.add(step, named)
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:

@@ -27,7 +27,7 @@ def locked_folder(name: str, fields: Mapping[str, Any], what: str) -> Iterator[p
     Raises:
         UserError: it is in use, or holds results of other fields.
     """
-    folder = pathlib.Path(name).expanduser()
+    folder = disk.user_path(name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         try:
@@ -115,13 +115,13 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _result(line: bytes) -> dict[str, Any] | None:
-    """None: not a result, or not the one that was written. Lines of earlier versions have nothing to check."""
+    """None: not a result, or not the one that was written."""
     try:
         result = json.loads(line)
         check = result.pop("check", None)
     except (ValueError, AttributeError, TypeError):
         return None
-    return result if check in (None, _check(result)) else None
+    return result if check == _check(result) else None
 
 
 def _check(result: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ tokenizer.json and tokenizer_config.json, unless it is "bytes".
 """
 
 import argparse
-import pathlib
 
+from train import disk
 from train.display import say
 from train.errors import UserError
 from train.run import kept_tokenizer
@@ -19,8 +19,8 @@ from train.weights.trained import load_trained
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m train export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=pathlib.Path, help="a run folder")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
+    parser.add_argument("run", type=disk.user_path, help="a run folder")
+    parser.add_argument("--out", type=disk.user_path, required=True, help="a new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--largest",

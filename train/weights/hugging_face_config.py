@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from models import gpt, llama
+from train import disk
 from train.config.fields import Config, UserError
 from train.config.tree import replace
 from train.step import families
@@ -69,14 +70,14 @@ def read_config(folder: pathlib.Path) -> Any:
         UserError: there is no such file, or a field has an unsupported value, which the message names.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if disk.kind(path) is None:
         raise UserError(
             f"{folder} holds no config.json. Name a folder on this machine with config.json and"
             " model.safetensors, as save_pretrained of the package transformers writes them."
         )
     try:
-        theirs = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        theirs = json.loads(disk.config_text(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
     kind = theirs.get("model_type") if isinstance(theirs, dict) else None
     family = next((f for f, (name, _) in NAMES.items() if name == kind), None)
@@ -177,7 +178,7 @@ def shape_from_weights(config: Config) -> Config:
     Raises:
         UserError: the weights are not supported, or a field of the model has another value than they have.
     """
-    model = read_config(pathlib.Path(config.model.weights or ""))
+    model = read_config(disk.user_path(config.model.weights or ""))
     family = families.of(model)
     fields: dict[str, Any] = {name: getattr(model, name) for name in FIELDS[family]}
     fields |= {"bias": True} if family is gpt else {}

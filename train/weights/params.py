@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from train import disk
 from train.display import say
 from train.errors import UserError
 from train.run import integrity
@@ -28,8 +29,8 @@ from train.run.migration import parse_shape
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m train params", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=pathlib.Path, help="a run folder")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
+    parser.add_argument("run", type=disk.user_path, help="a run folder")
+    parser.add_argument("--out", type=disk.user_path, required=True, help="a new folder")
     parser.add_argument("--step", type=int, help="default: the newest intact checkpoint")
     options = parser.parse_args(arguments)
     params, meta = read_params(options.run, options.step)

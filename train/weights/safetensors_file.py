@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from train import disk
 from train.errors import UserError
 
 # The floating-point types that the models here can be initialised from. A file may also hold arrays of other types.
@@ -71,7 +72,7 @@ class Tensors:
         """One array, read-only.
 
         Raises:
-            UserError: the array holds integers or 8-bit floating-point numbers.
+            UserError: the array holds integers or 8-bit floating-point numbers, or values that are no finite float32.
         """
         path, file = self._files[name]
         dtype = file.get_slice(name).get_dtype()
@@ -80,15 +81,32 @@ class Tensors:
             raise UserError(f"{name!r} in {path} has the type {dtype}; allowed are {allowed}.")
         array = file.get_tensor(name)
         array.flags.writeable = False
+        _check_finite(array, name, path)
         return array
+
+
+def _check_finite(array: np.ndarray, name: str, path: pathlib.Path) -> None:
+    """Raises UserError for NaN, infinity, and float64 values that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(array.astype(np.float32))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise UserError(
+            f"{name!r} in {path} holds {int(bad.sum())} of {array.size} values that are not finite numbers in"
+            f" float32; the first is {array[where]} at {list(where)}. Weights like these would make every loss NaN."
+        )
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Array name to file, for a checkpoint of several files; empty for one without an index."""
     path = folder / INDEX
-    if not path.is_file():
+    if disk.kind(path) is None:
         return {}
-    content = _parse_json(path.read_bytes(), path)
+    try:
+        text = disk.read_file(path, disk.JSON_FILE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {disk.reason(error)}.") from None
+    content = _parse_json(text, path)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         raise UserError(f"{path} has no weight_map.")
@@ -116,6 +134,8 @@ def _parse_json(text: bytes, path: pathlib.Path) -> Any:
 def _open(path: pathlib.Path) -> Any:
     """An open safetensors file whose header is valid and names every array once."""
     try:
+        if (found := disk.kind(path)) not in ("a file", None):
+            raise UserError(f"{path} is {found}; only regular files are read.")
         path.stat()
         opened = safe_open(path, framework="np")
         with path.open("rb") as file:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train import disk
 from train.config.fields import Mesh
 from train.data import tokens
 from train.display import say
@@ -42,7 +43,7 @@ class LanguageModel(NamedTuple):
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m train sample", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "source", type=pathlib.Path, help="a run folder, or one in the format of transformers"
+        "source", type=disk.user_path, help="a run folder, or one in the format of transformers"
     )
     parser.add_argument("--prompt", default="", help="the text to continue")
     parser.add_argument("--tokens", type=int, default=100, help="number of tokens to generate")
@@ -73,7 +74,7 @@ def load_language_model(folder: pathlib.Path) -> LanguageModel:
     Raises:
         UserError: the folder is neither, or has no tokenizer that fits the model.
     """
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists():
         config, model, params, _, digest = load_trained(folder)
         tasks.only_language(config, "sample")
         tokenizer = kept_tokenizer.read(folder, digest)

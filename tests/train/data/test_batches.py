@@ -9,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 from train.data import batches, corpus, token_store, tokens
+from train.errors import UserError
 
 ODD_TEXTS = [
     "",
@@ -137,8 +139,10 @@ def test_what_is_not_text_is_counted(tmp_path):
     }
     write(tmp_path, files)
     (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
     found = corpus.read_corpus(str(tmp_path))
-    assert (found.files, found.skipped, found.repaired) == (2, 2, 1)
+    assert (found.files, found.skipped, found.repaired) == (2, 4, 1)
     assert "caf\ufffd" in found.train["latin.txt"]
     assert set(found.train) == {"good.txt", "latin.txt"}
 
@@ -470,3 +474,52 @@ def test_two_processes_may_write_the_same_cache(folder, tmp_path):
     assert [process.returncode for process in started] == [0, 0]
     assert printed == {f"{load(folder, 'bpe-512').batch(5).sum()}\n"}
     assert load(folder, "bpe-512", cache=tmp_path / "cache").cache == "reused"
+
+
+def test_the_digest_follows_everything_that_makes_tokens(tmp_path):
+    """Another vocabulary of the same size, another rule, another end of text; and not the name of the folder."""
+    text = write(tmp_path / "text", {f"{i}.txt": prose(i).title() for i in range(20)})
+
+    def vocabulary(name, texts, change=lambda library: None, config=None):
+        library = tokenizers.ByteLevelBPETokenizer()
+        special = ["<|endoftext|>", "</s>"]
+        library.train_from_iterator(texts, 500, special_tokens=special, show_progress=False)
+        library = tokenizers.Tokenizer.from_str(library.to_str())
+        change(library)
+        config = {"eos_token": "</s>", **(config or {})}
+        files = {"tokenizer.json": library.to_str(), "tokenizer_config.json": json.dumps(config)}
+        return load(text, str(write(tmp_path / name, files)), cache=tmp_path / "cache")
+
+    def lowercase(library):
+        library.normalizer = tokenizers.normalizers.Lowercase()
+
+    texts = [prose(i).title() for i in range(9)]
+    first = vocabulary("first", texts)
+    others = [
+        vocabulary("other", [prose(100)]),
+        vocabulary("rule", texts, lowercase),
+        vocabulary("end", texts, config={"eos_token": "<|endoftext|>"}),
+        load(text, "bpe-512"),
+        load(text),
+    ]
+    assert len({first.digest, *(other.digest for other in others)}) == 6
+    assert first.vocab_size == others[1].vocab_size == others[2].vocab_size
+    assert {other.digests["text"] for other in others} == {first.digests["text"]}
+    assert vocabulary("moved", texts).digest == first.digest
+
+
+def test_a_token_that_no_vocabulary_has_is_not_trained_on(folder):
+    made = load(folder)
+    made.train.arrays[0].flags.writeable = True
+    made.train.arrays[0][:] = 300
+    with pytest.raises(UserError, match="token 300 is not in the vocabulary, which ends at 256"):
+        made.batch(0)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"train": 1}', "null", '{"a":' * 9999])
+def test_a_seal_of_another_form_is_damage(folder, cached, content):
+    made, entry = cached
+    (entry / batches.SEAL).write_text(content)
+    again = load(folder, "bpe-512", cache=entry.parent)
+    assert again.cache == "rebuilt"
+    assert_same(made, again)

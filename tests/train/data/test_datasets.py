@@ -147,3 +147,28 @@ def test_what_tfds_did_not_finish_is_not_taken(prepared, tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="pages is not prepared"):
         datasets.builder("pages", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_no_module_of_the_working_directory_is_imported(prepared, tmp_path, monkeypatch, key):
+    shutil.copytree(prepared / "array", tmp_path / "array")
+    (path,) = (tmp_path / "array").rglob("features.json")
+    (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    datasets.builder("pages", str(tmp_path / "array"))  # as tfds made it
+    text = path.read_text()
+    assert '"pythonClassName": "tensorflow_datasets' in text
+    # The last one is that of a field.
+    before, _, after = text.rpartition('"pythonClassName": "tensorflow_datasets.core.features.')
+    name = after.partition('"')[0]
+    path.write_text(f'{before}"{key}": "innocent.{name}"{after.partition(chr(34))[2]}')
+    with pytest.raises(
+        UserError, match=rf"names the class 'innocent.{name}', which would be imported"
+    ):
+        datasets.builder("pages", str(tmp_path / "array"))
+    assert not (tmp_path / "ran").exists() and "innocent" not in sys.modules
+    for content in ("{", "[" * 99_999, "\udcff"):
+        path.write_text(content, errors="surrogateescape")
+        with pytest.raises(UserError, match=r"features.json cannot be read"):
+            datasets.builder("pages", str(tmp_path / "array"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import shutil
 import sys
 
@@ -329,3 +330,16 @@ def optimizer_of_nothing():
     import optax
 
     return optax.sgd(1.0)
+
+
+def test_an_image_of_far_too_many_pixels_is_refused_before_it_is_decoded():
+    small, large = io.BytesIO(), io.BytesIO()
+    Image.new("1", (40, 30)).save(small, "PNG")
+    Image.new("1", (13_000, 13_000)).save(large, "PNG")
+    assert images.decoded(small.getvalue()).size == (40, 30)
+    with pytest.raises(
+        ValueError, match="it has 13000 x 13000 pixels; allowed are at most 64 million"
+    ):
+        images.decoded(large.getvalue())
+    with pytest.raises(Image.UnidentifiedImageError):  # Pillow would start Ghostscript
+        images.decoded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")

@@ -1,5 +1,6 @@
 """Text to tokens and back: bytes, learned pairs, and the vocabularies that people have."""
 
+import json
 import shutil
 
 import numpy as np
@@ -208,3 +209,79 @@ def test_unreadable_vocabularies_are_refused(tmp_path, content, said):
     write(tmp_path, content)
     with pytest.raises(ValueError, match=said):
         tokens.read_vocabulary(tmp_path)
+
+
+def model(kind, vocab, **more):
+    base = {"version": "1.0", "added_tokens": [], "truncation": None, "padding": None}
+    base |= dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    return json.dumps({**base, "model": {"type": kind, "vocab": vocab, **more}})
+
+
+TWO = {"</s>": 0, "a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (model("BPE", TWO, merges=[], dropout=0.25), "dropout of 0.25: .* differently each time"),
+        (model("BPE", TWO, merges=[], dropout=7), "cannot be read: Dropout"),
+        (model("BPE", {"</s>": 0, "a": 2_000_000_000}, merges=[]), "'a' the number 2,000,000,000"),
+        (model("WordLevel", {"</s>": 0, "a": 1_999}, unk_token="a"), "numbers below 1,004"),
+        (model("BPE", {}, merges=[]), "has no tokens"),
+        (model("WordLevel", TWO, unk_token="[UNK]"), "fails when it is used.*Name a token"),
+        (
+            model(
+                "WordPiece",
+                TWO,
+                unk_token="[UNK]",
+                continuing_subword_prefix="##",
+                max_input_chars_per_word=9,
+            ),
+            "fails when it is used.*Name a token",
+        ),
+        (model("Unigram", [["</s>", 0.0]], unk_id=None), "fails when it is used.*Name a token"),
+        (
+            model("BPE", TWO, merges=[]).replace(
+                '"normalizer": null',
+                '"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}',
+            ),
+            "cannot be read",
+        ),
+        ('{"a":' * 3000, "cannot be read"),
+    ],
+)
+def test_vocabularies_that_cannot_be_used(tmp_path, capfd, content, said):
+    write(tmp_path, {"tokenizer.json": content})
+    with pytest.raises(ValueError, match=said) as error:
+        tokens.learn_tokenizer(str(tmp_path), ()).encode(["a b c"])
+    assert len(str(error.value)) < 500
+    assert "stack backtrace" not in capfd.readouterr().err
+    with pytest.raises(ValueError, match=r"cannot be|dropout|number|no tokens|fails"):  # of a store
+        tokens.tokenizer_from_json("x", content, 0).encode(["a b c"])
+
+
+def test_a_dropout_of_nothing_is_none(tmp_path):
+    write(tmp_path, {"tokenizer.json": model("BPE", TWO, merges=[], dropout=0.0)})
+    assert tokens.read_vocabulary(tmp_path).encode(["aa"]).tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "é"])
+def test_a_line_without_an_end_is_cut(monkeypatch, letter):
+    """Learning and encoding take time in proportion to it, and it survives."""
+    monkeypatch.setattr(pieces, "PIECE", 10_000)
+    rng = np.random.default_rng(0)
+    text = "".join(rng.choice(list("abcdefgh"), 300_000)) + letter * 100_000
+    learned = tokens.learn_tokenizer("bpe-600", [text, prose(1)])
+    done = []
+    encoded = learned.encode([text], done.append)
+    assert learned.decode(encoded) == text and sum(done) == len(text) and len(done) > 15
+    assert len(encoded) < len(text) / 1.3  # pairs of its letters were learned
+    assert max(len(piece) for piece, _ in pieces.pieces(text)) <= 20_000
+
+
+def test_only_words_that_nobody_writes_are_learned_in_parts():
+    texts = [prose(1), "x" * 999 + " " + "y" * 999, "z" * 1001 + "\n"]
+    assert pieces.overlong(texts) == 1001
+    assert list(pieces.learnable(texts[:2], 0)) == texts[:2]
+    found = list(pieces.learnable(texts, 1001))
+    assert "".join(found) == "".join(texts) and max(map(len, found[3:])) == 100

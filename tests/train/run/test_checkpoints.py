@@ -1,6 +1,7 @@
 """Checkpoints and the run folder: what is found again, passed over or refused."""
 
 import json
+import os
 import pathlib
 import random
 import re
@@ -17,6 +18,7 @@ from train.cli import parse
 from train.config.fields import Config, UserError
 from train.config.tree import replace
 from train.run import integrity, log
+from train.run import records as recorded
 from train.run.checkpoints import Checkpoints, describe, flat, structure
 from train.run.folder import Folder
 from train.torture import damage
@@ -105,12 +107,57 @@ def test_an_unreadable_checkpoint_is_set_aside_and_the_one_before_used(copied, p
     assert losses(copied / "run") == expected
 
 
-def test_a_run_without_a_readable_checkpoint_starts_again(copied, capsys):
-    expected = losses(copied / "run")
+def test_a_run_that_lost_its_checkpoints_starts_again_only_when_asked(copied, capsys):
+    expected, metrics = losses(copied / "run"), copied / "run/metrics.jsonl"
+    before = metrics.read_bytes()
+    with pytest.raises(UserError, match=r"has a checkpoint of step 6, so --run.restart True would"):
+        main.main(again(copied, "--run.restart", "True"))
     shutil.rmtree(copied / "run/checkpoints")
-    assert main.main(again(copied)) == 0
-    assert "continued" not in capsys.readouterr().out
+    for _ in range(2):  # and so it stays
+        with pytest.raises(UserError, match=r"of step 6, but .* holds none.*--run.restart True"):
+            main.main(again(copied))
+    assert metrics.read_bytes() == before
+    assert main.main(again(copied, "--run.restart", "True")) == 0
+    said = capsys.readouterr().out
+    assert "begins again at step 0" in said and "continued" not in said
     assert losses(copied / "run") == expected
+    assert (copied / "run/earlier-metrics.jsonl").read_bytes() == before
+    # It was allowed once: the config of the run does not hold it.
+    assert json.loads((copied / "run/config.json").read_text())["run"]["restart"] is False
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(copied, capsys):
+    shutil.rmtree(copied / "run/checkpoints")
+    (copied / "run/saved.json").unlink()
+    assert main.main(again(copied)) == 0
+    said = capsys.readouterr().out
+    assert "ended before its first checkpoint" in said and "earlier-metrics.jsonl" in said
+
+
+def test_a_missing_newest_checkpoint_is_told(copied, capsys):
+    shutil.rmtree(copied / "run/checkpoints/6")
+    assert main.main(again(copied)) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint of step 6, the newest that this run saved, is gone" in said
+    assert "continued after step 4" in said
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "figures", "tokenizer", "lock"])
+def test_a_run_begins_only_where_everything_has_its_place(copied, name):
+    place = copied / "run" / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.symlink_to(copied / "nowhere")
+    with pytest.raises(UserError, match=rf"{name} is a link to .*nowhere, which does not exist"):
+        main.main(again(copied))
+    assert not (copied / "nowhere").exists()
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(UserError, match=rf"{name} is a FIFO; it must be a f"):
+        main.main(again(copied))
+    place.unlink()
+    place.write_text("") if "." not in name and name != "lock" else place.mkdir()
+    with pytest.raises(UserError, match=rf"{name} is a f\w+; it must be a f"):
+        main.main(again(copied))
 
 
 def test_a_run_whose_checkpoints_are_all_unreadable_is_left_alone(copied):
@@ -209,8 +256,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_records_after_a_step_and_a_torn_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"kind": "train", "step": n, "loss": 1.0, "seconds": n}) for n in (1, 2, 3)]
-    path.write_text("\n".join(lines) + '\n{"kind": "train", "step": 4, "lo')
+    lines = [
+        recorded.line({"kind": "train", "step": n, "loss": 1.0, "seconds": n}) for n in (1, 2, 3)
+    ]
+    path.write_text("".join(lines) + '{"kind": "train", "step": 4, "lo')
     assert [r["step"] for r in log.read_records(path)] == [1, 2, 3]
     recorder = log.Recorder(path, start=2, steps=9, per_step=5)
     with recorder:
@@ -226,12 +275,12 @@ def test_damaged_records_are_kept_aside(tmp_path, capsys):
     """What can be read goes on, and nothing that cannot is lost."""
     path = tmp_path / "metrics.jsonl"
     good = [{"kind": "train", "step": n, "loss": 1.0, "seconds": n} for n in (1, 2, 3, 4)]
-    lines = [json.dumps(record) for record in good]
+    lines = [recorded.line(record).rstrip() for record in good]
     path.write_text("\n".join(lines) + '\n{"kind": "train", "st')
     with log.Recorder(path, start=4, steps=9, per_step=5):
         assert not [*tmp_path.glob("unreadable-*")]  # torn by a kill, and not damaged
     damages = (b"\xff\xfe\x00", b"[1]", b"7", b'{"step": 2}', b'{"kind": "train", "step": "2"}')
-    damages = (*damages, lines[1].replace("2", "null").encode(), b'{"a":' * 9999)
+    damages = (*damages, lines[1].replace("2", "null", 1).encode(), b'{"a":' * 9999)
     for number, bad in enumerate(damages, 1):
         aside = path.with_name(f"unreadable-{path.name}" + (f"-{number}" if number > 1 else ""))
         content = b"\n".join([lines[0].encode(), bad, lines[2].encode(), lines[3].encode(), b""])
@@ -241,4 +290,7 @@ def test_damaged_records_are_kept_aside(tmp_path, capsys):
         assert log.read_records(path) == [good[0], good[2]]
         assert aside.read_bytes() == content
         said = capsys.readouterr().out
-        assert "1 of 4 lines cannot be read, starting with line 2" in said and aside.name in said
+        assert (
+            "1 of 4 lines cannot be read or were changed, starting with line 2" in said
+            and aside.name in said
+        )

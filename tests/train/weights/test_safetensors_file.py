@@ -1,6 +1,7 @@
 """Files of arrays: what is written is read, and no header that a stranger wrote makes us read outside of a file."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -144,3 +145,32 @@ def test_damage_never_reaches_an_array(tmp_path):
         except UserError:
             refused += 1
     assert 200 < refused < 400
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "value"),
+    [
+        ("F32", "<f4", np.nan),
+        ("F16", "<f2", np.inf),
+        ("F64", "<f8", -np.inf),
+        ("F64", "<f8", 1e300),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused_with_their_place(tmp_path, dtype, kind, value):
+    array = A.astype(kind)
+    array[1, 2] = value
+    held = {"good": entry(dtype=dtype, data_offsets=[0, array.nbytes])}
+    file(tmp_path, held, A.astype(kind).tobytes())
+    np.testing.assert_array_equal(Tensors(tmp_path).read("good"), A.astype(kind))
+    file(tmp_path, {"layers.3.weight": held["good"]}, array.tobytes())
+    with pytest.raises(
+        UserError, match=r"'layers.3.weight' in .* holds 1 of 6 values .* at \[1, 2\]"
+    ):
+        Tensors(tmp_path).read("layers.3.weight")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", INDEX])
+def test_a_fifo_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a FIFO; only regular files are read"):
+        Tensors(tmp_path)
