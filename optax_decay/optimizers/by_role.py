@@ -27,6 +27,7 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import nearest
 from optax_decay.parameters.paths import matches, path_string
+from optax_decay.product import masks
 
 Key = str | tuple[str, ...]
 Transforms = Mapping[Key, optax.GradientTransformation | None]
@@ -129,8 +130,9 @@ def _assign(
     Raises:
         ValueError: a parameter whose role has no entry.
     """
-    found = {}
-    for path, signature in axes_lib.signatures(axes, params).items():
+    found, signatures = {}, axes_lib.signatures(axes, params)
+    masks.warn_of_guesses("by_role", signatures)
+    for path, signature in signatures.items():
         pattern, target = next(
             ((pattern, target) for pattern, target in rules if matches(pattern, path)),
             ("", signature.role),
