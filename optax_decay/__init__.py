@@ -13,6 +13,8 @@ The names below stand under headings. What is only needed to configure them live
 * `low_precision`: rounding of updates. `states`: the states of the transformations.
 """
 
+import importlib.metadata as _metadata
+
 # The product that every decay is.
 from optax_decay.product.couplings import Coupling as Coupling
 from optax_decay.product.decay import DecayOptions as DecayOptions
@@ -117,3 +119,8 @@ from optax_decay import spectra as spectra
 from optax_decay import states as states
 from optax_decay import thresholds as thresholds
 from optax_decay import width as width
+
+try:
+    __version__ = _metadata.version("optax_decay")
+except _metadata.PackageNotFoundError:  # imported from a clone that is not installed
+    __version__ = "0.1.0"

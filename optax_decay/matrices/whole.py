@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from optax_decay.parameters.meshes import varying_axes
+from optax_decay.parameters.meshes import mark_varying, reshard, varying_axes
 
 
 def split_axes(spec: Sequence[Any]) -> tuple[tuple[str, int], ...]:
@@ -113,8 +113,8 @@ def each_matrix(
     if explicit:
         entries = tuple(jax.typeof(x).sharding.spec)
         # Splitting the leading axes would leave whole matrices in place, but other leaves may be split otherwise.
-        x = jax.reshard(x, jax.P(*(None,) * lead, *entries[lead:]))
-        others = tuple(jax.reshard(a, jax.P()) for a in others)
+        x = reshard(x, jax.P(*(None,) * lead, *entries[lead:]))
+        others = tuple(reshard(a, jax.P()) for a in others)
     elif spec is None:
         return _left_to_compiler(fn, (x, *others), lead, found)
     inner = entries[lead:]
@@ -135,9 +135,7 @@ def each_matrix(
         ),
     )(x, *others)
     if explicit and any(e is not None for e in entries[:lead]):
-        out = jax.tree.map(
-            lambda a: jax.reshard(a, jax.P(*entries)) if a.shape == x.shape else a, out
-        )
+        out = jax.tree.map(lambda a: reshard(a, jax.P(*entries)) if a.shape == x.shape else a, out)
     return out
 
 
@@ -215,8 +213,7 @@ def bring_together(x: jax.Array, moves: Sequence[tuple[str, int]]) -> jax.Array:
 
 def vary_over(x: jax.Array, names: Sequence[str]) -> jax.Array:
     """Marks x as differing between devices along mesh axes. Branches and loop carries must agree on these marks."""
-    missing = tuple(name for name in names if name not in varying_axes(x))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+    return mark_varying(x, names)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:

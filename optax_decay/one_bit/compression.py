@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.parameters.meshes import varying_axes
+from optax_decay.parameters.meshes import mark_varying, varying_axes
 
 AxisName = str | tuple[str, ...]
 
@@ -73,8 +73,7 @@ def local_params(params: Any, axis_name: AxisName) -> Any:
     axes = axis_tuple(axis_name)
 
     def mark(x: jax.Array) -> jax.Array:
-        missing = tuple(a for a in axes if a not in varying_axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        return mark_varying(x, axes)
 
     return jax.tree.map(mark, params)
 

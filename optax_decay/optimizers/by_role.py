@@ -26,6 +26,7 @@ import optax
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import nearest
 from optax_decay.parameters.paths import matches, path_string
+from optax_decay.product import masks
 from optax_decay.product.links import doubts, listening, refuse_contradictions
 
 Key = str | tuple[str, ...]
@@ -78,8 +79,9 @@ def assigned(
     Raises:
         ValueError: a parameter whose role has no entry.
     """
-    found = {}
-    for path, signature in axes_lib.signatures(axes, params).items():
+    found, signatures = {}, axes_lib.signatures(axes, params)
+    masks.warn_of_guesses("by_role", signatures)
+    for path, signature in signatures.items():
         pattern, target = next(
             ((pattern, target) for pattern, target in rules if matches(pattern, path)),
             ("", signature.role),

@@ -220,6 +220,7 @@ def scale_by_conda(
     def described(shapes: optax.Params) -> tuple[dict[str, axes_lib.Signature], dict[str, str]]:
         """Signatures of all leaves, and the rotated sides of hidden matrices, by path."""
         signatures = axes_lib.signatures(axes, shapes)
+        masks.warn_of_guesses("Conda", signatures)
         hidden = {path: s for path, s in signatures.items() if s.role == "hidden"}
         return signatures, {p: conda_basis.rotated_side(s, side) for p, s in hidden.items()}
 

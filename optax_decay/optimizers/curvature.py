@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 from optax_decay.parameters.arguments import check, one_of
-from optax_decay.parameters.meshes import varying_axes
+from optax_decay.parameters.meshes import mark_varying, varying_axes
 from optax_decay.product.per_matrix import accumulator_dtype
 
 HessianFn = Callable[[Any, jax.Array], Any]
@@ -90,8 +90,7 @@ def _local(params: optax.Params, names: tuple[str, ...]) -> Any:
     """Replicated params as copies of each device; the gradients of replicated ones would be sums over devices."""
 
     def local(p: jax.Array) -> jax.Array:
-        missing = tuple(n for n in names if n not in varying_axes(p))
-        return jax.lax.pcast(p, missing, to="varying") if missing else p
+        return mark_varying(p, names)
 
     return jax.tree.map(local, params)
 

@@ -287,6 +287,7 @@ def _scale(
         if has_no_leaves(params):
             return placeholder_state(ScaleByMuonState, mu=mu)
         signatures, leaves = axes_lib.signatures(axes, params), by_path(params)
+        masks.warn_of_guesses("Muon", signatures)
         hidden = [path for path, s in signatures.items() if s.role == "hidden"]
         for shape in {sides(signatures[path]) for path in hidden}:
             iteration.coefficients.for_shape(shape)  # fitted now, not in the first step

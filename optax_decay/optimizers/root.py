@@ -214,6 +214,7 @@ def scale_by_root(
         if has_no_leaves(params):
             return placeholder_state(ScaleByRootState, mu=mu)
         signatures = signatures_of(params)
+        masks.warn_of_guesses("ROOT", signatures)
         for shape in {sides(s) for s in signatures.values() if s.role == "hidden"}:
             coefficients.for_shape(shape)  # missing ones are fitted now, not in the first step
         others = {p: x for p, x in by_path(params).items() if signatures[p].role != "hidden"}

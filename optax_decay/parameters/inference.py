@@ -23,7 +23,7 @@ import collections
 import re
 from typing import Any
 
-from optax_decay.parameters.labelled_axes import by_labels, labels_of
+from optax_decay.parameters.labelled_axes import by_labels, is_fixed, labels_of
 from optax_decay.parameters.module_axes import (
     equinox_parameters,
     is_module,
@@ -32,7 +32,7 @@ from optax_decay.parameters.module_axes import (
     of_equinox,
     of_nnx,
 )
-from optax_decay.parameters.named_axes import KnownAxes, candidates, named
+from optax_decay.parameters.named_axes import KnownAxes, candidates, is_expert, named
 from optax_decay.parameters.sizes import Sizes
 
 _KERNEL_POSITIONS = {1: ("KW",), 2: ("KH", "KW"), 3: ("KD", "KH", "KW")}
@@ -49,7 +49,7 @@ class InferredAxes(tuple):
     basis: dict[str, str]
 
     def __str__(self) -> str:
-        patterns = [f'r"{pattern}",' for pattern, _ in self]
+        patterns = [f'r"{p}",' if '"' not in p else f"{p!r}," for p, _ in self]
         width = max(map(len, patterns), default=0)
         lines = [f'    ({p:{width}} "{s}"),' for p, (_, s) in zip(patterns, self)]
         return "\n".join(["AXES = (", *lines, ")"])
@@ -122,26 +122,41 @@ def described(model: Any) -> dict[str, KnownAxes | None]:
 def _rules(found: dict[str, KnownAxes]) -> InferredAxes:
     letters = _Letters(found)
     texts = {path: letters.text(path, axes) for path, axes in found.items()}
-    grouped: dict[str, dict[str, set[str]]] = collections.defaultdict(
-        lambda: collections.defaultdict(set)
-    )
+    of_form: dict[str, set[str]] = collections.defaultdict(set)
     for path, text in texts.items():
-        grouped[re.sub(r"(?<![^/])\d+(?![^/])", "0", path)][text].add(path)
-    rules = []
-    for general, by_text in grouped.items():
-        if len(by_text) == 1:
-            pattern = (
-                re.escape(general).replace("/0/", r"/\d+/").replace(r"\-", "-").replace(r"\_", "_")
-            )
-            pattern = re.sub(r"^0/", r"\\d+/", pattern)
-            rules.append((pattern, next(iter(by_text))))
-        else:
-            rules += [(re.escape(p), t) for t, paths in by_text.items() for p in sorted(paths)]
+        for form in _forms(path):
+            of_form[form].add(text)
+    rules = {}
+    for path, text in texts.items():
+        form = next((form for form in _forms(path) if len(of_form[form]) == 1), _pattern(path))
+        rules[form] = text
     # A longer pattern first: a rule matches the end of a path.
-    rules.sort(key=lambda rule: (-rule[0].count("/"), rule[0]))
-    result = InferredAxes(rules)
+    ordered = sorted(rules.items(), key=lambda rule: (-rule[0].count("/"), rule[0]))
+    result = InferredAxes(ordered)
     result.basis = {path: axes.basis for path, axes in found.items()}
     return result
+
+
+def _forms(path: str) -> list[str]:
+    """Patterns for a path in which numbers stand for any number: all of them, and fewer and fewer from the right."""
+    pieces = re.split(r"(?:(?<=[/._])|(?<=^))(\d+)(?=[/.]|$)", path)
+    numbers = len(pieces) // 2
+    return [
+        "".join(
+            _pattern(piece) if i % 2 == 0 or i // 2 >= kept else r"\d+"
+            for i, piece in enumerate(pieces)
+        )
+        for kept in range(numbers, -1, -1)
+    ]
+
+
+def _pattern(text: str) -> str:
+    return re.sub(r"\\([-_~#& ])", r"\1", re.escape(text))
+
+
+def _sides(axes: KnownAxes) -> list[tuple[int, ...]]:
+    """The sizes of the inputs, and those of the outputs."""
+    return [tuple(axes.shape[i] for i in group) for group in (axes.inputs, axes.outputs)]
 
 
 class _Letters:
@@ -149,88 +164,82 @@ class _Letters:
 
     def __init__(self, found: dict[str, KnownAxes]) -> None:
         self.sizes = Sizes(found)
-        sizes = collections.Counter(
-            a.shape[i]
-            for a in found.values()
-            for i in (*a.inputs, *a.outputs)
-            if a.kind != "vector"
-        )
+        groups = [g for a in found.values() if a.kind != "vector" for g in _sides(a)]
+        alone = collections.Counter(g[0] for g in groups if len(g) == 1)
         embedded = [a.size(a.outputs) for a in found.values() if a.kind == "embedding"]
-        order = embedded[:1] + [size for size, _ in sizes.most_common()]
+        # The width of the model is D, for it is embedded or else what most matrices take in or put out.
+        order = [*embedded[:1], *(size for size, _ in alone.most_common())]
+        self.features = set(order)
+        self.layers = {a.shape[i] for a in found.values() if a.kind == "vector" for i in a.batch}
+        self.size_of: dict[str, int] = {}
         self.names: dict[int, str] = {}
-        self.others: dict[str, list[int]] = collections.defaultdict(list)
-        for size in order:
+        for size in [*order, *(size for g in groups for size in g)]:
             if size not in self.names:
                 n = len(self.names)
                 self.names[size] = (
                     "D" if n == 0 else _LETTERS[n - 1] if n <= len(_LETTERS) else f"A{n}"
                 )
+        self.size_of |= {name: size for size, name in self.names.items()}
 
     def text(self, path: str, axes: KnownAxes) -> str:
         """The signature of one parameter."""
         names: dict[int, str] = {}
-        for i, letter in zip(axes.batch, ("L", "E", "M2", "M3")):
-            size = axes.shape[i]
-            names[i] = self._sized(letter, size) if size > 1 else "1"
+
+        def name(i: int, letter: str) -> None:
+            names[i] = self._name(letter, axes.shape[i], set(names.values()))
+
+        for i in axes.batch:
+            layers = axes.shape[i] in self.layers if self.layers else not is_expert(path)
+            name(i, "L" if layers else "E")
         names |= dict(zip(axes.kernel, _KERNEL_POSITIONS.get(len(axes.kernel), ())))
         if axes.kind == "vector":
-            heads = len(axes.outputs) == 2 and 1 not in axes.shape
+            sizes = [axes.shape[i] for i in axes.outputs]
+            heads = len(sizes) == 2 and not set(sizes) <= self.features
             for place, i in enumerate(axes.outputs):
-                size = axes.shape[i]
-                letter = self.names.get(size, str(size))
-                if size in self.sizes.vocabulary - self.sizes.taken:
-                    letter = self._sized("V", size)
-                elif heads:
-                    letter = self._sized("HK"[place], size)
-                names[i] = self._free(letter, names)
+                vocabulary = axes.shape[i] in self.sizes.vocabulary - self.sizes.taken
+                own = self.names.get(axes.shape[i], str(axes.shape[i]))
+                name(i, "V" if vocabulary else "HK"[place] if heads else own)
             batch = " ".join(names[i] for i in axes.batch)
             body = " ".join(names[i] for i in axes.outputs) or "1"
-            ordered = [names[i] for i in sorted(names)]
-            return self._ordered(ordered, f"{batch} | {body}" if batch else body)
-        fixed_in, fixed_out, role = self._ends(path, axes)
+            return self._ordered(
+                [names[i] for i in sorted(names)], f"{batch} | {body}" if batch else body
+            )
+        fixed_in, fixed_out = self._ends(path, axes)
         for group, fixed in ((axes.inputs, fixed_in), (axes.outputs, fixed_out)):
             for place, i in enumerate(group):
-                if fixed:
-                    letter = self._sized(fixed, axes.shape[i])
-                elif len(group) == 2:
-                    letter = self._sized("HK"[place], axes.shape[i])
-                else:
-                    letter = self.names[axes.shape[i]]
-                names[i] = self._free(letter, names)
+                name(i, fixed or ("HK"[place] if len(group) == 2 else self.names[axes.shape[i]]))
         sides = [" ".join(names[i] for i in g) for g in (axes.inputs, axes.outputs)]
         batch = " ".join(names[i] for i in (*axes.batch, *axes.kernel))
         body = f"{batch} | {sides[0]} -> {sides[1]}" if batch else " -> ".join(sides)
-        return self._ordered([names[i] for i in sorted(names)], body) + role
-
-    def _sized(self, letter: str, size: int) -> str:
-        """The letter for its first size, and the letter with a number for each further size."""
-        sizes = self.others[letter]
-        if size not in sizes:
-            sizes.append(size)
-        n = sizes.index(size)
-        return letter if n == 0 else f"{letter}{n + 1}"
+        grows = [any(self._grows(names[i]) for i in g) for g in (axes.inputs, axes.outputs)]
+        role = self.sizes.role(path, axes)
+        said = {"hidden": [True, True], "embedding": [False, True], "head": [True, False]}[role]
+        stated = "" if grows == said else f" [{role}]"
+        return self._ordered([names[i] for i in sorted(names)], body) + stated
 
     @staticmethod
-    def _free(letter: str, names: dict[int, str]) -> str:
-        """The letter, or the letter with a number where one parameter has two axes of one size."""
-        used, new, n = set(names.values()), letter, 2
-        while new in used and not new.isdigit():
-            new, n = f"{letter}{n}", n + 1
-        return new
+    def _grows(name: str) -> bool:
+        return not (name.isdigit() or is_fixed(name))
+
+    def _name(self, letter: str, size: int, used: set[str]) -> str:
+        """The letter, with a number where this parameter uses it already or where it has another size elsewhere."""
+        if letter.isdigit() or (size == 1 and letter not in "PV"):
+            return str(size)
+        name, n = letter, 2
+        while name in used or self.size_of.setdefault(name, size) != size:
+            name, n = f"{letter}{n}", n + 1
+        return name
 
     @staticmethod
     def _ordered(array: list[str], body: str) -> str:
         flat = [name for name in re.split(r"[\s|>-]+", body) if name]
         return body if flat == array else f"{' '.join(array)} : {body}"
 
-    def _ends(self, path: str, axes: KnownAxes) -> tuple[str | None, str | None, str]:
-        """Letters of the sides that do not grow with the width, or None; and the role, where letters do not say it."""
-        if axes.kind == "embedding":
-            return "V", None, ""
-        if axes.kind == "positions":
-            return "T", None, " [embedding]"
+    def _ends(self, path: str, axes: KnownAxes) -> tuple[str | None, str | None]:
+        """Letters of the sides that do not grow with the width, or None."""
+        if axes.kind in ("embedding", "positions"):
+            return "V" if axes.kind == "embedding" else "T", None
         role = self.sizes.role(path, axes)
-        vocabulary = axes.size(axes.outputs) in self.sizes.vocabulary
         if role == "head":
-            return None, "V" if vocabulary else "C", "" if vocabulary else " [head]"
-        return ("P", None, " [embedding]") if role == "embedding" else (None, None, "")
+            return None, "V" if axes.size(axes.outputs) in self.sizes.vocabulary else "C"
+        return ("P" if role == "embedding" else None), None

@@ -1,4 +1,6 @@
-"""Placement of arrays, as JAX's types record it; no other file reads those types."""
+"""Placement of arrays, as JAX's types record it, under the names of every supported JAX; no other file reads those types."""
+
+from collections.abc import Iterable
 
 import jax
 
@@ -8,4 +10,21 @@ def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
 
     Empty outside ``shard_map``, and everywhere under ``shard_map(..., check_vma=False)``, which does not track it.
     """
-    return getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", frozenset())
+    kind = jax.typeof(x)
+    if hasattr(kind, "manual_axis_type"):  # jax >= 0.10
+        return getattr(kind.manual_axis_type, "varying", frozenset())
+    return getattr(kind, "vma", frozenset())
+
+
+def mark_varying(x: jax.Array, names: Iterable[str]) -> jax.Array:
+    """Marks `x` as differing between devices along mesh axes of the surrounding ``shard_map``."""
+    missing = tuple(name for name in names if name not in varying_axes(x))
+    if not missing:
+        return x
+    if hasattr(jax.lax, "pcast"):  # jax >= 0.8
+        return jax.lax.pcast(x, missing, to="varying")
+    return jax.lax.pvary(x, missing)
+
+
+# `jax.reshard` stood in `jax.sharding` before jax 0.8.
+reshard = jax.reshard if hasattr(jax, "reshard") else jax.sharding.reshard

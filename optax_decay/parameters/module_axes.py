@@ -1,5 +1,6 @@
 """What modules say of their parameters' axes: Flax NNX, Equinox and haliax, by the attributes of their layers."""
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -101,7 +102,8 @@ def _layer_of_nnx(
             parts = {"kernel": window, "inputs": (ins[0] // groups,), "outputs": outs}
             if getattr(module, "transpose_kernel", False):
                 parts = {"kernel": window, "outputs": outs, "inputs": ins}
-            return placed("conv", path, shape, parts, basis)
+            grouped = groups > 1
+            return dataclasses.replace(placed("conv", path, shape, parts, basis), grouped=grouped)
         return placed("linear", path, shape, {"inputs": ins, "outputs": outs}, basis)
     if name == "kernel" and "Einsum" in classes:
         return _einsum(path, shape, module.einsum_str, basis)
@@ -238,7 +240,8 @@ def _layer_of_equinox(
             "inputs": (module.in_channels // module.groups,),
             "kernel": _features(module.kernel_size),
         }
-        return placed("conv", path, shape, parts, basis)
+        grouped = module.groups > 1
+        return dataclasses.replace(placed("conv", path, shape, parts, basis), grouped=grouped)
     if "Embedding" in classes:
         parts: dict[str, tuple[int, ...]] = {
             "inputs": (module.num_embeddings,),

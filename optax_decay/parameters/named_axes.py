@@ -33,7 +33,8 @@ _INWARD = _component(
     *("[qkv]", "qkv", "wqkv", "kv", "query", "key", "value", "query_key_value", "c_attn"),
     *("w[qkv]", "to_(?:[qkv]|qkv|kv)", "(?:[qkv]|qkv|kv|query|key|value|in)_proj"),
     *("gate", "up", "gate_up", "wi(?:_[01])?", "w13?", "w3", "w_?(?:in|up|gate)", "c_fc", "fc_?1"),
-    *("(?:gate|up|gate_up|up_gate)_proj", "router"),
+    *("(?:gate|up|gate_up|up_gate)_proj", r"router(?:_\d+)?"),
+    *("weight_[ih]h", "dense_[ih]", "[hi][ifgonrz]"),  # the gates of recurrent cells
 )
 _OUTWARD = _component(
     *("o", "out", "wo", "to_out", "(?:o|out|c|down)_proj", "down", "w2", "w_?(?:out|down)"),
@@ -41,11 +42,11 @@ _OUTWARD = _component(
 )
 _NORM = _component(r"\w*norm\w*", r"ln(?:_\w+)?\d*", r"bn\d*", "scale")
 _EMBED = _component(r"\w*embed\w*", "wte", r"tok(?:en)?_?emb\w*")
-_POSITIONS = _component("wpe", r"\w*position\w*", r"pos_?emb\w*")
+_POSITIONS = _component("wpe", r"(?:\w+_)?position(?:s|al)?(?:_\w+)?", r"pos_?emb\w*")
 _VECTORS = {"bias", "scale", "gamma", "beta", "offset", "b"}
 _CONVOLUTION = re.compile("conv", re.I)
 _EXPERTS = _component(
-    r"(?:\w+_)?experts?", "moe(?:_?block|_?layer)?(?:_?\\d+)?", "mixture_of_experts"
+    r"(?:\w+_)?experts?(?:_\w+)?", "moe(?:_?block|_?layer)?(?:_?\\d+)?", "mixture_of_experts"
 )
 _TOKEN = _component("cls", r"\w*_token", "registers?", r"\w*_tokens", "query_tokens")
 _FUSED = {  # the number of matrices that one array holds side by side
@@ -68,7 +69,9 @@ def _layer(path: str) -> str:
 def _names(path: str) -> list[str]:
     """The layer's name and the parameter's own, which count where a parameter is named like a layer."""
     own = _components(path)[-1]
-    return [_layer(path)] if own in ("kernel", "weight", "w", "bias", "b") else [own, _layer(path)]
+    if own in ("kernel", "weight", "w", "bias", "b"):
+        return [_layer(path)]
+    return [re.sub(r"^(?:\w*_)?experts?_(?:\d+_)?", "", own), own, _layer(path)]
 
 
 def is_head(path: str) -> bool:
@@ -105,7 +108,8 @@ def is_embedding(path: str) -> bool:
     return any(_EMBED.fullmatch(part) for part in _components(path)[-2:]) and not is_head(path)
 
 
-def _is_expert(path: str) -> bool:
+def is_expert(path: str) -> bool:
+    """Whether a name says that a parameter belongs to the experts of a mixture."""
     return any(_EXPERTS.fullmatch(part) for part in _components(path)) and "router" not in path
 
 
@@ -117,6 +121,7 @@ class KnownAxes:
         kind: ``"linear"``, ``"conv"``, ``"embedding"``, ``"positions"`` or ``"vector"``.
         batch, inputs, outputs: dimensions; `kernel` are those of a convolution's positions.
         basis: what this rests on, for readers.
+        grouped: whether a convolution takes in one group of its channels at a time; None where that is not known.
     """
 
     kind: str
@@ -126,6 +131,7 @@ class KnownAxes:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     basis: str = ""
+    grouped: bool | None = None
 
     def size(self, axes: Iterable[int]) -> int:
         return int(np.prod([self.shape[i] for i in axes], dtype=np.int64))
@@ -217,7 +223,7 @@ class Neighbours:
     def _reversed(self, path: str, shape: tuple[int, ...]) -> bool | None:
         """Whether sizes say that a matrix of two axes is stored [outputs, inputs]; None where they do not say."""
         own = self._own(path)
-        if _is_expert(path) and len(own) == 3:
+        if is_expert(path) and len(own) == 3:
             own = own[1:]
         if len(own) != 2 or is_embedding(path) or shape[own[0]] == shape[own[1]]:
             return None
@@ -262,7 +268,7 @@ class Neighbours:
                 return known("embedding", own[:1], own[1:])
         if (fused := self._fused(path, own)) is not None:
             return known("linear", *fused[1:], batch=fused[0])
-        if len(own) == 2 or (len(own) == 3 and _is_expert(path)):
+        if len(own) == 2 or (len(own) == 3 and is_expert(path)):
             return self._matrix(path, own, name, known)
         if (
             len(own) == 3
@@ -274,15 +280,21 @@ class Neighbours:
 
     def _fused(self, path: str, own: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
         """Batch, inputs and outputs of an array with an axis of the matrices that lie side by side in it."""
-        if len(own) < 3 or _is_expert(path):
+        if len(own) < 3 or is_expert(path):
             return None
         for number, pattern in _FUSED.items():
             if any(pattern.fullmatch(name) for name in _names(path)):
                 side = [i for i in own if self.shapes[path][i] == number]
                 rest = tuple(i for i in own if i not in side[:1])
                 if side[:1] and side[0] != own[-1]:
-                    return (side[0],), rest[:1], rest[1:]
+                    inputs = self._features(path, rest) or rest[:1]
+                    return (side[0],), inputs, tuple(i for i in rest if i not in inputs)
         return None
+
+    def _features(self, path: str, own: tuple[int, ...]) -> tuple[int, ...]:
+        """The axis with the size of the embedding, if there is exactly one."""
+        axes = tuple(i for i in own if self.shapes[path][i] == self.width)
+        return axes if len(axes) == 1 else ()
 
     def _matrix(self, path, own, name, known) -> KnownAxes | None:
         """A matrix of two axes, or a stack of such for the experts of a mixture."""
@@ -307,6 +319,14 @@ class Neighbours:
         last = _components(path)[-2:]
         inward = any(re.fullmatch(r"query|key|value|[qkv]|w[qkv]|[qkv]_proj", x) for x in last)
         outward = any(re.fullmatch(r"o|out|wo|(?:o|out)_proj", x) for x in last)
+        features = self._features(path, own)
+        if features and inward != outward:
+            heads = tuple(i for i in own if i not in features)
+            usual = features == (own[:1] if inward else own[-1:])
+            because = "" if usual else ", and the sizes of its neighbours"
+            return known(
+                "linear", *((features, heads) if inward else (heads, features)), because=because
+            )
         if inward != outward:
             split = 1 if inward else 2
         else:

@@ -8,7 +8,15 @@ their way, such as those of a U-Net, are sums and multiples of sizes that are pu
 import collections
 import re
 
-from optax_decay.parameters.named_axes import KnownAxes, is_embedding, is_head, is_inside
+from optax_decay.parameters.named_axes import (
+    KnownAxes,
+    is_embedding,
+    is_head,
+    is_inward,
+    is_outward,
+)
+
+IMAGE = 4  # channels that an image has at most
 
 
 class Sizes:
@@ -44,12 +52,17 @@ class Sizes:
         if self.is_vocabulary(axes):
             return "head"
         repeated = self.often[re.sub(r"\d+", "0", path) + str(axes.shape)] > 1
-        if axes.batch or repeated or is_inside(path):
+        if axes.batch or repeated or is_inward(path):
             return "hidden"
-        if axes.kind == "conv" and self._is_grouped(axes):
-            return "hidden"
-        enters, leaves = self._enters(axes.size(axes.inputs)), self._leaves(axes.size(axes.outputs))
-        return "head" if leaves else "embedding" if enters else "hidden"
+        size_in, size_out = axes.size(axes.inputs), axes.size(axes.outputs)
+        if axes.kind == "conv":
+            if axes.grouped or (axes.grouped is None and self._is_grouped(size_in, size_out)):
+                return "hidden"
+            if (size_in <= IMAGE) != (size_out <= IMAGE):
+                return "embedding" if size_in <= IMAGE else "head"
+        if self._leaves(size_out):
+            return "head"
+        return "embedding" if self._enters(size_in) and not is_outward(path) else "hidden"
 
     @property
     def connect(self) -> bool:
@@ -60,11 +73,10 @@ class Sizes:
         """Whether a matrix puts out one number per token of an embedding, and no other matrix takes them in."""
         return not axes.batch and axes.size(axes.outputs) in self.vocabulary - self.taken
 
-    def _is_grouped(self, axes: KnownAxes) -> bool:
-        """Whether a convolution takes in one group of channels at a time; 2 to 4 channels are those of an image."""
-        size, out = axes.size(axes.inputs), axes.size(axes.outputs)
-        divides = any(g % size == 0 and g > size for g in self.given)
-        return divides and self.outputs[out] > 1 and (size == 1 or size > 4)
+    def _is_grouped(self, size_in: int, size_out: int) -> bool:
+        """Whether a convolution seems to take in one group of its channels at a time, such as one channel."""
+        divides = any(g % size_in == 0 and g > size_in for g in self.given)
+        return divides and self.outputs[size_out] > 1 and (size_in == 1 or size_in > IMAGE)
 
     def _enters(self, size: int) -> bool:
         between = self.given & self.taken
@@ -76,4 +88,6 @@ class Sizes:
         unexplained, between = self.taken - self.given, self.given & self.taken
         flattened = size in self.pixels and any(t % size == 0 for t in unexplained)
         joined = any(t - size in between for t in unexplained)
-        return not (size in self.taken or flattened or joined)
+        # Such as queries, keys and values in one matrix, or the gates of a recurrent cell.
+        split = any(size in (2 * t, 3 * t, 4 * t, 6 * t) for t in self.taken & self.given)
+        return not (size in self.taken or flattened or joined or split)

@@ -5,6 +5,7 @@ Every form ends as one number per parameter: 0 leaves it alone, 1 decays it, 0.5
 
 import types
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,7 +90,7 @@ def strengths(
     if _is_roles(mask):
         check_mask(mask)
         roles = (mask,) if isinstance(mask, str) else tuple(mask)
-        _warn_of_guesses(roles, signatures)
+        warn_of_guesses(f"mask={roles!r}", signatures)
         return {path: float(s.role in roles) for path, s in signatures.items()}
     if _is_rules(mask):
         values = paths.match_rules(mask, params, "mask")
@@ -119,14 +120,20 @@ def strengths(
     return {path: _number(value, path) for path, value in zip(signatures, flat, strict=True)}
 
 
-def _warn_of_guesses(roles: tuple[str, ...], signatures: dict[str, axes_lib.Signature]) -> None:
+def warn_of_guesses(what: str, signatures: Mapping[str, axes_lib.Signature]) -> None:
+    """Warns when a choice by role rests on a guess.
+
+    Args:
+        what: the choice, as the subject of a sentence.
+        signatures: `axes.signatures` of the parameters.
+    """
     guessed = [s for s in signatures.values() if s.source == "guess" and len(s.shape) > 1]
     if guessed:
         first = guessed[0]
+        more = f" (and that of {len(guessed) - 1} more)" if guessed[1:] else ""
         warnings.warn(
-            f"mask={roles!r} goes by roles, and the role of {first.path!r} with shape {first.shape} is guessed to be "
-            f"{first.role!r} (and {len(guessed) - 1} more): pass axes=..., such as those that "
-            "optax_decay.axes.infer(model) finds.",
+            f"{what} goes by roles, and the role of {first.path!r} with shape {first.shape} is guessed to be "
+            f"{first.role!r}{more}: pass axes=..., such as those that optax_decay.axes.infer(model) finds.",
             GuessedRolesWarning,
             stacklevel=4,
         )

@@ -70,6 +70,7 @@ from optax_decay.matrices.whole import inside_shard_map, known_mesh, split_axes
 from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import passes_options_to
 from optax_decay.product.decay import DecayOptions, decay, times
+from optax_decay.product.masks import warn_of_guesses
 from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.spectral.assignment import Assignment, check_assignment, linear
 from optax_decay.spectral.measure import Measurement, measure
@@ -227,6 +228,7 @@ def _own_and_others(options: SpectralDecayOptions) -> tuple[SpectralOptions, Dec
 def _per_matrix(settings: SpectralSettings) -> PerMatrix:
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
         parameters = measured_parameters(settings, settings.param_specs, params, signatures)
+        warn_of_guesses("AlphaDecay's choice of matrices", signatures)
         _warn_if_none(settings, parameters, signatures)
         return initial_state(parameters, {p.path: params[p.path].dtype for p in parameters})
 

@@ -27,7 +27,7 @@ from optax_decay.matrices.whole import (
     split_axes,
     vary_over,
 )
-from optax_decay.parameters.meshes import varying_axes
+from optax_decay.parameters.meshes import reshard, varying_axes
 from optax_decay.spectral.measure import Measurement
 from optax_decay.spectral.selection import MeasuredParameter
 
@@ -168,8 +168,8 @@ class Sweep:
         else:
             specs = {parameter.path: _inner_spec(parameter) for parameter in self.parameters}
             if AxisType.Explicit in mesh.axis_types:
-                used = {path: jax.reshard(x, specs[path]) for path, x in used.items()}
-                centres, low, high = (jax.reshard(x, jax.P()) for x in (centres, low, high))
+                used = {path: reshard(x, specs[path]) for path, x in used.items()}
+                centres, low, high = (reshard(x, jax.P()) for x in (centres, low, high))
             none = jax.P()
             table = jax.shard_map(
                 body, mesh=mesh, in_specs=(specs, none, none, none), out_specs=none

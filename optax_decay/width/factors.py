@@ -71,7 +71,7 @@ class Base:
         if signature.source in ("guess", "name"):
             raise ValueError(
                 f"width scaling needs to know how {signature.path!r} grows with width; describe the parameters with "
-                "axes=... (rules, signature strings or MuonDimensionNumbers)."
+                "axes=..., such as those that optax_decay.axes.infer(model) finds."
             )
         if self.number is not None:
             if width is None:
@@ -233,6 +233,7 @@ def decay_multipliers(
     Raises:
         ValueError: as in `width_scaled_decay`.
     """
+    axes = axes_lib.inferred if axes is None else axes
     plan = width_plan(base_width, law, axes)
     return _like(params, plan.decays(axes_lib.signatures(axes, params), rates_applied))
 
@@ -256,6 +257,7 @@ def learning_rate_multipliers(
     Raises:
         ValueError: as in `width_scaled_decay`.
     """
+    axes = axes_lib.inferred if axes is None else axes
     plan = width_plan(base_width, law, axes)
     return _like(params, plan.rates(axes_lib.signatures(axes, params)))
 

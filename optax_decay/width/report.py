@@ -168,6 +168,7 @@ def spectral_gain_report(
     """
     check("tolerance", tolerance, 0.0, open_low=True)
     check_law(law)
+    axes = axes_lib.inferred if axes is None else axes
     roles = ("hidden",) if law.head is None else ("hidden", "head")
     trees = [params, *(reference if isinstance(reference, list | tuple) else [reference])]
     sizes, tops, rms = [], [], []

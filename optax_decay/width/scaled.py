@@ -151,7 +151,9 @@ def width_scaled_decay(
     ...     optax.scale_by_learning_rate(3e-3),
     ... )
     """
-    plan = width_plan(base_width, law, options.get("axes"))
+    if options.get("axes") is None:
+        options["axes"] = axes_lib.inferred
+    plan = width_plan(base_width, law, options["axes"])
     applied = _stands_last(options)
     width = _from_signatures(lambda signatures: plan.decays(signatures, applied))
     passed = times(width, options)
@@ -176,6 +178,7 @@ def width_scaled_learning_rate(
         ValueError: as in `width_scaled_decay`.
     """
     plan = width_plan(base_width, law, axes)
+    axes = axes_lib.inferred if axes is None else axes
     rates_of = once_per_structure(lambda params: plan.rates(axes_lib.signatures(axes, params)))
 
     def init(params: optax.Params) -> optax.EmptyState:

@@ -112,6 +112,7 @@ def width_table(
     check("learning_rate", learning_rate, 0.0, open_low=True)
     check("weight_decay", weight_decay, 0.0)
     check_coupling(coupling)
+    axes = axes_lib.inferred if axes is None else axes
     plan = width_plan(base_width, law, axes)
     signatures = axes_lib.signatures(axes, params)
     strength = masks.strengths(mask, params, signatures)
