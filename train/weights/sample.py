@@ -1,11 +1,15 @@
 """Generates text with the weights of a run, or of a folder in the format of Hugging Face's transformers.
 
     python -m train sample RUN_OR_FOLDER [--prompt "..."] [--tokens 100] [--temperature 1] [--seed 0]
+                                         [--top_k 50] [--top_p 0.9]
 
 Without a prompt, the text starts like a new document. Tokens that the tokenizer.json of a folder puts before every
 text, such as LLaMA's, are put before the prompt. With a temperature of 0, the most likely token is chosen every time.
-The model's context is the end of the text, as long as the sequences that it was trained on. The same seed gives the
-same text. There is no cache of keys and values, so every token costs one forward pass over the context.
+`--top_k` chooses among that many likeliest tokens, and `--top_p` among as many of the likeliest as hold that share of
+the probability; with both, the share is one of the first. The model's context is the end of the text, as long as the
+sequences that it was trained on. The same seed gives the same text. Keys and values are kept in a cache
+(key_value_cache.py) until the context is full; from then on the context moves with every token, which costs a pass over
+all of it.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from train.run import kept_tokenizer
 from train.step import families, sharding, tasks
 from train.weights import hugging_face
 from train.weights.hugging_face_config import longest, read_config
+from train.weights.key_value_cache import decoder
 from train.weights.trained import load_trained
 
 
@@ -50,12 +55,33 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 chooses the most likely token"
     )
+    parser.add_argument(
+        "--top_k", type=int, help="choose among this many likeliest tokens; default all"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        help="choose among the likeliest tokens that together have this probability; default all",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.tokens < 1:
         raise UserError(f"--tokens = {options.tokens} must be at least 1; nearest: 1.")
     if not 0 <= options.temperature < math.inf:
         raise UserError(f"--temperature = {options.temperature} must be 0 or more; nearest: 0.")
+    if options.top_k is not None and options.top_k < 1:
+        raise UserError(f"--top_k = {options.top_k} must be at least 1; nearest: 1.")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        near = "1" if options.top_p > 1 else "a number above 0, such as 0.9"
+        raise UserError(
+            f"--top_p = {options.top_p} must be above 0 and at most 1; nearest: {near}."
+        )
+    for name in ("top_k", "top_p"):
+        if options.temperature == 0 and getattr(options, name) is not None:
+            raise UserError(
+                f"--{name} = {getattr(options, name)} would have no effect: --temperature 0 always chooses the"
+                " likeliest token. Leave one of the two out."
+            )
     if not 0 <= options.seed < 1 << 32:
         raise UserError(
             f"--seed = {options.seed} must be 0 to {(1 << 32) - 1}; nearest:"
@@ -64,7 +90,8 @@ def main(arguments: list[str]) -> int:
     if any(0xD800 <= ord(letter) < 0xE000 for letter in options.prompt):
         raise UserError("--prompt must be valid UTF-8.")
     model = load_language_model(options.source)
-    say(continue_text(model, options.prompt, options.tokens, options.temperature, options.seed))
+    how = (options.temperature, options.seed, options.top_k, options.top_p)
+    say(continue_text(model, options.prompt, options.tokens, *how))
     return 0
 
 
@@ -102,47 +129,80 @@ def load_language_model(folder: pathlib.Path) -> LanguageModel:
 
 
 def continue_text(
-    model: LanguageModel, prompt: str, count: int, temperature: float, seed: int
+    model: LanguageModel,
+    prompt: str,
+    count: int,
+    temperature: float,
+    seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> str:
     """The prompt with `count` generated tokens after it."""
     *prompt_tokens, separator = model.tokenizer.encode([prompt]).tolist()
     # In training, a document follows the separator of the previous one.
     start = [*model.begin, *prompt_tokens] or [separator]
-    added = sample_tokens(model, start, count, temperature, seed)
+    added = sample_tokens(model, start, count, temperature, seed, top_k, top_p)
     return model.tokenizer.decode(np.array(prompt_tokens + added, np.int64))
 
 
 def sample_tokens(
-    source: LanguageModel, start: list[int], count: int, temperature: float, seed: int
+    source: LanguageModel,
+    start: list[int],
+    count: int,
+    temperature: float,
+    seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> list[int]:
-    """Generates `count` tokens after `start`, each drawn from softmax(logits / temperature)."""
+    """Generates `count` tokens after `start`, each drawn from the `choice` that the model's logits give."""
     model, params, tokenizer, window, _ = source
     window = min(window, len(start) + count)
+    read, step = decoder(model, window)
     # float32 overflows when it divides by a smaller temperature, where sampling is greedy anyway.
     greedy = temperature < 1e-20
-    step = jax.jit(functools.partial(_next, model, tokenizer.vocab_size, greedy))
-    key, text = jax.random.key(seed), list(start)
+    pick = jax.jit(functools.partial(choice, tokenizer.vocab_size, greedy, top_k))
+    key, text, cache = jax.random.key(seed), list(start), None
     for index in range(count):
-        context = text[-window:]
-        padded = np.zeros((1, window), np.int32)
-        padded[0, : len(context)] = context
+        if cache is not None and len(text) <= window:
+            logits_V, cache = step(params, np.int32(text[-1]), np.int32(len(text) - 1), cache)
+        else:
+            context = text[-window:]
+            padded = np.zeros(window, np.int32)
+            padded[: len(context)] = context
+            logits_V, cache = read(params, padded, np.int32(len(context) - 1))
         key_here = jax.random.fold_in(key, index)
-        text.append(int(step(params, padded, len(context) - 1, temperature or 1.0, key_here)))
+        text.append(int(pick(logits_V, temperature or 1.0, top_p, key_here)))
     return text[len(start) :]
 
 
-def _next(
-    model: Any,
+def choice(
     vocab_size: int,
     greedy: bool,
-    params: Any,
-    tokens_1T: jax.Array,
-    last: jax.Array,
+    top_k: int | None,
+    logits_V: jax.Array,
     temperature: jax.Array,
+    top_p: jax.Array | None,
     key: jax.Array,
 ) -> jax.Array:
-    """Samples the token after position `last`. Causal attention ignores the padding behind it."""
-    logits_V = families.of(model).forward(model, params, tokens_1T)[0, last, :vocab_size]
+    """Draws a token from softmax(logits / temperature), or from the likeliest tokens alone.
+
+    Args:
+        vocab_size: tokens of the tokenizer; a model may have more rows.
+        greedy: whether the likeliest token is chosen instead.
+        top_k: number of tokens to choose from; None: all.
+        logits_V: float [V].
+        temperature: above 0.
+        top_p: the likeliest tokens are kept whose predecessors have less probability than this together; None: all.
+        key: of the draw.
+    """
+    logits_V = logits_V[:vocab_size]
     if greedy:
         return jnp.argmax(logits_V)
-    return jax.random.categorical(key, logits_V / temperature)
+    if top_k is None and top_p is None:  # without sorting all tokens
+        return jax.random.categorical(key, logits_V / temperature)
+    scores, tokens = jax.lax.top_k(logits_V / temperature, min(top_k or vocab_size, vocab_size))
+    share = jax.nn.softmax(scores)
+    before = jnp.cumsum(share) - share
+    least = jnp.float32(1.0 if top_p is None else top_p)
+    kept = (before < least) | (jnp.arange(len(scores)) == 0) | (least >= 1)
+    return tokens[jax.random.categorical(key, jnp.where(kept, scores, -jnp.inf))]

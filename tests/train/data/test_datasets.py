@@ -89,7 +89,7 @@ def test_a_set_is_read_with_its_only_configuration(prepared, tmp_path):
         datasets.builder("books", str(root))
     newer = datasets.builder("books:1.3.0", str(root)).data_path
     assert str(newer) == str(root / "books/new/1.3.0")
-    with pytest.raises(UserError, match="books:9.0.0 is not prepared .* books/new, books/old"):
+    with pytest.raises(UserError, match=r"books:9\.0\.0 is not prepared .* books/new, books/old"):
         datasets.builder("books:9.0.0", str(root))
 
 
