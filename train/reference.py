@@ -1,8 +1,9 @@
-"""`python -m train reference`: builds the library's reference as a static site, from its docstrings.
+"""`python -m train reference`: builds the documentation as a static site, with a search field.
 
     python -m train reference --out site      # then open site/index.html
 
-There is one page for each heading in `optax_decay/__init__.py`, and one for each namespace, such as
+The site holds the pages of docs/, the notebooks, the results, and the reference, which is made of docstrings. In the
+reference there is one page for each heading in `optax_decay/__init__.py`, and one for each namespace, such as
 `optax_decay.width`. A page has one section for each file: the docstring of the file, which holds equations, units and
 differences from papers, and its public names. A public name without a heading is an error, and so is every warning of
 Sphinx, such as for a malformed table.
@@ -25,11 +26,21 @@ import tyro
 import optax_decay
 from train.display import say
 from train.errors import UserError
+from train.pages import write
+from train.run.folder import ROOT
 
 SETTINGS = {
-    "extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon"],
+    "extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"],
+    "myst_heading_anchors": 3,
     "html_theme": "alabaster",
-    "html_theme_options": {"page_width": "1100px", "description": "weight decay for JAX"},
+    "html_theme_options": {
+        "page_width": "1200px",
+        "sidebar_width": "250px",
+        "description": "Weight decay for JAX",
+        "font_family": "system-ui, sans-serif",
+        "head_font_family": "system-ui, sans-serif",
+    },
+    "html_title": "optax_decay",
     "html_show_sourcelink": False,
     "autodoc_typehints": "none",
     "autodoc_member_order": "bysource",
@@ -42,10 +53,10 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where the reference is written."""
+    """Where the site is written."""
 
     out: str = "site"
-    """Folder for the pages. An earlier reference in it is replaced."""
+    """Folder for the pages. An earlier site in it is replaced."""
 
 
 def imported_names(source: str) -> dict[str, str]:
@@ -116,8 +127,14 @@ def pages() -> dict[str, str]:
         contents[title.lower().replace(" ", "-").replace(",", "")] = "\n".join(parts)
     first = inspect.getdoc(optax_decay) or ""
     toc = ["", "", ".. toctree::", "   :maxdepth: 2", "", *(f"   {name}" for name in contents)]
-    title = "optax_decay"
+    title = "Reference"
     return {"index": "\n".join([title, "=" * len(title), "", first, *toc, ""]), **contents}
+
+
+def objects() -> dict[str, str]:
+    """Public names, and the names under which the reference describes them."""
+    values = [value for title, found in headings().items() if "." not in title for value in found]
+    return {value.__name__: f"{value.__module__}.{value.__name__}" for value in values}
 
 
 def _section(file: str, values: list[Any], with_docstring: bool) -> list[str]:
@@ -137,26 +154,32 @@ def build(out: pathlib.Path) -> None:
     """Writes the site.
 
     Raises:
-        UserError: Sphinx is not installed, the folder holds other files, or a docstring is malformed.
+        UserError: this is no checkout, Sphinx is not installed, the folder holds other files, or a page or docstring
+            is malformed.
     """
     try:
+        import myst_parser  # noqa: F401
         from sphinx.application import Sphinx
-    except ImportError:
+    except ImportError as missing:
         raise UserError(
-            "Sphinx builds the reference; install it with pip install sphinx."
+            f"The site needs the package {missing.name}; install it with pip install sphinx myst-parser."
         ) from None
+    if not (ROOT / "docs").is_dir():
+        raise UserError("The site is made in a checkout: the installed program has no docs folder.")
     if out.exists() and any(out.iterdir()) and not (out / "objects.inv").exists():
         raise UserError(f"--out {out} holds other files; name a new folder.")
     with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder)
+        source = pathlib.Path(folder) / "source"
+        (source / "reference").mkdir(parents=True)
         for name, text in pages().items():
-            (source / f"{name}.rst").write_text(text)
+            (source / f"reference/{name}.rst").write_text(text)
+        write(ROOT, source, objects())
         (source / "conf.py").write_text('project = "optax_decay"\n')
         shutil.rmtree(out, ignore_errors=True)
         warnings = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()):
             site = Sphinx(
-                *(source, source, out, source / "doctrees", "html"),
+                *(source, source, out, pathlib.Path(folder) / "doctrees", "html"),
                 confoverrides=SETTINGS,
                 status=None,
                 warning=warnings,
@@ -164,7 +187,7 @@ def build(out: pathlib.Path) -> None:
             site.connect("autodoc-skip-member", _is_uninformative)
             site.build()
     if warnings.getvalue():
-        raise UserError(f"Docstrings are not well-formed:\n{warnings.getvalue()}")
+        raise UserError(f"Pages or docstrings are not well-formed:\n{warnings.getvalue()}")
 
 
 def _is_uninformative(
@@ -181,7 +204,7 @@ def main(arguments: list[str]) -> int:
     )
     out = pathlib.Path(options.out)
     build(out)
-    say(f"{out / 'index.html'}: {sum(1 for _ in out.glob('*.html'))} pages")
+    say(f"{out / 'index.html'}: {sum(1 for _ in out.rglob('*.html'))} pages")
     return 0
 
 
