@@ -59,7 +59,8 @@ def small_muonh() -> Config:
 
     Command: python -m train small_muonh
     Hardware: 2 CPU cores. Tokens: 1.4M, of a text of 3.0M. Time: about three minutes.
-    Result: held-out loss 3.32 nats per token, 1.42 bits per byte (Python 3.11.7, one seed); one run of each tells nothing.
+    Result: held-out loss 3.32 nats per token, 1.42 bits per byte (Python 3.11.7, one seed); one
+        run tells nothing.
     """
     return Config(
         optimizer=Optimizer(
