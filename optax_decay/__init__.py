@@ -3,7 +3,7 @@
 The names below stand under headings. What is only needed to configure them lives in namespaces:
 
 * `pulls`, `thresholds`, `multipliers`, `couplings`: the parts of a decay.
-* `bounds`: where the bound of `cpr_decay` comes from.
+* `gates`: where a cautious decay may act. `bounds`: where the bound of `cpr_decay` comes from.
 * `spectra`: scores, maps, refreshing and selection of AlphaDecay, and the spectra of a model's matrices.
 * `width`: laws, multipliers and reports of decay and learning rate that follow the width.
 * `axes`: what the axes of a parameter mean. `curvature`: estimates for Sophia. `one_bit`: the workers of 1-bit Adam.
@@ -108,6 +108,7 @@ from optax_decay import bounds as bounds
 from optax_decay import couplings as couplings
 from optax_decay import curvature as curvature
 from optax_decay import low_precision as low_precision
+from optax_decay import gates as gates
 from optax_decay import masks as masks
 from optax_decay import multipliers as multipliers
 from optax_decay import newton as newton

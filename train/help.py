@@ -192,6 +192,13 @@ def about(part: tree.Part) -> str:
             )
             + f"; others: {', '.join(others)}. `--{part.path} {others[0]} --help` shows its flags."
         )
+    for choice in tree.parts(part.value, part.path + "."):
+        if choice.slot.choice and choice.value is not None and not tree.slots(type(choice.value)):
+            # Without flags of its own it has no group of flags, above which this would stand.
+            others = [other for other in choice.slot.classes if other != choice.value.name]
+            lines.append(
+                f"--{choice.path} {choice.value.name} is chosen; others: {', '.join(others)}."
+            )
     return "\n".join([*lines, about_absent(part.path + ".", part.value)]).strip()
 
 

@@ -9,10 +9,11 @@ so a weight that the optimizer is moving away from zero is not held back. No new
 Reference: Chen, Li, Liang, Su, Xie, Wang Pierse, Liang, Lao and Liu, "Cautious Weight Decay", arXiv 2510.12402.
 
 **Differs from the paper.** Nothing in the rule. Where u·w is exactly 0 the paper and most codes decay (>=) and some
-do not (>); this follows the paper. The test is on the update that arrives: put the link directly before
-``scale_by_learning_rate``, after all rescaling, or after it with ``coupling=couplings.independent()``, which turns the
-sign round. Any pull of the library can be gated. ``couplings.corrected`` makes λ_t = λ η_t/η_max, the scheduled form of
-the speed-run repositories, whose decay per step is ∝ η².
+do not (>); this follows the paper. ``decay(0.1, cautious=gates.strict_agreement())`` follows the others (`gates`). The
+test is on the update that arrives: put the link directly before ``scale_by_learning_rate``, after all rescaling, or
+after it with ``coupling=couplings.independent()``, which turns the sign round. Any pull of the library can be gated.
+``couplings.corrected`` makes λ_t = λ η_t/η_max, the scheduled form of the speed-run repositories, whose decay per step
+is ∝ η².
 """
 
 from typing import Unpack

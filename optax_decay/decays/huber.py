@@ -50,6 +50,7 @@ from optax_decay.product.decay import (
     in_order,
     proximal_decay,
 )
+from optax_decay.product.gates import Gate
 from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.pulls import huber
 from optax_decay.product.thresholds import Threshold, mean_size
@@ -129,7 +130,7 @@ def adam_huber_decay(
     nesterov: bool = False,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    cautious: bool = False,
+    cautious: bool | Gate = False,
     **options: Unpack[ProductOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamHD: Adam with decoupled Huber decay.

@@ -30,6 +30,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order, times
+from optax_decay.product.gates import Gate
 from optax_decay.product.links import scale_by_learning_rate
 from optax_decay.product.per_matrix import Context, PerMatrix, Value
 from optax_decay.product.product import increment
@@ -95,7 +96,7 @@ def adam_stable_decay(
     *,
     mask: masks.Mask = masks.MATRICES,
     axes: axes_lib.Axes = None,
-    cautious: bool = False,
+    cautious: bool | Gate = False,
     **options: Unpack[ProductOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamS: Adam with stable weight decay; hands its gradients to the decay by itself.

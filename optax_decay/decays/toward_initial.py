@@ -37,6 +37,7 @@ from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import couplings, masks, schedules
 from optax_decay.product.couplings import Coupling, check_coupling
+from optax_decay.product.gates import Gate, as_gate
 from optax_decay.product.links import Link, tell
 from optax_decay.product.product import by_path, increment
 
@@ -57,7 +58,7 @@ class TowardInitialState(NamedTuple):
 class TowardInitialOptions(TypedDict, total=False):
     """Keyword arguments that `soda_decay` passes on to `toward_initial_decay`, which describes them."""
 
-    cautious: bool
+    cautious: bool | Gate
     mask: masks.Mask
     axes: axes_lib.Axes
 
@@ -65,7 +66,7 @@ class TowardInitialOptions(TypedDict, total=False):
 def toward_initial_decay(
     weight_decay: optax.ScalarOrSchedule = 0.1,
     *,
-    cautious: bool = False,
+    cautious: bool | Gate = False,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     coupling: Coupling = couplings.learning_rate(),
@@ -74,7 +75,7 @@ def toward_initial_decay(
 
     Args:
         weight_decay: λ, dimensionless, >= 0; a number or an optax schedule of the step.
-        cautious: only where the step and the pull agree, ``u (w - w_0) >= 0``.
+        cautious: only where the step and the pull agree, ``u (w - w_0) >= 0``; or another of `gates`.
         mask: which leaves decay (`masks.strengths`). None: every leaf that this link is given.
         axes: what the parameters' axes mean (`axes.signatures`), for masks by role.
         coupling: what λ is multiplied with per step, one of `couplings`.
@@ -95,6 +96,7 @@ def toward_initial_decay(
     check("weight_decay", weight_decay, 0.0)
     check_coupling(coupling)
     masks.check_mask(mask)
+    gate = as_gate(cautious, coupling.after_rate)
     sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
     def strengths(params: Any) -> dict[str, float]:
@@ -134,11 +136,13 @@ def toward_initial_decay(
             if u is None or not strength[path]:
                 return u
             dtype = jnp.promote_types(jnp.promote_types(u.dtype, weights[path].dtype), jnp.float32)
-            wide, away = u.astype(dtype), weights[path].astype(dtype) - state.initial[path]
+            wide, w = u.astype(dtype), weights[path].astype(dtype)
+            if gate is not None and gate.stepped:
+                w = w + wide
+            away = w - state.initial[path]
             term = (rate * strength[path]) * away
-            if cautious:
-                agree = sign * jnp.real(wide * jnp.conj(away)) >= 0
-                term = jnp.where(agree, term, jnp.zeros_like(term))
+            if gate is not None:
+                term = jnp.where(gate.keeps(sign * wide, away), term, jnp.zeros_like(term))
             return (wide + sign * term).astype(u.dtype)
 
         new = jax.tree_util.tree_map_with_path(leaf, updates, is_leaf=lambda x: x is None)

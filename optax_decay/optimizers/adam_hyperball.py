@@ -32,6 +32,7 @@ from optax_decay.parameters import axes as axes_lib
 from optax_decay.parameters.arguments import check, passes_options_to
 from optax_decay.product import masks
 from optax_decay.product.decay import DecayOptions, ProductOptions, decay, in_order
+from optax_decay.product.gates import Gate
 from optax_decay.product.links import (
     listening,
     refuse_contradictions,
@@ -44,7 +45,7 @@ class DecayBesideOptions(ProductOptions, total=False):
     """Keyword arguments that `adam_hyperball` passes on to `decay`, which describes them."""
 
     pull: Pull
-    cautious: bool
+    cautious: bool | Gate
 
 
 class MuonHyperballOptions(DecayBesideOptions, MuonDirectionOptions, total=False):

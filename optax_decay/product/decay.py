@@ -27,6 +27,7 @@ from optax_decay.parameters.arguments import check
 from optax_decay.parameters.placeholders import has_no_leaves
 from optax_decay.product import couplings, links, masks, pulls
 from optax_decay.product.couplings import Coupling, check_coupling, now
+from optax_decay.product.gates import Gate, as_gate
 from optax_decay.product.per_matrix import PerMatrix, Value
 from optax_decay.product.product import DecayState, Product
 from optax_decay.product.pulls import Pull, check_pull, is_proportional
@@ -52,7 +53,7 @@ class ProximalOptions(ProductOptions, total=False):
 class FixedPullOptions(ProximalOptions, total=False):
     """Keyword arguments of an explicit decay whose pull is its own; `decay` describes them."""
 
-    cautious: bool
+    cautious: bool | Gate
 
 
 class DecayOptions(FixedPullOptions, total=False):
@@ -88,7 +89,7 @@ def decay(
     *,
     pull: Pull = pulls.l2(),
     multiplier: Multiplier = None,
-    cautious: bool = False,
+    cautious: bool | Gate = False,
     mask: masks.Mask = None,
     axes: axes_lib.Axes = None,
     coupling: Coupling = couplings.learning_rate(),
@@ -103,7 +104,8 @@ def decay(
         weight_decay: λ, dimensionless, >= 0; a number or an optax schedule of the step (first called with 0).
         pull: ψ, one of `pulls`. Default: w itself.
         multiplier: m; one or several of `multipliers`, whose product is taken.
-        cautious: decay only weights with u·w >= 0, where u is the incoming update before the learning rate.
+        cautious: decay only weights with u·w >= 0, where u is the incoming update before the learning rate; or another
+            of `gates`.
         mask: which parameters decay (`masks.strengths`). None: every leaf this link is given.
         axes: what the parameters' axes mean (`axes.signatures`); roles and slices of stacked leaves come from it.
         coupling: what λ is multiplied with per step, one of `couplings`. Default: the learning rate, as in AdamW.
@@ -126,6 +128,7 @@ def decay(
     check_coupling(coupling)
     check_pull(pull)
     masks.check_mask(mask)
+    gate = as_gate(cautious, coupling.after_rate)
     apply = pull.apply
     if apply is None:
         raise ValueError(f"the pull {pull.name!r} has a proximal step only: use proximal_decay.")
@@ -134,7 +137,7 @@ def decay(
 
     def init(params: optax.Params) -> DecayState:
         _warn_if_lost(params, product, weight_decay if coupling.after_rate else None)
-        _tell("decay", product, params, weight_decay, directed=bool(cautious))
+        _tell("decay", product, params, weight_decay, directed=gate is not None)
         return product.init(params)
 
     def step(
@@ -142,10 +145,11 @@ def decay(
     ) -> tuple[jax.Array, jax.Array]:
         if isinstance(coefficient, int | float) and coefficient == 0:
             return u, jnp.zeros_like(w)
+        if gate is not None and gate.stepped:
+            w = w + u
         term = coefficient * apply(w, delta)
-        if cautious:
-            agree = sign * jnp.real(u * jnp.conj(w)) >= 0
-            term = jnp.where(agree, term, jnp.zeros_like(term))
+        if gate is not None:
+            term = jnp.where(gate.keeps(sign * u, w), term, jnp.zeros_like(term))
         return (u + term if sign > 0 else u - term), term
 
     def update(

@@ -18,6 +18,8 @@ class Metrics(NamedTuple):
         update_rms: RMS of the incoming update.
         weight_rms: RMS of the weights before the step.
         beyond: fraction of weights with ``|w| > δ``; 0 for pulls without a threshold.
+        radial: ⟨u, w⟩/(‖u‖ ‖w‖), the share of the incoming update u that lies along the weights: what a fixed norm
+            takes away. 0 where one of them is zero.
     """
 
     rate: jax.Array
@@ -25,10 +27,11 @@ class Metrics(NamedTuple):
     update_rms: jax.Array
     weight_rms: jax.Array
     beyond: jax.Array
+    radial: jax.Array
 
 
 def no_metrics(signature: axes_lib.Signature, dtype: jax.typing.DTypeLike) -> Metrics:
-    """Zeros, before the first update: five arrays, because a donated buffer must not appear twice."""
+    """Zeros, before the first update: six arrays, because a donated buffer must not appear twice."""
     shape, real = signature.batch_shape, accumulator_dtype(dtype)
     return Metrics(*(jnp.zeros(shape, real) for _ in Metrics._fields))
 
@@ -52,6 +55,7 @@ def measure(
         delta: threshold that broadcasts against w, or None.
     """
     dtype = accumulator_dtype(w.dtype)
+    wide = jnp.promote_types(w.dtype, jnp.float32)
 
     def rms(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x).astype(dtype)), axis=signature.reduced))
@@ -69,4 +73,15 @@ def measure(
         rms(update),
         rms(w),
         jnp.broadcast_to(beyond, shape),
+        _cosine(update.astype(wide), w.astype(wide), signature),
     )
+
+
+def _cosine(u: jax.Array, w: jax.Array, signature: axes_lib.Signature) -> jax.Array:
+    """⟨u, w⟩/(‖u‖ ‖w‖) of every matrix, real; 0 where one of them is zero."""
+
+    def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.real(x * jnp.conj(y)), axis=signature.reduced)
+
+    size = jnp.sqrt(dot(u, u)) * jnp.sqrt(dot(w, w))
+    return dot(u, w) / jnp.where(size > 0, size, 1)

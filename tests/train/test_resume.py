@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from optax_decay.axes import leaf_paths
 from tests.support.runs import program
 from train.cli import parse
 from train.config.fields import Config
@@ -88,3 +89,52 @@ def test_nadam_is_adam_with_nesterovs_momentum():
             expected, right = reference.update(gradient, right, w)
             np.testing.assert_array_equal(found[name]["w"], expected["w"])
     assert np.abs(found["adam"]["w"] - found["nadam"]["w"]).min() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["auto", "one device"])
+def test_radii_survive_another_mesh(mode, tmp_path):
+    """Saved on one device (or on eight), continued on eight (or on one): to the last bit, and still on the sphere."""
+    flags = [
+        "--run.steps",
+        str(STEPS),
+        "--optimizer.name",
+        "muon_hyperball",
+        "--decay.mask",
+        "head",
+    ]
+    split = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
+    first, second = ([], split) if mode == "auto" else (split, [])
+    ready = program(tmp_path, *flags, *first)
+    state = ready.program.init(jax.random.key(0))
+    start = norms_of(state)
+    for index in range(STOP):
+        state, _ = ready.program.update(state, ready.batch(index))
+    radii = jax.device_get(state["optimizer"].inner_state["sphere"].radius)
+    meta = describe(Config(), "text", ready.program.shapes)
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        checkpoints.save(state, meta, STOP)
+        checkpoints.wait()
+
+    other = program(tmp_path, *flags, *second)
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        found, _ = checkpoints.restore(other.program.placed_shapes(), meta, print) or (None, 0)
+    assert found is not None
+    for index in range(STOP, STEPS):
+        found, _ = other.program.update(found, other.batch(index))
+    after = jax.device_get(found["optimizer"].inner_state["sphere"].radius)
+    assert len(after) == 7
+    for path, radius in after.items():
+        assert radius.shape == (2,)  # one sphere per layer and matrix
+        np.testing.assert_array_equal(radius, radii[path])
+        np.testing.assert_allclose(norms_of(found)[path], radius, rtol=2e-6)
+        np.testing.assert_allclose(start[path], radius, rtol=1e-6)
+
+
+def norms_of(state):
+    """Norms of the matrices of every layer, in float64."""
+    found = {}
+    for path, w in zip(leaf_paths(state["params"]), jax.tree.leaves(state["params"])):
+        if path.startswith("blocks/") and w.ndim > 2:
+            x = np.asarray(jax.device_get(w), np.float64)
+            found[path] = np.sqrt(np.sum(x * x, axis=tuple(range(1, x.ndim))))
+    return found

@@ -1,12 +1,12 @@
 """Named experiments: each states only what differs from the defaults of `config.Config`.
 
 The docstring of each says what it is for, its command, hardware, tokens, time and result. The
-recipes of the papers are in recipes.py.
+recipes of the papers are in recipes.py and norm_recipes.py.
 """
 
 from collections.abc import Callable
 
-from train.config import recipes
+from train.config import norm_recipes, recipes
 from train.config.decays.l2 import L2
 from train.config.fields import Config, Data, Model, Optimizer, Run
 from train.config.parts.spectrum import Spectrum
@@ -86,5 +86,6 @@ EXPERIMENTS: dict[str, Callable[[], Config]] = {
         toy,
         llama_60m,
         *recipes.RECIPES,
+        *norm_recipes.NORM_RECIPES,
     )
 }

@@ -200,6 +200,7 @@ class Checkpoints:
                     if wanted is not abstract:  # the compression errors of other workers start anew
                         old = {path: x for path, x in old.items() if not replicas.is_error(x[0])}
                     plan, wanted = migration.plan_migration(old, _leaves(meta)), abstract
+                    migration.refuse_lost_start(plan, meta["names"], meta["config"])
                 state, error = processes.in_all_processes(
                     self._state, step, saved, wanted, plan, fresh
                 )

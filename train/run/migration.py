@@ -109,6 +109,40 @@ def plan_migration(
     )
 
 
+# What was measured when the run began. Measured again from trained weights, it would be something else.
+OF_THE_START = {
+    "HyperballState.radius": ("the norms of the matrices", "radius"),
+    "TowardInitialState.initial": ("the initial weights", None),
+}
+
+
+def refuse_lost_start(plan: MigrationPlan, names: dict[str, str], config: dict[str, Any]) -> None:
+    """Raises UserError if a checkpoint lacks what a rule remembers of the first step.
+
+    Args:
+        plan: of the migration.
+        names: of the new leaves, by path.
+        config: of the run that goes on, as in config.json.
+    """
+    for path in plan.reset:
+        kind = names[path].split("/")[0]
+        if kind not in OF_THE_START:
+            continue
+        what, number = OF_THE_START[kind]
+        part = next(
+            (part for part in ("optimizer", "decay") if number in config.get(part, {})), None
+        )
+        if part and config[part][number] is not None:
+            continue
+        advice = (
+            f"set {part}.{number} to a number, or start a new run" if part else "start a new run"
+        )
+        raise UserError(
+            f"The checkpoint does not hold {what} at the start of the run, {path}, and they cannot be measured from"
+            f" trained weights; nearest: {advice}."
+        )
+
+
 def _by_name(side: dict[str, tuple[str, str]], without: Any) -> dict[str, list[str]]:
     grouped: dict[str, list[str]] = {}
     for path, (name, _) in side.items():

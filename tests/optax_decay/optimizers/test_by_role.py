@@ -131,6 +131,32 @@ def test_the_division_of_the_hero_run():
     )
 
 
+def test_the_table_says_rates_decays_and_spheres():
+    schedule = optax.linear_schedule(0.02, 0.0, 10)
+    axes = (("up", "L E | D -> F"), ("head", "D -> V"), ("norm", "D"), ("embed", "V -> D"))
+    shapes = {"up": (2, 3, 4, 6), "head": (4, 9), "norm": (4,), "embed": (9, 4)}
+    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    entries = {
+        "hidden": optax_decay.muon_hyperball(schedule, per="layer", axes=axes),
+        "head": optax_decay.normuon(1e-3, weight_decay=0.3, axes=axes),
+        "vector": optax.inject_hyperparams(optax.adamw)(learning_rate=2e-3),
+        "embedding": optax.chain(
+            optax.scale_by_adam(), optax_decay.huber_decay(0.2), optax.scale(-0.1)
+        ),
+    }
+    table = role_table(params, entries, axes=axes, step=5)
+    rows = {row.path: row for row in table.rows}
+    seen = {p: (r.optimizer, r.learning_rate, r.weight_decay, r.sphere) for p, r in rows.items()}
+    assert seen["up"] == ("muon", pytest.approx(0.01), 0, "layer E D F")
+    assert seen["head"] == ("adam", 1e-3, pytest.approx(0.3), "")  # not a hidden matrix
+    assert seen["norm"] == ("adam", pytest.approx(2e-3), None, "")
+    assert seen["embed"] == ("adam", None, pytest.approx(0.2), "")
+    line = next(line for line in str(table).splitlines() if line.startswith("norm"))
+    assert line.split() == ["norm", "4", "vector", "vector", "adam", "0.002", "?", "role"]
+    frozen = role_table(params, {**entries, "head": None}, axes=axes)
+    assert "head (frozen)" in str(frozen) and frozen.step == 0
+
+
 def test_extra_arguments_reach_every_entry():
     seen = []
 

@@ -114,12 +114,12 @@ def test_a_field_that_would_do_nothing_is_refused(flags):
         ),
         (
             "--optimizer.schedule constant --optimizer.schedule.final 0.5",
-            "--optimizer.schedule cosine or linear; constant has",
+            "--optimizer.schedule cosine, linear or trapezoid; constant has",
             "nearest: --optimizer.schedule.warmup_steps",
         ),
         (
             "--optimizer.schedule constant --optimizer.schedule.steps 5",
-            "--optimizer.schedule cosine or linear",
+            "--optimizer.schedule cosine, linear or trapezoid",
             "nearest: --optimizer.schedule.warmup_steps",
         ),
     ],
@@ -161,6 +161,7 @@ def test_help_all_shows_every_field_with_its_text(capsys):
         "optimizer.schedule cosine",
         "decay huber",
         "decay.threshold mean",
+        "decay.schedule constant",
     ):
         assert f"--{choice} is chosen" in text
     for absent in ("optimizer.spikes.sigma 6.0", "decay.spectrum.score hill", "width.base NUMBER"):

@@ -73,6 +73,12 @@ SCHEDULES = {
     "cosine": {"steps": 20, "warmup_steps": 5, "final": 0.5},
     "linear": {"steps": 20, "warmup_steps": 5, "final": 0.5},
     "constant": {"warmup_steps": 5},
+    "trapezoid": {
+        "steps": (20, {"fall": 0.9, "warmup_steps": 1}),
+        "warmup_steps": 3,
+        "fall": (0.9, {"warmup_steps": 1}),
+        "final": (0.5, {"fall": 0.9, "warmup_steps": 1}),
+    },
 }
 MUON = {
     "momentum": 0.5,
@@ -91,6 +97,7 @@ SPHERE = {
     "per": "leaf",
     "radius": 0.3,
     "min_direction": 0.9,
+    "angle": 2.0,
 }
 OPTIMIZERS = {
     "adam": {"b1": 0.8, "b2": 0.9, "eps": 1e-2},

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.config.parts.schedules import Constant, Cosine, Linear
+from train.config.parts.schedules import Constant, Cosine, Linear, Trapezoid
 
 PEAK = 3e-3
 CASES = [(8, 0.2, 40), (0, 0.1, 17), (20, 0.0, 200), (2000, 0.05, 10_000)]
@@ -53,3 +53,23 @@ def test_rates_are_those_of_float64_and_optax_has_them_less_exactly(kind, case):
         climb = slice(0, warmup)
         np.testing.assert_allclose(ours[climb], right[climb], rtol=2.5e-7)
         assert np.abs(theirs / right - 1)[climb].max() > np.abs(ours / right - 1)[climb].max()
+
+
+def test_a_trapezoid_holds_the_peak_and_falls_in_a_line():
+    """As nanochat's: from the peak at T - fall T to the final share at T."""
+    steps, warmup, fall, final = 200, 13, 0.65, 0.05
+    rate = Trapezoid(steps, warmup, fall, final).build(PEAK)
+    numbers = np.arange(steps + 9)
+    left = (steps - np.minimum(numbers, steps)) / (fall * steps)
+    right = np.minimum(left * 1.0 + (1 - left) * final, 1.0)
+    right = PEAK * np.minimum((numbers + 1) / (warmup + 1), right)
+    got = np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(numbers)), np.float64)
+    np.testing.assert_allclose(got, right, rtol=0, atol=3e-7 * PEAK)
+    # A fall that is longer than what the climb leaves begins where the climb ends.
+    whole = Trapezoid(steps, warmup, 1.0, final).build(PEAK)
+    np.testing.assert_allclose(whole(jnp.array(warmup)), PEAK, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(whole)(jnp.asarray(numbers)),
+        jax.vmap(Linear(steps, warmup, final).build(PEAK))(jnp.asarray(numbers)),
+        atol=3e-7 * PEAK,
+    )

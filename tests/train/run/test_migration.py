@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+import optax_decay
 from tests.support.runs import flags, losses, records
 from train import main
+from train.cli import parse
 from train.config.fields import Config, UserError
-from train.config.tree import replace
+from train.config.tree import as_dict, replace
 from train.run import migration
 from train.run.checkpoints import Checkpoints, describe, flat
 
@@ -249,3 +251,53 @@ def test_a_run_goes_on_with_another_optimizer_when_told_to(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"model.width"):
         main.main(["--resume", str(tmp_path / "run"), "--model.width", "32", "--run.migrate=True"])
     assert records(tmp_path / "run")[-1]["step"] == 7
+
+
+def test_radii_and_anchors_are_never_measured_from_trained_weights(saved):
+    """They belong to the first step, which a checkpoint of another optimizer does not remember."""
+    folder, _ = saved
+    ball = optax.chain(optax.adamw(0.01), optax_decay.hyperball(learning_rate=0.01))
+    anchor = optax.chain(optax.adamw(0.01), optax_decay.soda_decay())
+    cases = ((ball, "norms of the matrices", {}), (anchor, "initial weights", {}))
+    for tx, what, _ in cases:
+        with pytest.raises(UserError, match=rf"does not hold the {what} at the start.*new run"):
+            restored(folder, tx, print)
+    # A radius that the config states is known.
+    flags = ["--optimizer.name", "adam_hyperball", "--decay.mask", "head"]
+    names = {"optimizer/1/radius/w": "HyperballState.radius/w"}
+    plan = migration.MigrationPlan({}, tuple(names), ())
+    for more, known in (([], False), (["--optimizer.radius", "0.02"], True)):
+        config = as_dict(parse([*flags, *more]))
+        if known:
+            migration.refuse_lost_start(plan, names, config)
+            continue
+        with pytest.raises(UserError, match="nearest: set optimizer.radius to a number, or start"):
+            migration.refuse_lost_start(plan, names, config)
+
+
+def test_radii_move_with_their_link(tmp_path):
+    """From --optimizer adam_hyperball to --optimizer adam --decay hyperball: another path, the same name."""
+    tx = optax.named_chain(
+        ("direction", optax.scale_by_adam()),
+        ("rate", optax.scale_by_learning_rate(0.01)),
+        ("sphere", optax_decay.hyperball(learning_rate=0.01)),
+    )
+    state = state_of(tx, params())
+    for seed in (1, 2):
+        change, state["optimizer"] = tx.update(params(seed), state["optimizer"], state["params"])
+        state["params"] = optax.apply_updates(state["params"], change)
+    state["params"] = jax.tree.map(lambda w: 1.5 * w, state["params"])  # off the sphere
+    with Checkpoints(tmp_path, 3) as checkpoints:
+        checkpoints.save(state, describe(Config(), "text", state), 2)
+        checkpoints.wait()
+    other = optax.chain(
+        optax.scale_by_adam(),
+        optax.chain(optax.scale_by_learning_rate(0.01), optax_decay.hyperball(learning_rate=0.01)),
+    )
+    found, _ = restored(tmp_path, other, print)
+    np.testing.assert_array_equal(
+        found["optimizer"][1][1].radius["w"], state["optimizer"]["sphere"].radius["w"]
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(params()["w"]), found["optimizer"][1][1].radius["w"], rtol=1e-6
+    )

@@ -11,11 +11,11 @@ leaves the first of 2000 rates off by a thousand roundings; tests/train/config/t
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
-from train.config.ranges import Count, Share, Whole
+from train.config.ranges import Count, Range, Share, Whole
 from train.errors import UserError
 
 Rate = Callable[[Any], Any]
@@ -28,11 +28,11 @@ class Cosine:
     name: ClassVar[str] = "cosine"
 
     steps: Literal["run"] | Count = "run"
-    """Where the schedule ends [steps]; the rate stays as it is from there on. run: at run.steps."""
+    """Its end [steps]; the rate then stays. run: run.steps."""
     warmup_steps: Literal["tenth"] | Whole = "tenth"
-    """Climb to the peak [steps]. tenth: a tenth of the schedule, at most 2000."""
+    """Climb [steps]. tenth: of the schedule, at most 2000."""
     final: Share = 0.1
-    """Learning rate at the end of the schedule, as a share of its peak."""
+    """Learning rate at the end, as a share of its peak."""
 
     def build(self, peak: float) -> Rate:
         def shape(done: Any) -> Any:
@@ -48,11 +48,11 @@ class Linear:
     name: ClassVar[str] = "linear"
 
     steps: Literal["run"] | Count = "run"
-    """Where the schedule ends [steps]; the rate stays as it is from there on. run: at run.steps."""
+    """Its end [steps]; the rate then stays. run: run.steps."""
     warmup_steps: Literal["tenth"] | Whole = "tenth"
-    """Climb to the peak [steps]. tenth: a tenth of the schedule, at most 2000."""
+    """Climb [steps]. tenth: of the schedule, at most 2000."""
     final: Share = 0.1
-    """Learning rate at the end of the schedule, as a share of its peak."""
+    """Learning rate at the end, as a share of its peak."""
 
     def build(self, peak: float) -> Rate:
         def shape(done: Any) -> Any:
@@ -74,7 +74,34 @@ class Constant:
         return _climb_and(lambda done: 1.0, peak, number(self.warmup_steps), 0)
 
 
-Schedule = Cosine | Linear | Constant
+@dataclasses.dataclass(frozen=True)
+class Trapezoid:
+    """The peak, and at the end of the schedule a straight line to the final rate."""
+
+    name: ClassVar[str] = "trapezoid"
+
+    steps: Literal["run"] | Count = "run"
+    """Its end [steps]; the rate then stays. run: run.steps."""
+    warmup_steps: Literal["tenth"] | Whole = "tenth"
+    """Climb [steps]. tenth: of the schedule, at most 2000."""
+    fall: Annotated[float, Range(0, 1, above=True)] = 0.2
+    """Share of the schedule in which the rate falls."""
+    final: Share = 0.1
+    """Learning rate at the end, as a share of its peak."""
+
+    def build(self, peak: float) -> Rate:
+        warmup, steps = number(self.warmup_steps), number(self.steps)
+        fall = min(
+            1.0, self.fall * steps / max(1, steps - warmup)
+        )  # share of what the climb leaves
+
+        def shape(done: Any) -> Any:
+            return self.final + (1 - self.final) * jnp.minimum(1.0, (1 - done) / fall)
+
+        return _climb_and(shape, peak, warmup, steps)
+
+
+Schedule = Cosine | Linear | Trapezoid | Constant
 
 
 def _climb_and(shape: Rate, peak: float, warmup: int, steps: int) -> Rate:

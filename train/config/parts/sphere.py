@@ -22,10 +22,13 @@ class Sphere:
     min_direction: NotNegative = 0.0
     """RMS of a step before the learning rate, up to which a matrix rests."""
 
+    angle: Positive = 1.0
+    """Angle of a step over the learning rate; other parameters have the learning rate itself."""
+
     def build(self, setting: Setting) -> Any:
         """The link behind the learning rate."""
         return optax_decay.hyperball(
-            learning_rate=setting.rate,
+            learning_rate=lambda count: self.angle * setting.rate(count),
             radius=self.radius,
             per=self.per,
             min_direction=self.min_direction,

@@ -7,7 +7,7 @@ from train.config.ranges import Positive, Window
 
 @dataclasses.dataclass(frozen=True)
 class Spikes:
-    """Leaves out steps whose loss or gradient norm is far above those before."""
+    """Leaves out steps of outlying loss or gradient."""
 
     sigma: Positive = 6.0
     """How far, in standard deviations of the steps that are compared with."""
