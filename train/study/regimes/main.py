@@ -40,6 +40,10 @@ from train.study.results import RESULTS, locked_folder, note_start, read
 # `seconds` (of a run, measured), `facts` (of the texts) and `write_report`.
 REGIMES = {
     "repeated": "train.study.regimes.repeated_tiers",
+    "grokking": "train.study.regimes.grokking_tiers",
+    "compress": "train.study.regimes.compress_tiers",
+    "bfloat16": "train.study.regimes.bfloat16_tiers",
+    "ending": "train.study.regimes.ending_tiers",
 }
 ONE_PASS = "one_pass"
 APART = ("folder", "minutes", "processes")  # fields that do not decide what a result is
