@@ -127,7 +127,8 @@ def failed(regime: Grokking, records: Sequence[Record]) -> list[str]:
         reasons.append("L2 decay against itself, with other seeds, takes another number of steps.")
     fastest, slowest = best(found, "l2"), min(l2, key=lambda p: p.weight_decay)
     assert fastest is not None
-    if not slowest.interval.low >= TWICE * fastest.interval.high:
+    enough = slowest.interval.low >= TWICE * fastest.interval.high
+    if math.isinf(fastest.interval.high) or not enough:
         reasons.append(
             f"this set-up does not test decay: L2 decay must be {TWICE:g} times as fast at its best as at its"
             f" smallest λ (medians {_number(fastest.median)} and {_number(slowest.median)} steps)."
