@@ -18,7 +18,6 @@ Logits are ∝ 1/sqrt(width) at the start (the read-out is multiplied by 1/width
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,8 @@ from flax import nnx
 from models import llama
 from train.display import say
 from train.run import figures
-from train.study.small_runs import SmallTask, compiled, numbers
+from train.study.population import Member, population
+from train.study.small_runs import SmallTask
 from train.study.width.runs import check_widths, program, proxy
 
 ENDLESS = 10**9  # steps, of which the first few have one learning rate
@@ -98,30 +98,46 @@ def sizes_by_width(
     Returns:
         One record per width, seed, step and name: {"width", "seed", "step", "name", "rms"}.
     """
-    task = dataclasses.replace(task, warmup=1 / ENDLESS)  # a constant learning rate
+    # A constant learning rate; one step per call, so that runs of all lengths share a program.
+    task = dataclasses.replace(task, warmup=1 / ENDLESS, chunk=1)
+    same: Any = SameBatches(tuple(batches))
     records = []
     for width in widths:
         small = program(task, ENDLESS, parametrisation, width, vocab_size)
-        runs = compiled(small)
-        measure = jax.jit(functools.partial(activations, small.model))
-        for seed in seeds:
-            own = numbers(learning_rate, 0.0, ENDLESS, seed)
-            state = runs.init(own)
-            first = measure(state["params"], batches[0][:, :-1])
-            for i in range(len(batches) + 1):
-                if i:
-                    state, _ = runs.advance(state, own, batches[i - 1][None])
-                now = measure(state["params"], batches[0][:, :-1])
-                at = {"width": width, "seed": seed, "step": i}
-                for name in NAMES:
-                    records.append({**at, "name": name, "rms": _rms(now[name])})
-                    change = _rms(now[name] - first[name])
-                    records.append({**at, "name": f"Δ {name}", "rms": change})
+
+        def look(state: Any, model: Any = small.model) -> dict[str, jax.Array]:
+            return activations(model, state["params"], jnp.asarray(batches[0][:, :-1]))
+
+        members = [Member(learning_rate, 0.0, seed) for seed in seeds]
+        seen: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        for steps in range(len(batches) + 1):
+            for found in population(small, members, same, steps, look=look):
+                seen[found.member.seed, steps] = found.seen
+        for (seed, steps), now in sorted(seen.items()):
+            at = {"width": width, "seed": seed, "step": steps}
+            for name in NAMES:
+                records.append({**at, "name": name, "rms": _rms(now[name])})
+                change = _rms(now[name] - seen[seed, 0][name])
+                records.append({**at, "name": f"Δ {name}", "rms": change})
     return records
 
 
-def _rms(x: jax.Array) -> float:
-    return float(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))))
+@dataclasses.dataclass(frozen=True)
+class SameBatches:
+    """Batches that are the same for every seed, in place of a text."""
+
+    batches: tuple[np.ndarray, ...]
+    seed: int = 0
+
+    def batch(self, step: int) -> np.ndarray:
+        return self.batches[step]
+
+    def held_out(self, batches: int) -> list[np.ndarray]:
+        return [self.batches[0]]
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x.astype(np.float32)))))
 
 
 def slopes(records: Sequence[dict[str, Any]], at: int) -> dict[str, float]:

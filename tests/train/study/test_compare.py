@@ -489,7 +489,7 @@ def test_the_tiers_are_what_their_texts_say():
         task = compare.TIERS[name]().task
         assert task.length * task.batch_size == 512
     assert set(compare.cpu().arms) | set(CONTROLS) == set(ARMS)
-    large = compare.TIERS["h200"]()
+    large = compare.TIERS["gpu"]()
     task = large.task
     config = task.model(257)
     assert llama.count(config) - 2 * 257 * task.width == pytest.approx(14e6, rel=0.02)

@@ -1,6 +1,6 @@
 """Which decay or optimizer is faster than AdamW, by how much, and what can be said at all?
 
-    python -m train compare [smoke | cpu | h200] [--arms ARM ...] [--folder FOLDER] [--field VALUE ...]
+    python -m train compare one_pass [smoke | cpu | gpu] [--arms ARM ...] [--folder FOLDER] [--field VALUE ...]
 
 One training program, in which the optimizer is the only difference. Every arm (`arms.py`) is tuned with the
 same number of trials on seeds that no result uses, over learning rate and decay together, and then trained with
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
             say(f"VOID: {reason}")
         if stop:
             say(
-                f"stopped; the same command goes on:  python -m train compare ... --folder {folder}"
+                f"stopped; the same command goes on:  python -m train compare one_pass ... --folder {folder}"
             )
             return 128 + stop[0]
     return 1 if void else 0
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Comparison:
         Comparison,
         args=arguments,
         default=TIERS[name](),
-        prog=f"python -m train compare [{' | '.join(TIERS)}]",
+        prog=f"python -m train compare one_pass [{' | '.join(TIERS)}]",
         description=f"{__doc__}\nTiers:\n{tiers}\n\nArms:\n{arms}",
         use_underscores=True,
     )

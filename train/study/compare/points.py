@@ -1,4 +1,4 @@
-"""Tuned points by text and arm, (learning rate, weight decay): where `compare cpu` ended its searches."""
+"""Tuned points by text and arm, (learning rate, weight decay): where `compare one_pass cpu` ended its searches."""
 
 POINTS: dict[str, dict[str, tuple[float, float]]] = {
     "stdlib": {

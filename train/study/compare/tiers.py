@@ -32,7 +32,7 @@ class Comparison:
     """Runs of AdamW per budget."""
     first_seed: int = 0
     """Of the runs that count; another one repeats the report with other seeds."""
-    folder: str = "runs/compare"
+    folder: str = "runs/compare-one_pass"
     """Where the results go, and where a comparison that was stopped goes on."""
 
 
@@ -46,16 +46,16 @@ def smoke() -> Comparison:
         seeds=5,
         ladder=(100, 150, 200, 300),
         ladder_seeds=5,
-        folder="runs/compare-smoke",
+        folder="runs/compare-one_pass-smoke",
     )
 
 
 def cpu() -> Comparison:
     """Everything, on a model of 134k weights at 512 tokens per step: two hours on 2 CPU cores."""
-    return Comparison(folder="runs/compare-cpu")
+    return Comparison(folder="runs/compare-one_pass-cpu")
 
 
-def h200() -> Comparison:
+def gpu() -> Comparison:
     """Conda (or --arms ARM) and the controls on 14M weights, 100M tokens per run: 30 minutes of one H200.
 
     Not run. Starts from the points of the CPU tier and checks three learning rates around each.
@@ -82,8 +82,8 @@ def h200() -> Comparison:
         seeds=3,
         ladder=(750, 1100, 1500, 2300),
         ladder_seeds=3,
-        folder="runs/compare-h200",
+        folder="runs/compare-one_pass-gpu",
     )
 
 
-TIERS = {make.__name__: make for make in (smoke, cpu, h200)}
+TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}

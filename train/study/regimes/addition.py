@@ -6,6 +6,7 @@ weights and which half is held out. The learning rate climbs for `WARMUP` steps 
 
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,9 +68,10 @@ def tables(task: AdditionTask, seed: int) -> tuple[Table, Table]:
     pairs = np.stack(np.meshgrid(numbers_, numbers_, indexing="ij"), -1).reshape(-1, 2)
     order = np.random.default_rng([97, seed]).permutation(len(pairs))
     cut = round(task.train_share * len(pairs))
-    return tuple(
+    first, second = (
         Table(pairs[part], pairs[part].sum(1) % task.modulus) for part in (order[:cut], order[cut:])
-    )  # type: ignore[return-value]
+    )
+    return first, second
 
 
 class Found(NamedTuple):
@@ -80,12 +82,14 @@ class Found(NamedTuple):
         steps: until the share of right held-out answers was reached; None if it was not, within the run.
         train_steps: until that share of the training half was right; None if it was not.
         accuracy: share of right held-out answers at the end.
+        seconds: of wall time, shared equally by members side by side.
     """
 
     member: Member
     steps: int | None
     train_steps: int | None
     accuracy: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +184,7 @@ def train(
 def _group(
     program: AdditionProgram, members: list[Member], enough: float, together: bool
 ) -> Iterator[Found]:
+    began = time.perf_counter()
     init, advance = compiled(program, together)
     rates, decays, seeds = zip(*members)
     halves = [tables(program.task, seed) for seed in seeds]
@@ -196,12 +201,11 @@ def _group(
         looks.append(np.asarray(right).reshape(len(members), 2))
         if all(max(look[i, 1] for look in looks) >= enough for i in range(len(members))):
             break
-        if not np.isfinite(looks[-1]).all():
-            break
     shares = np.stack(looks, axis=1)  # [members, looks, 2]
+    each = (time.perf_counter() - began) / len(members)
     for member, mine in zip(members, shares):
         train_steps, steps = (_first(mine[:, k] >= enough, program.task.every) for k in (0, 1))
-        yield Found(member, steps, train_steps, float(mine[-1, 1]))
+        yield Found(member, steps, train_steps, float(mine[-1, 1]), each)
 
 
 def _first(reached: np.ndarray, every: int) -> int | None:

@@ -109,7 +109,7 @@ LINKS: dict[str, tuple[str, Optimizer, float]] = {
     ),
     "alphadecay_matched": ("AlphaDecay, same mean", alpha(True), 1.0),
     "alphadecay": ("AlphaDecay", alpha(False), 0.4),
-    "awd": ("AWD", link(optax_decay.awd_decay), 30.0),
+    "awd": ("AWD", link(optax_decay.awd_decay), 15.0),
     "adadecay": ("AdaDecay", link(optax_decay.adadecay), 2.0),
     "elastic_net": (
         "elastic net, ρ = 0.05",
@@ -158,7 +158,7 @@ def _arms() -> dict[str, Arm]:
             RATES,
             decays(0.01),
         ),
-        "cpr": Arm("CPR", last(adam, cpr), "decay", RATES, decays(1.0)),
+        "cpr": Arm("CPR", last(adam, cpr), "decay", RATES, decays(2.0)),
         "rotational": Arm(
             "rotational",
             lambda s: optax_decay.rotational_adamw(

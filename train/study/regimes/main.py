@@ -40,8 +40,12 @@ from train.study.results import RESULTS, locked_folder, note_start, read
 # `seconds` (of a run, measured), `facts` (of the texts) and `write_report`.
 REGIMES = {
     "repeated": "train.study.regimes.repeated_tiers",
+    "grokking": "train.study.regimes.grokking_tiers",
+    "compress": "train.study.regimes.compress_tiers",
+    "bfloat16": "train.study.regimes.bfloat16_tiers",
+    "ending": "train.study.regimes.ending_tiers",
 }
-ONE_PASS = "one_pass"
+ONE_PASS, MAP = "one_pass", "map"
 APART = ("folder", "minutes", "processes")  # fields that do not decide what a result is
 MARGIN = 1.2  # times of arms over those of L2, about
 
@@ -49,13 +53,15 @@ MARGIN = 1.2  # times of arms over those of L2, about
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code: 1 if a control of the report failed."""
     began = time.monotonic()
-    names = [ONE_PASS, *REGIMES]
+    names = [ONE_PASS, *REGIMES, MAP]
     if not arguments or arguments[0] in ("-h", "--help"):
         say((__doc__ or "").format(regimes=_described()))
         return 0
     name, rest = arguments[0], list(arguments[1:])
     if name == ONE_PASS:
         return importlib.import_module("train.study.compare.main").main(rest)
+    if name == MAP:
+        return importlib.import_module("train.study.regimes.map").main(rest)
     if name not in REGIMES:
         raise UserError(
             f"There is no regime {name!r}; there are {', '.join(names)}; nearest: {nearest(name, names)}."
@@ -70,6 +76,9 @@ def _described() -> str:
     for name, module in REGIMES.items():
         first = (importlib.import_module(module).TIERS["cpu"]().__doc__ or "").splitlines()[0]
         lines.append(f"  {name:10s} {first}")
+    lines.append(
+        f"  {MAP:10s} One picture of all of them: what each decay gains over L2 decay, where."
+    )
     return "\n".join(lines)
 
 

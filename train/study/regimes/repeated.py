@@ -4,12 +4,15 @@ Every arm is tuned over learning rate and λ together, with the same number of t
 result uses; its grid moves until the best point is inside. At the best learning rate, a sweep over λ with a few seeds
 gives the curve of the arm and the λ of the runs that count. Those share their seeds with all other arms.
 
+Muon is a control in one pass over the whole text, where it is known to beat AdamW; on repeated text it need not.
+
 Further units vary the number of epochs at equal steps, the length, and the batch, for no decay, L2 and Huber decay.
 """
 
 import dataclasses
 import functools
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,6 +34,8 @@ AGAIN = 500  # from the seeds of an arm to those of the A/A control
 CONTROLS = ("none", "l2", "muon_l2")
 SETTING = ("arm", "text", "unique", "steps", "batch_size")
 AXIS = ("none", "l2", "huber")
+ONE_PASS = "one pass"
+ONE_PASS_DECAY = 0.5  # where compare one_pass has found the best λ of both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,20 +124,22 @@ class Repeated:
         """Arms in order, and after the controls the further settings."""
         further = [f"epochs {e}" for e in self.epochs]
         further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
-        names = self.names
-        return [*names[: len(CONTROLS)], *further, *names[len(CONTROLS) :]]
+        controls, others = self.names[: len(CONTROLS)], self.names[len(CONTROLS) :]
+        return [*controls, ONE_PASS, *further, *others]
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
         arms = len(self.names) * len(self.texts) * (self.trials + 7 * self.sweep_seeds - 2)
-        arms += (len(self.names) + 1) * len(self.texts) * self.seeds
+        arms += (len(self.names) + 3) * len(self.texts) * self.seeds
         further = len(self.epochs) + sum(self.lengths) + len(self.batches)
         return arms + 15 * self.sweep_seeds * further
 
     def settings(self, unit: str) -> tuple[int, int, int]:
-        """Unique tokens, steps and batch of a unit."""
+        """Unique tokens (0: the whole text), steps and batch of a unit."""
         kind, _, number = unit.rpartition(" ")
         batch = self.task.batch_size
+        if unit == ONE_PASS:
+            return 0, self.steps, batch
         if kind == "epochs":
             tokens = self.steps * batch * self.task.length
             return max(1, tokens // int(number)), self.steps, batch
@@ -146,6 +153,14 @@ class Repeated:
     def wanted(self, unit: str, results: list[Record]) -> Iterator[list[Record]]:
         """The jobs of a unit, list by list; `results` has to grow by each."""
         unique, steps, batch = self.settings(unit)
+        if unit == ONE_PASS:
+            for text in self.texts:
+                for arm in ("l2", "muon_l2"):
+                    base = dict(zip(SETTING, (arm, text, unique, steps, batch)))
+                    rate = ARMS[arm].learning_rates[1]
+                    point = {"learning_rate": rate, "weight_decay": ONE_PASS_DECAY}
+                    yield [base | point | {"seed": seed} for seed in self.counted_seeds]
+            return
         if unit not in ARMS:
             for arm in AXIS:
                 base = dict(zip(SETTING, (arm, self.texts[0], unique, steps, batch)))
@@ -227,7 +242,7 @@ class Repeated:
                 self.task, batch_size=batch, chunk=min(self.task.chunk, steps)
             )
             data = text_of(task, text, unique)
-            counted = group[0]["seed"] < FIRST_SEED and arm != "again"
+            counted = group[0]["seed"] < FIRST_SEED and arm != "again" and unique > 0
             members = [
                 Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
             ]
@@ -288,13 +303,14 @@ def weights(small: SmallProgram) -> Callable[[Any], Any]:
 def keep(params: Any, folder: pathlib.Path, job: Record) -> str:
     """Writes the weights of a run to a file of the folder; returns its name and checksum."""
     (folder / "weights").mkdir(exist_ok=True)
-    name = f"{job['arm']}-{pathlib.Path(job['text']).name}-{job['seed']}.npz"
+    text = re.sub(r"[^\w.]", "_", job["text"])
+    name = f"{job['arm']}-{text}-{job['seed']}.npz"
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     path = folder / "weights" / name
     part = path.with_name(f"{name}.part")
     with part.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     part.replace(path)
     return f"{name} {zlib.crc32(path.read_bytes()):08x}"
 

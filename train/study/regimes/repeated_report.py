@@ -10,7 +10,7 @@ from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
 from train.study.regimes.facts import how_it_was_made
 from train.study.regimes.paired import CLOSE, Paired, forgiveness, paired
-from train.study.regimes.repeated import AXIS, Repeated
+from train.study.regimes.repeated import AXIS, ONE_PASS, Repeated
 from train.study.regimes.rows import Row, counted, failed, overall, rows
 from train.study.regimes.sweep import lowest
 from train.study.regimes.work import Record
@@ -53,11 +53,11 @@ def _head(
     for text in regime.texts:
         l2, muon = table["l2", text], table["muon_l2", text]
         gain = paired(counted(records, "none", text), l2.losses)
-        better = paired(muon.losses, l2.losses)
+        better = paired(l2.losses, muon.losses)
         assert gain is not None and better is not None
         lines.append(
             f"On {text}, L2 decay gains {interval(gain.interval, 3)} nats over no decay, and Muon with L2 decay"
-            f" {interval(_turned(better).interval, 3)} over AdamW."
+            f" {interval(better.interval, 3)} over AdamW."
         )
     return "\n".join([*lines, ""])
 
@@ -135,7 +135,7 @@ def _axes(regime: Repeated, records: Sequence[Record]) -> str:
         "| --- |" + " --- |" * 8,
     ]
     start = len(lines)
-    for unit in (u for u in regime.units() if u not in ARMS):
+    for unit in (u for u in regime.units() if u not in (*ARMS, ONE_PASS)):
         unique, steps, batch = regime.settings(unit)
         bare = _axis(regime, records, "none", unit)
         for arm in AXIS[1:]:
@@ -212,7 +212,7 @@ def _timescale(regime: Repeated, records: Sequence[Record]) -> list[tuple[str, s
     """Best λ ∝ 1/steps and ∝ batch, from L2 decay at one learning rate."""
     text, rate = regime.texts[0], ARMS["l2"].learning_rates[1]
     found = {}
-    for unit in (u for u in regime.units() if u not in ARMS and not u.startswith("epochs")):
+    for unit in (u for u in regime.units() if u.startswith(("steps", "batch"))):
         curve = _axis(regime, records, "l2", unit)
         if curve:
             found[unit] = _optimum(curve)

@@ -4,8 +4,8 @@ Each arm is tuned over learning rate and λ together, with the same number of tr
 result uses. A sweep over λ at the best learning rate then gives the curve of the arm and the λ of the runs that count.
 Runs that count share their seeds, so that arms are compared seed by seed: Student's t, corrected by Holm.
 
-Controls: L2 decay against itself must hold 0; Muon must beat AdamW; and L2 decay must beat no decay by more than 0.1
-nats, or the set-up does not test decay.
+Controls: L2 decay against itself must hold 0; in one pass over the whole text Muon must beat AdamW; and L2 decay must
+beat no decay by more than 0.1 nats, or the set-up does not test decay.
 """
 
 from train.study.regimes.repeated import Repeated, program, text_of

@@ -21,13 +21,15 @@ HELD_OUT_EVERY = 8  # topics of `reference`
 
 
 def read(task: SmallTask, text: str, unique: int) -> TokenBatches:
-    """A text, cut to `unique` training tokens. The held-out part stays whole.
+    """A text, cut to `unique` training tokens; 0 leaves it whole. The held-out part stays whole.
 
     Raises:
         UserError: there is no such text, or it has fewer tokens.
     """
     data = _reference(task) if text == "reference" else task.read_text(text)
     whole = len(data.train)
+    if unique == 0:
+        return data
     if unique <= task.length + 1 or unique > whole:
         raise UserError(
             f"{unique} unique tokens of {text!r}: its training part has {whole}, and a window needs"
@@ -53,11 +55,15 @@ def _reference(task: SmallTask) -> TokenBatches:
     digest = hashlib.sha256(repr([(name, topics[name]) for name in names]).encode()).hexdigest()
     source = corpus.Corpus("reference", train, held_out, len(names), 0, 0, digest)
     learned = tokens.learn_tokenizer(task.tokenizer, train.values())
-    rows = [
+    first, second = (
         TokenSequence.from_array(learned.encode(part.values()), learned.separator)
         for part in (train, held_out)
-    ]
+    )
     return TokenBatches(
-        *(rows[0], rows[1], learned, source, task.length, task.batch_size, 0, "off"),
+        *(first, second, learned, source),
+        length=task.length,
+        batch_size=task.batch_size,
+        seed=0,
+        cache="off",
         digests={"text": digest},
     )

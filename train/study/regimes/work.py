@@ -10,7 +10,6 @@ cores. On an accelerator one process trains the runs of a list side by side.
 """
 
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -128,12 +127,13 @@ def run_all(
 
 def _words(record: Record) -> str:
     """What a run was, and what it came to, in a line."""
-    learning_rate, decay = (
-        record.get("learning_rate", math.nan),
-        record.get("weight_decay", math.nan),
-    )
-    result = record.get("steps_to_generalise", record.get("loss"))
-    return f"{record.get('text', '')}  η {learning_rate:<7.3g} λ {decay:<7.3g} {result:.4g}"
+    words = [str(record["text"])] if "text" in record else []
+    if "learning_rate" in record:
+        words.append(f"η {record['learning_rate']:<7.3g} λ {record['weight_decay']:<7.3g}")
+    words.append(f"seed {record.get('seed')}")
+    steps = record.get("steps_to_generalise")
+    words.append(f"loss {record['loss']:.4f}" if steps is None else f"{steps:.0f} steps")
+    return "  ".join(words)
 
 
 def _trained(

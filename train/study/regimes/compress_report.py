@@ -1,0 +1,231 @@
+"""The page of compressed weights: losses after pruning and rounding by arm, less those of L2 decay."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from train.run.figures import RC_PARAMS, pyplot
+from train.run.folder import write
+from train.study.compare.statistics import holm
+from train.study.compare.verdicts import interval
+from train.study.regimes.arms import ARMS
+from train.study.regimes.compress import Compress, regime_of
+from train.study.regimes.facts import how_it_was_made
+from train.study.regimes.figures import STYLES, save
+from train.study.regimes.paired import CLOSE, Paired, paired
+from train.study.regimes.rows import reference
+from train.study.regimes.work import Record
+
+HALF = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An arm on one text; every difference is from L2 decay on the same direction, seed by seed.
+
+    Attributes:
+        arm, text: which.
+        records: of its weights, by seed.
+        pruned: loss at the share next to one half.
+        free: share that can be pruned for `CLOSE` nats more than without.
+        int4: loss with 4 bits.
+        bits: per weight, packed.
+        p: of `pruned`, adjusted by Holm.
+    """
+
+    arm: str
+    text: str
+    records: Mapping[int, Record]
+    pruned: Paired | None
+    free: Paired | None
+    int4: Paired | None
+    bits: Paired | None
+    p: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        if self.pruned is None:
+            return ""
+        if self.p <= 0.05:
+            return "better" if self.pruned.interval.value < 0 else "worse"
+        return f"differs by less than {self.pruned.within:.3f}"
+
+    def mean(self, of: Callable[[Record], float]) -> float:
+        return float(np.mean([of(r) for r in self.records.values()]))
+
+
+def at_half(shares: Sequence[float]) -> int:
+    """The share next to one half."""
+    return min(range(len(shares)), key=lambda i: abs(shares[i] - HALF))
+
+
+def free_share(record: Record, shares: Sequence[float]) -> float:
+    """The share that can be pruned for `CLOSE` nats, on straight lines between the shares that were tried."""
+    x, y = [0.0, *shares], [record["loss"], *record["pruned"]]
+    for i in range(1, len(x)):
+        if not y[i] <= record["loss"] + CLOSE:
+            rise = y[i] - y[i - 1]
+            part = (record["loss"] + CLOSE - y[i - 1]) / rise if math.isfinite(rise) else 0.0
+            return x[i - 1] + part * (x[i] - x[i - 1])
+    return x[-1]
+
+
+def rows(regime: Compress, records: Sequence[Record]) -> list[Row]:
+    """All arms text by text."""
+    before, found = regime_of(regime.from_folder), []
+    half = at_half(regime.shares)
+    for text in before.texts:
+        for arm in before.names:
+            mine = _by_seed(records, arm, text)
+            if len(mine) < 2:
+                continue
+            l2 = _by_seed(records, reference(arm)[0], text) if arm != reference(arm)[0] else {}
+
+            def less(of: Callable[[Record], float], mine: Any = mine, l2: Any = l2) -> Any:
+                return paired(
+                    {s: of(r) for s, r in mine.items()}, {s: of(r) for s, r in l2.items()}
+                )
+
+            found.append(
+                Row(
+                    *(arm, text, mine),
+                    less(lambda r: r["pruned"][half]),
+                    less(lambda r: free_share(r, regime.shares)),
+                    less(lambda r: r["int4"]),
+                    less(lambda r: r["bits"]),
+                )
+            )
+    adjusted = holm({str(i): row.pruned.p for i, row in enumerate(found) if row.pruned})
+    return [
+        dataclasses.replace(row, p=adjusted.get(str(i), math.nan)) for i, row in enumerate(found)
+    ]
+
+
+def _by_seed(records: Sequence[Record], arm: str, text: str) -> dict[int, Record]:
+    return {r["seed"]: r for r in records if (r["arm"], r["text"]) == (arm, text)}
+
+
+def failed(regime: Compress, records: Sequence[Record]) -> list[str]:
+    """Whether L2 decay differs from itself: the first half of its seeds from the other half."""
+    before, reasons = regime_of(regime.from_folder), []
+    half = at_half(regime.shares)
+    for text in before.texts:
+        l2 = [r["pruned"][half] for _, r in sorted(_by_seed(records, "l2", text).items())]
+        middle = len(l2) // 2
+        aa = paired(dict(enumerate(l2[:middle])), dict(enumerate(l2[middle:])))
+        if aa is None and len(l2) != before.seeds:
+            reasons.append(f"{text}: the weights of L2 decay are not there.")
+        elif aa is not None and not aa.interval.holds(0.0):
+            reasons.append(f"{text}: two halves of the seeds of L2 decay differ.")
+    return reasons
+
+
+def write_report(regime: Compress, records: Sequence[Record], folder: pathlib.Path) -> list[str]:
+    """Writes report.md and its picture; returns which controls failed."""
+    found, reasons = rows(regime, records), failed(regime, records)
+    lines = ["# Pruned, rounded and compressed weights", ""]
+    if reasons:
+        lines += ["**A control failed: nothing below may be claimed.**", ""]
+        lines += [f"* {reason}" for reason in reasons] + [""]
+    title = "Loss added by pruning"
+    if draw(regime, found, folder / "compress.png"):
+        lines += [f"![{title}](compress.png)", ""]
+    for text in dict.fromkeys(row.text for row in found):
+        lines += _table(regime, text, [row for row in found if row.text == text])
+    lines += _claims(found)
+    write(folder / "report.md", "\n".join([*lines, how_it_was_made(regime, records, folder)]))
+    return reasons
+
+
+def _table(regime: Compress, text: str, found: Sequence[Row]) -> list[str]:
+    half = at_half(regime.shares)
+    share = regime.shares[half]
+    lines = [
+        f"## {text}",
+        "",
+        f"| arm | loss | with {100 * share:g} % pruned | less L2's | p (Holm) | share pruned for {CLOSE:g} nats |"
+        " less L2's | int8 | int4 | int4 less L2's | bits per weight | less L2's | verdict |",
+        "| --- |" + " --- |" * 12,
+    ]
+    for row in found:
+        cells = [
+            f"{row.mean(lambda r: r['loss']):.4f}",
+            f"{row.mean(lambda r: r['pruned'][half]):.4f}",
+            interval(row.pruned.interval) if row.pruned else "",
+            "" if math.isnan(row.p) else f"{row.p:.2g}",
+            f"{row.mean(lambda r: free_share(r, regime.shares)):.3f}",
+            interval(row.free.interval, 3) if row.free else "",
+            f"{row.mean(lambda r: r['int8']):.4f}",
+            f"{row.mean(lambda r: r['int4']):.4f}",
+            interval(row.int4.interval) if row.int4 else "",
+            f"{row.mean(lambda r: r['bits']):.2f}",
+            interval(row.bits.interval, 2) if row.bits else "",
+            row.verdict,
+        ]
+        lines.append(f"| {ARMS[row.arm].title} | {' | '.join(cells)} |")
+    words = (
+        "Losses on held-out text in nats per token. Differences seed by seed from L2 decay on the same direction, 95 %,"
+        " Student's t. p and verdict are of the pruned loss. Bits: int8 levels of all matrices, packed by zlib."
+    )
+    return [*lines, "", words, ""]
+
+
+def _claims(found: Sequence[Row]) -> list[str]:
+    mine = [row for row in found if row.arm in ("huber", "huber_tight") and row.free]
+    if not mine:
+        return []
+    lines = [
+        "## The claims of the papers",
+        "",
+        f"AdamHD (arXiv 2511.14721): 20 to 30 % less memory after magnitude pruning. Ours: the share that can be pruned"
+        f" for {CLOSE:g} nats, less that of L2 decay.",
+        "",
+        "| arm | text | share less L2's | verdict |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in mine:
+        assert row.free is not None
+        span = row.free.interval
+        verdict = "not resolved"
+        if span.low > 0:
+            verdict = "more can be pruned"
+        elif span.high < 0:
+            verdict = "less can be pruned: contradicted at this scale"
+        lines.append(f"| {ARMS[row.arm].title} | {row.text} | {interval(span, 3)} | {verdict} |")
+    return [*lines, ""]
+
+
+def draw(regime: Compress, found: Sequence[Row], path: pathlib.Path) -> bool:
+    """Mean loss over the pruned share, a column per text, decays on Adam."""
+    plt: Any = pyplot()
+    texts = list(dict.fromkeys(row.text for row in found))
+    if not texts:
+        return False
+    names = list(dict.fromkeys(r.arm for r in found if ARMS[r.arm].kind in ("decay", "baseline")))
+    names += [name for name in ("none",) if name not in names and any(r.arm == name for r in found)]
+    with plt.rc_context(RC_PARAMS):
+        picture, panels = plt.subplots(
+            *(1, len(texts)),
+            figsize=(4.2 * len(texts) + 2, 4),
+            squeeze=False,
+            layout="constrained",
+        )
+        for panel, text in zip(panels[0], texts):
+            for name, style in zip(names, STYLES * 3):
+                for row in (r for r in found if (r.arm, r.text) == (name, text)):
+                    line = style | {"markersize": 3.5, "linewidth": 1.2}
+                    if name == "l2":
+                        line |= {"linewidth": 2.6, "color": "black", "linestyle": "-"}
+                    y = np.mean([[r["loss"], *r["pruned"]] for r in row.records.values()], axis=0)
+                    panel.plot([0, *regime.shares], y, label=ARMS[name].title, **line)
+            low = min(r.mean(lambda x: x["loss"]) for r in found if r.text == text)
+            panel.set(
+                title=text, xlabel="pruned share of every matrix", ylim=(low - 0.05, low + 1.5)
+            )
+        panels[0, 0].set_ylabel("held-out loss [nats/token]")
+        panels[0, -1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return save(picture, path)

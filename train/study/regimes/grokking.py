@@ -1,0 +1,131 @@
+"""Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
+
+Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
+four λ, with one learning rate and the same seeds; a seed decides the initial weights and which half is held out. A run
+that has not reached 95 % at its end is censored: it counts as longer than all that have, so medians stay correct while
+at least half of the runs get there.
+
+Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
+at least twice as fast as at the smallest λ, or the set-up does not test decay.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from train.config.fields import UserError, nearest
+from train.study.population import Member
+from train.study.regimes.addition import AdditionProgram, AdditionTask, train
+from train.study.regimes.arms import ARMS
+from train.study.regimes.repeated import AGAIN
+from train.study.regimes.shared import check_ranges, seeds_of
+from train.study.regimes.work import Record
+
+NOT_HERE = ("again", "width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected")
+USUAL = tuple(
+    name
+    for name, arm in ARMS.items()
+    if (arm.kind == "decay" or name == "muon_l2") and name not in NOT_HERE
+)
+FACTORS = (10**-0.5, 1.0, 10**0.5, 10.0)  # of the middle λ of an arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Grokking:
+    """Addition modulo 97: steps until held-out answers are right, by kind of decay and λ."""
+
+    task: AdditionTask = dataclasses.field(
+        default_factory=lambda: AdditionTask(width=48, mlp_width=96, heads=3)
+    )
+    arms: tuple[str, ...] = USUAL
+    """Names in train/study/regimes/arms.py; none and l2 are always there."""
+    learning_rate: float = 0.01
+    """Of every run; of arms whose own grid begins elsewhere, in the same proportion."""
+    steps: int = 800
+    """Updates after which a run is censored."""
+    enough: float = 0.95
+    """Share of right held-out answers."""
+    seeds: int = 12
+    """Runs of each arm and λ."""
+    fresh_seeds: int = 0
+    """Another number repeats everything with other seeds, in a folder of its own."""
+    minutes: float = float("inf")
+    """Time for this start. The same command goes on where it stopped."""
+    processes: int = 0
+    """Processes that train; 0: one per core, and one alone on an accelerator."""
+    folder: str = "runs/compare-grokking"
+    """Where the results go."""
+
+    @property
+    def names(self) -> list[str]:
+        """All arms, no decay and L2 first."""
+        return list(dict.fromkeys(("none", "l2", *self.arms)))
+
+    def check(self) -> None:
+        """Raises UserError for the first field that is out of its range."""
+        known = [name for name in ARMS if name not in NOT_HERE and ARMS[name].workers == 1]
+        known = [name for name in known if not ARMS[name].curvature]
+        for arm in self.arms:
+            if arm not in known:
+                raise UserError(
+                    f"arms: {arm!r} is not one of {', '.join(known)}; nearest: {nearest(arm, known)}."
+                )
+        check_ranges(
+            self,
+            (
+                ("seeds", 2, AGAIN),
+                ("fresh_seeds", 0, 900),
+                ("steps", self.task.every, 10**9),
+                ("enough", 0.0, 1.0),
+                ("learning_rate", 1e-9, 1.0),
+            ),
+        )
+        if self.steps % self.task.every:
+            raise UserError(
+                f"steps = {self.steps} are not a multiple of task.every = {self.task.every};"
+                f" nearest: {round(self.steps / self.task.every) * self.task.every}."
+            )
+
+    def units(self) -> list[str]:
+        return self.names
+
+    def expected(self) -> float:
+        """Runs, in units of one of `steps`: about two of four λ of an arm are done early."""
+        return self.seeds * (1 + (len(self.names) - 1) * 0.55 * len(FACTORS))
+
+    def points(self, arm: str) -> list[tuple[float, float]]:
+        """Learning rate and λ."""
+        row = ARMS[arm]
+        rate = self.learning_rate * row.learning_rates[1] / ARMS["l2"].learning_rates[1]
+        middle = row.weight_decays[len(row.weight_decays) // 2]
+        if middle == 0:
+            return [(rate, 0.0)]
+        return [(rate, float(f"{middle * factor:.3g}")) for factor in FACTORS]
+
+    def wanted(self, unit: str, results: list[Record]) -> Iterator[list[Record]]:
+        """The jobs of an arm: all seeds of a point, one point after the other."""
+        seeds = seeds_of(self.fresh_seeds, self.seeds)
+        for i, (rate, decay) in enumerate(self.points(unit)):
+            base = {"arm": unit, "learning_rate": rate, "weight_decay": decay}
+            yield [base | {"seed": seed} for seed in seeds]
+            if unit == "l2" and i == 1:
+                yield [base | {"seed": seed + AGAIN} for seed in seeds]
+
+    def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
+        """Trains jobs of one arm."""
+        small = program(self.task, jobs[0]["arm"], self.steps)
+        members = [Member(j["learning_rate"], j["weight_decay"], j["seed"]) for j in jobs]
+        for job, found in zip(jobs, train(small, members, self.enough)):
+            yield job | {
+                "steps_to_generalise": math.inf if found.steps is None else float(found.steps),
+                "steps_to_fit": math.inf if found.train_steps is None else float(found.train_steps),
+                "accuracy": found.accuracy,
+                "seconds": round(found.seconds, 3),
+            }
+
+
+@functools.lru_cache(maxsize=4)
+def program(task: AdditionTask, arm: str, steps: int) -> AdditionProgram:
+    return AdditionProgram(task, ARMS[arm].build, steps)
