@@ -21,16 +21,14 @@ COMMANDS = {
     "export": "train.weights.export",
     "sample": "train.weights.sample",
     "bench": "train.bench.main",
+    "bench accelerator": "train.bench.accelerator",  # imports less: only what a bare machine has
     "reference": "train.reference",
 }
 
 
 def main(arguments: list[str]) -> int:
-    name, rest = (
-        (arguments[0], arguments[1:])
-        if arguments[:1] and arguments[0] in COMMANDS
-        else ("run", arguments)
-    )
+    words = next((n for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), 0)
+    name, rest = " ".join(arguments[:words]) or "run", arguments[words:]
     try:
         if name == "run" and {"-h", "--help"} & set(rest):
             importlib.import_module("train.cli").parse(

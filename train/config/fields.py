@@ -152,6 +152,9 @@ class Run:
     """Checkpoints kept, the newest ones; with one, a damaged checkpoint leaves nothing to fall back on."""
     keep_every: Count | None = None
     """Checkpoints kept for good: those of every so many steps [steps]; None: none."""
+    deterministic: bool = False
+    """On GPUs, two runs have the same bits: XLA takes deterministic kernels and times none of them. It costs some speed;
+    CPUs and TPUs need no such choice."""
     migrate: bool = False
     """Go on with another optimizer or decay than the checkpoint's; says what of its state was kept."""
     tensorboard: bool = True
