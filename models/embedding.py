@@ -2,11 +2,11 @@
 
     ∂table[v] = Σ_n ∂x_n  over the positions n with token v
 
-XLA for GPUs adds the rows ∂x_n with atomic instructions, in whatever order they arrive. Here the positions are sorted by
-token, and blocks of `BLOCK` sorted positions are summed by one matrix product with a matrix of zeros and ones. A token
-that starts in a block other than its first one has all of its positions in later blocks, so that only the first token
-of each block can have partial sums in several blocks. These partial sums, one row per block, are again sorted by token
-and are summed in the same way. Every row of the table is then written once per level, without atomic instructions.
+XLA for GPUs adds the rows ∂x_n with atomic instructions, in whatever order they arrive. Here the positions are sorted
+by token, and each block of `BLOCK` sorted positions is summed per token by one product with a matrix of zeros and ones.
+A token that is not the first one of a block has no positions in earlier blocks. Its sum is therefore added to the table
+by this block alone. The sums of the first tokens, one row per block, are again sorted by token, and they are summed in
+the same way. So no row of the table is added to twice at a time, and no atomic instructions are needed.
 """
 
 import functools

@@ -204,7 +204,7 @@ def spectra(small: bool) -> Rows:
     from train.bench.table import Options
 
     ways = optax_decay.spectra
-    methods = {"matmul": ways.matrix_products(), "eigh": "eigh"}
+    methods: dict[str, Any] = {"matmul": ways.matrix_products(), "eigh": "eigh"}
     cases = [("60M", "matmul"), ("1B", "matmul"), ("60M", "eigh")]
     for preset, method in cases[:1] if small else cases:
         shapes, axes = bench.shapes_and_axes(
@@ -233,7 +233,7 @@ def population(small: bool) -> Rows:
         bench.TASKS["cpu"] = SmallTask(
             width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=2, chunk=2
         )
-        bench.COUNTS["cpu"] = (1, 3)
+        bench.COUNTS["cpu"] = (1, 2, 3)
     yield from bench.population_table(Options(rounds=1 if small else 3)).rows
 
 

@@ -153,8 +153,8 @@ class Run:
     keep_every: Count | None = None
     """Checkpoints kept for good: those of every so many steps [steps]; None: none."""
     deterministic: bool = False
-    """On GPUs, two runs have the same bits: XLA takes deterministic kernels and times none of them. It costs some speed;
-    CPUs and TPUs need no such choice."""
+    """Take kernels on GPUs that give the same bits in every run, and do not choose them by their time. This costs some
+    speed. CPUs and TPUs always give the same bits."""
     migrate: bool = False
     """Go on with another optimizer or decay than the checkpoint's; says what of its state was kept."""
     tensorboard: bool = True
