@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from models.products import on_cpu, product
+from models.products import aligned, on_cpu, padded, product
 
 # On CPUs, causal attention works on this many blocks of positions, one after the other. A block skips the keys behind
 # it, and the backward pass recomputes its scores instead of keeping them.
@@ -33,15 +33,17 @@ def attention(
       scale: factor of the products of queries and keys, before the softmax.
       causal: whether a position attends only to itself and the positions before it.
       implementation: "xla" runs everywhere, with the softmax in float32. "cudnn" is the fused kernel of NVIDIA GPUs; it
-        takes 16-bit numbers only and never stores the T x T scores.
+        takes 16-bit numbers only and never stores the T x T scores. For it, heads are padded to a multiple of 8 features.
 
     Returns:
       [B, T, H, E] in the dtype of the queries.
     """
     if implementation == "cudnn":
+        E = query_BTHE.shape[-1]
+        arrays = [padded(x, aligned(E)) for x in (query_BTHE, key_BTKE, value_BTKE)]
         return jax.nn.dot_product_attention(
-            query_BTHE, key_BTKE, value_BTKE, scale=scale, is_causal=causal, implementation="cudnn"
-        )
+            *arrays, scale=scale, is_causal=causal, implementation="cudnn"
+        )[..., :E]
     # Heads stand before positions because products with leading batch axes are twice as fast on CPUs.
     B, T, H, E = query_BTHE.shape
     K = key_BTKE.shape[2]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.embedding import rows
 from models.products import on_cpu, platform, product
 
 GPU_LAYERS = 48  # models with more layers run them in a loop on GPUs
@@ -69,7 +70,7 @@ class Placement:
 
     def look_up(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
         """The rows of the embedding for the tokens, [B, T, D]."""
-        return table_VD[tokens_BT]
+        return rows(table_VD, tokens_BT)
 
 
 class Embedding(nnx.Module):

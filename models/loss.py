@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.products import gradients, on_cpu, platform, product
+from models.products import aligned, gradients, on_cpu, padded, platform, product
 
 CPU_BYTES = 2**23  # of logits in one part on CPUs: this fits into a processor's caches
 BYTES = 2**30  # of logits in one part on other devices
@@ -37,6 +37,7 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arr
     return jnp.sum(jnp.where(real_BT, losses_BT, 0)), jnp.sum(real_BT, dtype=jnp.float32)
 
 
+@jax.named_scope("loss")
 def nats(x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The `cross_entropy` of the logits x w.
 
@@ -61,18 +62,26 @@ def part_count(positions: int, vocabulary: int) -> int:
 
 
 def logsumexp_and_target(
-    logits_nV: jax.Array, targets_n: jax.Array, hit_nV: jax.Array
+    logits_nV: jax.Array, targets_n: jax.Array, hit_nV: jax.Array, tokens: int
 ) -> tuple[jax.Array, jax.Array]:
-    """logsumexp(z) and z[t] of every row.
+    """logsumexp(z) and z[t] of every row; logits behind the first `tokens` of a row are padding.
 
     On GPUs, reading memory takes most of the time, and XLA would read the logits three times. There logsumexp takes one
     pass, and z[t] is gathered.
     """
     if platform() != "gpu":
         chosen_nV = jnp.where(hit_nV, logits_nV, 0)
-        return jax.nn.logsumexp(logits_nV, axis=-1), jnp.sum(chosen_nV, axis=-1)
+        return jax.nn.logsumexp(only(logits_nV, tokens), axis=-1), jnp.sum(chosen_nV, axis=-1)
     chosen_n1 = jnp.take_along_axis(logits_nV, targets_n[:, None], axis=1)
-    return _logsumexp(logits_nV), chosen_n1[:, 0]
+    return _logsumexp(only(logits_nV, tokens)), chosen_n1[:, 0]
+
+
+def only(logits_nV: jax.Array, tokens: int) -> jax.Array:
+    """The logits with the least float32 behind the first `tokens`, so that padding has no probability."""
+    if logits_nV.shape[1] == tokens:
+        return logits_nV
+    least = jnp.finfo(jnp.float32).min
+    return jnp.where(jnp.arange(logits_nV.shape[1]) < tokens, logits_nV, least)
 
 
 @jax.custom_jvp
@@ -116,23 +125,27 @@ def _in_parts(count: int, x_ND: jax.Array, w_DV: jax.Array, targets_N: jax.Array
 def _forward(
     count: int, x_ND: jax.Array, w_DV: jax.Array, targets_N: jax.Array
 ) -> tuple[jax.Array, Any]:
-    rounded_DV = w_DV.astype(x_ND.dtype)
+    # The vocabulary is padded once, in front of the loop; a padded token has no probability.
+    V = w_DV.shape[1]
+    rounded_DV = padded(w_DV.astype(x_ND.dtype), aligned(V))
 
     def add(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> Any:
         total, dw_DV = sums
         x_nD, targets_n = part
+        token_V = jnp.arange(rounded_DV.shape[1])
         logits_nV = product(x_nD, rounded_DV, jnp.float32)
-        hit_nV = jnp.arange(w_DV.shape[1]) == targets_n[:, None]
-        top_n, target_n = logsumexp_and_target(logits_nV, targets_n, hit_nV)
+        hit_nV = token_V == targets_n[:, None]
+        top_n, target_n = logsumexp_and_target(logits_nV, targets_n, hit_nV, V)
         real_n = targets_n >= 0
-        dz_nV = jnp.where(real_n[:, None], jnp.exp(logits_nV - top_n[:, None]) - hit_nV, 0)
+        dz_nV = jnp.exp(only(logits_nV, V) - top_n[:, None]) - hit_nV
+        dz_nV = jnp.where(real_n[:, None], dz_nV, 0)
         dx_nD, more_DV = gradients(x_nD, rounded_DV, dz_nV)
         total += jnp.sum(jnp.where(real_n, top_n - target_n, 0))
         return (total, dw_DV + more_DV), dx_nD.astype(x_ND.dtype)
 
-    zero = (_zeros((), x_ND), _zeros(w_DV.shape, x_ND))
+    zero = (_zeros((), x_ND), _zeros(rounded_DV.shape, x_ND))
     (total, dw_DV), dx_cnD = jax.lax.scan(add, zero, _split(count, x_ND, targets_N))
-    return total, (dx_cnD.reshape(x_ND.shape), dw_DV.astype(w_DV.dtype))
+    return total, (dx_cnD.reshape(x_ND.shape), dw_DV[:, :V].astype(w_DV.dtype))
 
 
 def _backward(count: int, kept: tuple[jax.Array, jax.Array], scale: jax.Array) -> Any:

@@ -9,6 +9,11 @@ XLA for CPUs uses the processor's bfloat16 units only under two conditions: both
 contiguous along their last axis in memory, and the result is float32. The CPU path meets these conditions, also for the
 transposed matrices of the backward pass, which it copies to the required layout. Its products are one and a half to
 three times as fast as float32 products.
+
+The fast products of GPUs need rows of a multiple of 16 bytes. On an H200, the MLP of LLaMA-1B, which is 5461 wide, runs
+at a third of the speed of one that is 5504 wide. On accelerators the factors are therefore padded with zeros where an
+axis of a matrix is no multiple of `ALIGNED`, and the result is cut; XLA does this inside of the neighbouring elementwise
+kernels. The results are those of the plain product.
 """
 
 import functools
@@ -17,6 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AxisType
+
+ALIGNED = 8  # elements: 16 bytes of bfloat16
+TILE = 128  # elements: products of GPUs work on tiles of this size
 
 
 def platform() -> str:
@@ -35,6 +44,27 @@ def uses_cpu_kernel(a: jax.Array) -> bool:
     return a.dtype == jnp.bfloat16 and on_cpu()
 
 
+def aligned(size: int) -> int:
+    """The size to which an axis of a matrix is padded: itself on CPUs, and where it is a multiple of `ALIGNED`.
+
+    Other sizes become a multiple of `TILE` where that adds less than 2 %, else the next multiple of `ALIGNED`. An axis
+    that a mesh of several devices may split evenly keeps its size, because padding would move data between them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types)
+    split = any(n > 1 and size % n == 0 for n, kind in kinds if kind != AxisType.Manual)
+    if on_cpu() or size % ALIGNED == 0 or split:
+        return size
+    tiles = -(-size // TILE) * TILE
+    return tiles if tiles <= 1.02 * size else -(-size // ALIGNED) * ALIGNED
+
+
+def padded(x: jax.Array, *sides: int) -> jax.Array:
+    """`x` with zeros behind its last axes, so that these have the given `sides`."""
+    last = [(0, side - size) for side, size in zip(sides, x.shape[-len(sides) :])]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - len(sides)) + last) if any(b for _, b in last) else x
+
+
 def product(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """The matrix product a b over the last two axes. The leading axes of both factors are equal.
 
@@ -49,13 +79,19 @@ def product(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     dtype = jnp.dtype(dtype or a.dtype)
     if uses_cpu_kernel(a):
         return _on_cpu(dtype, a, b)
-    return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=dtype)
+    m, (K, M) = b.shape[-1], map(aligned, b.shape[-2:])
+    a, b = padded(a, K), padded(b.astype(a.dtype), K, M)
+    return jnp.matmul(a, b, preferred_element_type=dtype)[..., :m]
 
 
 def gradients(a: jax.Array, b: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients ∂a and ∂b of `product(a, b)` in float32, from ∂y rounded to the dtype of `a`."""
-    dy, matmul = dy.astype(a.dtype), _matmul_of_rows if uses_cpu_kernel(a) else _matmul
-    return matmul(dy, b.mT.astype(a.dtype)), matmul(a.mT, dy)
+    dy, b = dy.astype(a.dtype), b.astype(a.dtype)
+    if uses_cpu_kernel(a):
+        return _matmul_of_rows(dy, b.mT), _matmul_of_rows(a.mT, dy)
+    (k, m), (K, M) = b.shape[-2:], map(aligned, b.shape[-2:])
+    a, b, dy = padded(a, K), padded(b, K, M), padded(dy, M)
+    return _matmul(dy, b.mT)[..., :k], _matmul(a.mT, dy)[..., :k, :m]
 
 
 def _rows(x: jax.Array) -> jax.Array:

@@ -7,25 +7,17 @@ import signal
 import sys
 
 from train import compilation_cache, disk
-from train.commands import COMMANDS
+from train.commands import ASKS, COMMANDS
 from train.errors import UserError
 
-try:
-    from train import help
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"The training program needs the package {missing.name}, which this Python ({sys.executable}) does not"
-        " have. In a checkout, python3 train/environment.py -m train sets everything up; source"
-        " .venv/bin/activate uses it. Into an environment of your own: pip install . ./train"
-    )
-
-COMPILE_NOTHING = ("tokenise", "bench")  # or measure how long it takes
+OWN = ("train", "models", "optax_decay")
+COMPILE_NOTHING = ("tokenise", "bench", "bench accelerator")  # or measure how long it takes
 
 
 def main(arguments: list[str]) -> int:
-    name, rest = _command(arguments)
     try:
-        if name == "run" and set(help.ASKS) & set(rest):
+        name, rest = _command(arguments)
+        if name == "run" and set(ASKS) & set(rest):
             importlib.import_module("train.cli").parse(rest)  # without the imports of train.main
         if name not in COMPILE_NOTHING:
             rest = compilation_cache.start(rest)
@@ -62,6 +54,12 @@ def explanation(error: Exception) -> str | None:
             " --data.batch_size or --data.length, more --run.micro_batches, a smaller model, or more devices; `python"
             " -m train plan` with the same flags says what a run needs. Everything up to the last checkpoint is safe."
         )
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in OWN:
+        return (
+            f"The training program needs the package {error.name}, which this Python ({sys.executable}) does not"
+            " have. In a checkout, python3 train/environment.py -m train sets everything up; source"
+            " .venv/bin/activate uses it. Into an environment of your own: pip install . ./train"
+        )
     return None
 
 
@@ -96,13 +94,14 @@ def drop_unwritten() -> None:
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:
     """The command of a line, and its arguments: `help tune` and `--help tune` ask for the help of tune."""
+    for words in (2, 1):
+        if " ".join(arguments[:words]) in COMMANDS and len(arguments) >= words:
+            return " ".join(arguments[:words]), arguments[words:]
     if arguments[:1] == ["help"]:
         arguments = ["--help", *arguments[1:]]
-    topic = arguments[1] if len(arguments) > 1 and arguments[0] in help.ASKS else None
-    if topic in COMMANDS and topic not in help.groups():
+    topic = arguments[1] if len(arguments) > 1 and arguments[0] in ASKS else None
+    if topic in COMMANDS and topic not in importlib.import_module("train.help").groups():
         return topic, ["--help"]
-    if arguments and arguments[0] in COMMANDS:
-        return arguments[0], arguments[1:]
     return "run", arguments
 
 

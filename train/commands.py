@@ -10,6 +10,7 @@ class Command(NamedTuple):
     does: str
 
 
+ASKS = ("-h", "--help")
 COMMANDS = {
     "run": Command("train.main", "trains a run; this is also what happens without a command"),
     "tokenise": Command("train.data.tokenise", "encodes a text once, for many runs"),
@@ -27,6 +28,9 @@ COMMANDS = {
     "params": Command("train.weights.params", "writes the weights of a run alone"),
     "export": Command("train.weights.export", "writes weights in the format of transformers"),
     "bench": Command("train.bench.main", "times, memory and precision of the library"),
+    "bench accelerator": Command(
+        "train.bench.accelerator", "everything that a few minutes of a GPU or TPU can tell"
+    ),
     "torture": Command("train.torture.main", "kills, damages and resumes runs, and counts losses"),
     "reference": Command("train.reference", "builds the documentation as a static site"),
 }

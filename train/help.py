@@ -15,14 +15,13 @@ import inspect
 import textwrap
 from typing import Any
 
-from train.commands import COMMANDS
+from train.commands import ASKS, COMMANDS
 from train.config import experiments, tree
 from train.config.experiments import EXPERIMENTS
 from train.config.fields import Config
 from train.config.tree import flatten, leaves, nearest, replace
 from train.errors import UserError
 
-ASKS = ("-h", "--help")
 # Names that the help writes as people do; the first word of an experiment is its method or its model.
 TITLES = {"alphadecay": "AlphaDecay", "conda": "Conda", "sophia": "Sophia"}
 GROUPS = {

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import disk, processes
+from train import determinism, disk, processes
 from train.cli import parse
 from train.config.fields import Config, UserError
 from train.config.tree import as_dict, flatten
@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
 
 def train(config: Config) -> int:
     """Trains as the config says, going on with what its run folder already holds."""
+    if config.run.deterministic:
+        determinism.prepare()
     run = assemble(config, read_data(config))
     program = run.program
     with (

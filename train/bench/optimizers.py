@@ -191,8 +191,8 @@ def compile_step(
     compiled = lowered.compile()
     seconds = time.process_time() - start
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    cost: Any = compiled.cost_analysis()
-    return Step(compiled, (params, state), seconds, size, cost["bytes accessed"])
+    cost: Any = compiled.cost_analysis() or {}  # GPUs have none
+    return Step(compiled, (params, state), seconds, size, cost.get("bytes accessed", float("nan")))
 
 
 def steps_table(options: Options, rows: dict[str, Row] | None = None) -> Table:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 
-def hugging_face(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> Callable[[], Any]:
-    """A function that updates transformers' LlamaForCausalLM by torch's AdamW, in eager mode.
+def hugging_face(
+    tokens: np.ndarray, shape: dict[str, int], autocast: bool, compiled: bool = False
+) -> Callable[[], Any]:
+    """A function that updates transformers' LlamaForCausalLM by torch's AdamW, on a GPU if torch has one.
 
     Args:
         tokens: int32 [sequences, positions + 1].
         shape: `width`, `mlp_width`, `layers`, `heads` and `vocabulary`.
         autocast: whether products are computed in bfloat16.
+        compiled: whether torch.compile compiles the model; otherwise it runs in eager mode.
 
     Raises:
         ImportError: torch or transformers is not installed.
@@ -31,7 +34,9 @@ def hugging_face(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> C
         max_position_embeddings=tokens.shape[1] - 1,
         use_cache=False,
     )
-    model = transformers.LlamaForCausalLM(config)
+    torch: Any = importlib.import_module("torch")
+    model = transformers.LlamaForCausalLM(config).to(_device())
+    model = torch.compile(model) if compiled else model
     return _update(model, lambda x, y: model(input_ids=x, labels=x).loss, tokens, autocast)
 
 
@@ -72,7 +77,7 @@ def plain_gpt(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> Call
             x = self.embed(x) + self.position.weight[: x.shape[1]]
             return self.head(self.norm(self.blocks(x)))
 
-    model = GPT()
+    model = GPT().to(_device())
 
     def loss(x: Any, y: Any) -> Any:
         return functional.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
@@ -80,14 +85,25 @@ def plain_gpt(tokens: np.ndarray, shape: dict[str, int], autocast: bool) -> Call
     return _update(model, loss, tokens, autocast)
 
 
+def _device() -> str:
+    torch: Any = importlib.import_module("torch")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _update(model: Any, loss: Any, tokens: np.ndarray, autocast: bool) -> Callable[[], Any]:
     torch: Any = importlib.import_module("torch")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    x, y = (torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:]))
+    device = _device()
+    fused = {"fused": True} if device == "cuda" else {}
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, **fused)
+    x, y = (
+        torch.from_numpy(part.astype(np.int64)).to(device)
+        for part in (tokens[:, :-1], tokens[:, 1:])
+    )
 
     def run() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
             value = loss(x, y)
         value.backward()
         optimizer.step()

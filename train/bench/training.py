@@ -62,8 +62,24 @@ def gpt_like(sizes: Sizes) -> gpt.Config:
     )
 
 
-def ours(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
-    """A function that performs one update with this project's training step."""
+class Step:
+    """A training step with its own state; a call performs one update and returns the loss.
+
+    Attributes:
+        text: the compiled program.
+    """
+
+    def __init__(self, compiled: Any, state: Any, batch: jax.Array):
+        self.text: str = compiled.as_text()
+        self._compiled, self._state, self._batch = compiled, state, batch
+
+    def __call__(self) -> jax.Array:
+        self._state, numbers = self._compiled(self._state, self._batch)
+        return numbers["loss"]
+
+
+def ours(model: Any, tokens: np.ndarray) -> Step:
+    """This project's training step with AdamW."""
     init = functools.partial(families.of(model).init, model)
     tx = optax.with_extra_args_support(optax.adamw(1e-3, weight_decay=0.1))
     mesh = sharding.make_mesh(Mesh(), len(tokens), jax.devices()[:1])
@@ -71,15 +87,9 @@ def ours(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
     state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward = families.Forward(model)
-    compiled = update.compile_update(forward, tx, lambda step: 1e-3, 1, shardings)
-    batch = jnp.asarray(tokens)
-    carry = [state]
-
-    def run() -> Any:
-        carry[0], numbers = compiled(carry[0], batch)
-        return numbers["loss"]
-
-    return run
+    batch = jax.device_put(jnp.asarray(tokens), jax.NamedSharding(mesh, jax.P()))
+    step = update.compile_update(forward, tx, lambda step: 1e-3, 1, shardings)
+    return Step(step.lower(state, batch).compile(), state, batch)
 
 
 def operations(model: Any, batch: int, length: int) -> float:

@@ -152,6 +152,9 @@ class Run:
     """Checkpoints kept, the newest ones; with one, a damaged checkpoint leaves nothing to fall back on."""
     keep_every: Count | None = None
     """Checkpoints kept for good: those of every so many steps [steps]; None: none."""
+    deterministic: bool = False
+    """Take kernels on GPUs that give the same bits in every run, and do not choose them by their time. This costs some
+    speed. CPUs and TPUs always give the same bits."""
     migrate: bool = False
     """Go on with another optimizer or decay than the checkpoint's; says what of its state was kept."""
     restart: bool = False

@@ -147,12 +147,12 @@ def _kernel(
         assert called is not None
         body = program[called.group(1)]
         moved = _moved(body)
-        operations = sum(_products(inner, {x.name: x for x in body}) for inner in body)
+        operations = sum(product_operations(inner, {x.name: x for x in body}) for inner in body)
         computed = {x.code for x in body if not (x.shapes and x.shapes[0][0] in ARITHMETIC)}
         kind = "products" if operations else "copies" if computed <= PLAIN else kind
     else:
         moved = i.bytes + sum(x.bytes for x in arguments)
-        operations = _products(i, around)
+        operations = product_operations(i, around)
         if "__cudnn$fmha" in i.rest:
             kind = "attention"
         elif i.code == "dot" or "__cublas$" in i.rest:
@@ -196,7 +196,7 @@ def _moved(body: list[Instruction]) -> int:
     return reads + sum(written(i.name) for i in body if i.root)
 
 
-def _products(i: Instruction, around: dict[str, Instruction]) -> float:
+def product_operations(i: Instruction, around: dict[str, Instruction]) -> float:
     """Floating-point operations of a product, or of fused attention."""
     if i.code == "dot":
         _, left = around[i.operands[0]].shapes[0]

@@ -25,7 +25,7 @@ from train.bench import training
 from train.cli import parse
 from train.config.fields import Config, UserError, nearest
 from train.display import say
-from train.plan import ahead_of_time, kernel_model
+from train.plan import ahead_of_time, alignment, kernel_model
 from train.plan.bytes_report import count, table
 from train.plan.collectives import collectives, operations, sent
 from train.step import replicas, sharding, tasks
@@ -230,6 +230,11 @@ def compiled(config: Config, target: str) -> str:
     head = [f"compiled for {target}", f"{program.mesh.size} devices"]
     note = "Collectives inside a loop or branch count once: " + operations(found)
     said = table([head, *([k, v] for k, v in rows.items())]) + f"\n{note}."
+    if target in DEVICES:
+        slow = alignment.unaligned(seen.text)
+        said += (
+            f"\nLarge products with rows of no multiple of 16 bytes: {'; '.join(slow) or 'none'}."
+        )
     return said + (least(program, seen.text, DEVICES[target]) if target in DEVICES else "")
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
+from models import embedding
 from models.layers import Placement
 from optax_decay.axes import leaf_paths, partition_specs, resolve
 from train.config.fields import Mesh, UserError
@@ -164,7 +165,7 @@ class Activations(Placement):
         """As if fsdp split features: each device looks up its own part of rows, and parts of rows then change
         places for whole ones. Without this XLA gathers the tokens of all devices, and looks up all of them on each."""
         width, parts = table_VD.shape[-1], self._mesh.shape["fsdp"]
-        x_BTD = table_VD[self._put(tokens_BT, ROWS[:-1])]
+        x_BTD = embedding.rows(table_VD, self._put(tokens_BT, ROWS[:-1]))
         return self._put(x_BTD, ROWS[:-1], None, None if width % parts else "fsdp")
 
     def _put(self, x: jax.Array, rows: tuple[str, ...], *others: str | None) -> jax.Array:

@@ -132,18 +132,19 @@ def advance(
         "gradient_norm": jnp.sqrt(replicas.mean(optax.tree.norm(gradient, squared=True))),
         "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
     }
-    change, optimizer = tx.update(
-        gradient,
-        state["optimizer"],
-        params,
-        value=noted["loss"],
-        norm=noted["gradient_norm"],
-        gradients=None if replicas.inside() else gradient,
-        hessian_fn=hessian,
-    )
+    with jax.named_scope("optimizer"):
+        change, optimizer = tx.update(
+            gradient,
+            state["optimizer"],
+            params,
+            value=noted["loss"],
+            norm=noted["gradient_norm"],
+            gradients=None if replicas.inside() else gradient,
+            hessian_fn=hessian,
+        )
+        params = optax.apply_updates(params, change)
     if isinstance(optimizer, optax_decay.states.SkipOnSpikeState):
         noted |= {"skipped": optimizer.skipped, "skipped_in_a_row": optimizer.in_a_row}
-    params = optax.apply_updates(params, change)
     return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, noted
 
 

@@ -263,6 +263,7 @@ RUN = {
     *("run.eval_every", "run.eval_batches", "run.save_every", "run.keep", "run.tensorboard"),
     *("run.wandb", "run.keep_every", "run.migrate", "run.max_skipped", "data.cache"),
     "model.weights",  # tests/train/weights/test_hugging_face.py
+    "run.deterministic",  # tests/train/test_determinism.py
 }
 
 
