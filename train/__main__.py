@@ -55,4 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code and "train.processes" in sys.modules:
+        code = sys.modules["train.processes"].end(code)
+    sys.exit(code)

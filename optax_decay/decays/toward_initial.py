@@ -37,7 +37,7 @@ from optax_decay.parameters.paths import path_string
 from optax_decay.parameters.placeholders import has_no_leaves, placeholder_state
 from optax_decay.product import couplings, masks, schedules
 from optax_decay.product.couplings import Coupling, check_coupling
-from optax_decay.product.product import by_path, increment
+from optax_decay.product.product import by_path, increment, resolver
 
 
 class TowardInitialState(NamedTuple):
@@ -96,8 +96,7 @@ def toward_initial_decay(
     masks.check_mask(mask)
     sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
-    def strengths(params: Any) -> dict[str, float]:
-        return masks.strengths(mask, params, axes_lib.signatures(axes, params))
+    resolved = resolver(mask, axes)
 
     def copy(w: Any) -> jax.Array:
         dtype = jnp.promote_types(w.dtype, jnp.float32)
@@ -108,8 +107,8 @@ def toward_initial_decay(
     def init(params: Any) -> TowardInitialState:
         if has_no_leaves(params):
             return placeholder_state(TowardInitialState)
-        strength = strengths(params)
-        initial = {path: copy(w) for path, w in by_path(params).items() if strength[path]}
+        strength = resolved(params).strengths
+        initial = {path: copy(w) for path, w in by_path(params).items() if path in strength}
         return TowardInitialState(jnp.zeros([], jnp.int32), initial)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -118,12 +117,12 @@ def toward_initial_decay(
             raise ValueError(
                 "toward_initial_decay needs the weights: call tx.update(updates, state, params)."
             )
-        strength, weights = strengths(params), by_path(params)
+        strength, weights = resolved(params).strengths, by_path(params)
         rate = coupling.rate(weight_decay, state.count)
 
         def leaf(key: Any, u: Any) -> Any:
             path = path_string(key)
-            if u is None or not strength[path]:
+            if u is None or path not in strength:
                 return u
             dtype = jnp.promote_types(jnp.promote_types(u.dtype, weights[path].dtype), jnp.float32)
             wide, away = u.astype(dtype), weights[path].astype(dtype) - state.initial[path]

@@ -204,12 +204,14 @@ def _measured(
     tx = optax.with_extra_args_support(tx)
     state = _at_step(tx.init(params), step)
 
-    def update(g: jax.Array) -> dict[str, Any]:
+    def update(sign: jax.Array) -> dict[str, Any]:
+        g = jax.tree.map(lambda x: x * sign.astype(x.dtype), gradient)
         ones = lambda *_, **__: jax.tree.map(jnp.ones_like, params)
         given = {"gradients": g, "value": jnp.zeros([]), "hessian_fn": ones} | dict(extra or {})
         return by_path(tx.update(g, state, params, **given)[0])
 
-    ahead, back = update(gradient), update(jax.tree.map(jnp.negative, gradient))
+    both = jax.lax.map(update, jnp.array([1.0, -1.0]))  # compiles one update, not two
+    ahead, back = ({path: x[i] for path, x in both.items()} for i in (0, 1))
     found = {}
     for path, w in by_path(params).items():
         wide = jnp.promote_types(w.dtype, jnp.float32)
@@ -228,13 +230,17 @@ def _measured(
 
 def _normal(params: optax.Params, key: jax.Array, std: float) -> Any:
     """Normal numbers of the shapes and dtypes of `params`."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, max(1, len(leaves)))
-    drawn = [
-        std * jax.random.normal(k, x.shape, jnp.promote_types(x.dtype, jnp.float32))
-        for k, x in zip(keys, leaves)
-    ]
-    return treedef.unflatten([d.astype(x.dtype) for d, x in zip(drawn, leaves)])
+
+    def draw(key: jax.Array) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key, max(1, len(leaves)))
+        drawn = [
+            std * jax.random.normal(k, x.shape, jnp.promote_types(x.dtype, jnp.float32))
+            for k, x in zip(keys, leaves)
+        ]
+        return treedef.unflatten([d.astype(x.dtype) for d, x in zip(drawn, leaves)])
+
+    return jax.jit(draw)(key)  # one program, not several for each shape
 
 
 def _at_step(state: Any, step: int) -> Any:

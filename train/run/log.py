@@ -25,6 +25,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -235,7 +236,7 @@ class Recorder:
                     raise UserError(
                         f"The metrics of step {step} cannot be written: {error.strerror or error}"
                         f" ({self._path}). Everything up to the last checkpoint is safe: make room, and"
-                        f" continue with --resume {self._path.parent}."
+                        f" continue with --resume {shlex.quote(str(self._path.parent))}."
                     ) from None
             time.sleep(pause)
         for sink in self._sinks:
