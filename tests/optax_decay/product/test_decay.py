@@ -386,8 +386,6 @@ STACKED = {"norm": {"scale": (2, 4)}, "attn": {"kernel": (2, 4, 4)}, "q_norm": (
             {"norm": False, "attn": jnp.ones((2, 4, 4)), "q_norm": 0},
             r"an array of shape \(2, 4, 4\)",
         ),
-        ("hidden", "'kernel' in its name contradicts"),
-        ({"hidden", "head"}, "'kernel' in its name contradicts"),
     ],
 )
 def test_masks_that_cannot_be_meant_are_rejected(mask, message):
@@ -396,9 +394,18 @@ def test_masks_that_cannot_be_meant_are_rejected(mask, message):
         optax_decay.decay(0.1, mask=mask).init(params)
 
 
+@pytest.mark.parametrize("mask", ["hidden", "vector", ("hidden", "head"), {"hidden", "head"}])
+def test_a_guess_against_the_name_of_a_kernel_is_not_made(mask):
+    params = {"mixer": {"kernel": jnp.ones((2, 16, 16))}, "up": jnp.ones((16, 16))}
+    with pytest.raises(ValueError, match=r"'mixer/kernel' has; .*'kernel' in its name contradicts"):
+        optax_decay.decay(0.1, mask=mask).init(params)
+    with pytest.warns(optax_decay.GuessedRolesWarning):
+        optax_decay.decay(0.1, mask="hidden").init({"up": params["up"]})
+
+
 def test_a_guess_against_the_name_of_a_norm_is_not_made():
     params = {"up": {"kernel": jnp.ones((4, 6))}, "q_norm": jnp.ones((2, 4))}
-    with pytest.raises(ValueError, match="'q_norm' has; .*'norm' in its name contradicts"):
+    with pytest.raises(ValueError, match=r"'q_norm' has; .*'norm' in its name contradicts"):
         optax_decay.decay(0.1, mask="hidden").init(params)
     axes = (("up/kernel", "D -> F"), ("q_norm", "L | D"))
     optax_decay.decay(0.1, mask="hidden", axes=axes).init(params)
