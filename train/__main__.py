@@ -114,4 +114,6 @@ if __name__ == "__main__":
         code = asked.code
     finally:
         drop_unwritten()
+    if code and "train.processes" in sys.modules:
+        code = sys.modules["train.processes"].end(code)
     sys.exit(code)

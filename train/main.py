@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +24,16 @@ from train.display import say
 from train.run import checkpoints, figures, kept_tokenizer, log, lost, watchdog
 from train.run.folder import ROOT, Folder, environment, write
 from train.run.signals import signals
-from train.step import families, memory_needed, observe, optimizer, replicas, sharding, tasks
+from train.step import (
+    families,
+    memory_needed,
+    observe,
+    optimizer,
+    replicas,
+    sharding,
+    tasks,
+    try_decay,
+)
 from train.step.program import Program, describe, real_mesh
 from train.step.update import State
 from train.weights import hugging_face
@@ -31,7 +41,9 @@ from train.weights import hugging_face
 
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code. What the user can put right is a UserError."""
-    return train(parse(processes.join(arguments)))
+    code = train(parse(processes.join(arguments)))
+    processes.finished()
+    return code
 
 
 def train(config: Config) -> int:
@@ -208,7 +220,9 @@ def finish(saved: checkpoints.Checkpoints, folder: pathlib.Path) -> None:
     except OSError as error:
         kept = max(saved.steps, default=None)
         safe = "nothing is saved" if kept is None else f"step {kept} is the last that is safe"
-        raise UserError(f"{error}; {safe}. Make room, and go on with --resume {folder}.") from None
+        raise UserError(
+            f"{error}; {safe}. Make room, and go on with --resume {shlex.quote(str(folder))}."
+        ) from None
 
 
 def recorder(program: Program, folder: Folder, start: int) -> log.Recorder:
@@ -259,6 +273,8 @@ def introduce(run: Run, folder: Folder, start: int) -> None:
             f"network   one replica: nothing is compressed; for workers of {name} set --mesh.replica"
         )
     say(f"\n{table}\n")
+    for problem in try_decay.problems(config, program.shapes["params"], program.axes):
+        say(f"warning: {problem}\n")
 
 
 def conclude(run: Run, folder: pathlib.Path, done: int) -> None:
@@ -300,7 +316,7 @@ def further(config: Config, folder: pathlib.Path, done: int) -> str:
     own = pathlib.Path(sys.prefix) == ROOT / ".venv"
     activated = os.environ.get("VIRTUAL_ENV") == sys.prefix
     python = "python3 train/environment.py" if own and not activated else "python"
-    command = f"{python} -m train --resume {folder}"
+    command = f"{python} -m train --resume {shlex.quote(str(folder))}"
     if done < config.run.steps:
         return f"go on     {command}"
     return f"go on     {command} --run.steps {2 * config.run.steps}"

@@ -8,13 +8,18 @@ JAX_COORDINATOR_ADDRESS. `--processes auto` makes JAX try its other detectors, s
 disables detection. These flags are not part of the config of a run, since they do not change its result. All processes
 need the same config and a shared folder, and all of them save. Only the first process logs, draws and prints; the
 others print only the error that ends them.
+
+`--connect_seconds` (120) is how long processes wait for each other at the start. With --coordinator, those
+that are missing then are named, and the end of one process ends the others with a message (`train/meeting.py`).
 """
 
 import atexit
+import contextlib
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,10 +28,14 @@ from jax._src import distributed  # there is no public way to leave in two steps
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from train import display
+from train import display, meeting
 from train.errors import UserError
 
 FLAGS = ("--coordinator", "--processes", "--process")
+WAIT = "--connect_seconds"
+CONNECT_SECONDS = 120.0
+
+_meetings: list[meeting.Meeting] = []  # that of this process, if it has met others
 
 
 def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> list[str]:
@@ -43,24 +52,83 @@ def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> lis
         UserError: a flag is missing or out of range, or the connection failed.
     """
     given, rest = _take(arguments)
+    seconds = _seconds(given.pop(WAIT, None))
     how = _explicit(given) if given.get("--processes") != "auto" else {}
     cluster = _cluster(variables)
     if how is None or not (given or cluster):
         return rest
     # JAX's preemption service would swallow signals before training begins; afterwards `Agreement` handles them.
     jax.config.update("jax_enable_preemption_service", False)
+    if how:
+        met = meeting.meet(
+            how["coordinator_address"], how["num_processes"], how["process_id"], seconds
+        )
+        _meetings.append(met)
     try:
-        jax.distributed.initialize(**how)
+        with _told_of_errors():
+            jax.distributed.initialize(initialization_timeout=max(1, round(seconds)), **how)
     except (RuntimeError, ValueError) as error:
         where = f"This looks like {cluster}, but" if cluster and not given else "With these flags"
         raise UserError(
             f"{where} the processes of the run cannot connect: {error}. Set the connection with --coordinator"
             " HOST:PORT --processes N --process I, or train in this process alone with --processes 1."
         ) from None
+    for met in _meetings:
+        met.watch(meeting.end_at_once)
     atexit.register(leave)  # runs before JAX's own, which was registered earlier
+    sys.excepthook = _end_on_error
     if not first():
         display.silence()
     return rest
+
+
+@contextlib.contextmanager
+def _told_of_errors() -> Iterator[None]:
+    """JAX aborts a process that loses the coordinator; clients that are made here end it with a message instead."""
+    plain = distributed._jax.get_distributed_runtime_client  # pyrefly: ignore
+
+    def lost(status: object) -> None:
+        time.sleep(2 * meeting.GRACE)  # a connection that has ended tells more
+        if not any(met.over for met in _meetings):
+            meeting.end_at_once(
+                f"Another process of this run has ended or cannot be reached ({status})"
+            )
+
+    def client(*arguments: Any, **options: Any) -> Any:
+        return plain(*arguments, **options, missed_heartbeat_callback=lost)
+
+    distributed._jax.get_distributed_runtime_client = client  # pyrefly: ignore
+    try:
+        yield
+    finally:
+        distributed._jax.get_distributed_runtime_client = plain  # pyrefly: ignore
+
+
+def finished() -> None:
+    """Says that the work of this process is done; until then its end ends the others."""
+    for met in _meetings:
+        met.finish()
+
+
+def end(code: int) -> int:
+    """The exit code of this process, which it has just printed an error for. With others around it ends here.
+
+    JAX would wait for them at its exit, and they for this process in their next collective operation.
+    """
+    if any(not met.over for met in _meetings):
+        for met in _meetings:
+            met.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _end_on_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # The end of another process may have caused this error, and is the better message.
+    time.sleep(2 * meeting.GRACE if any(met.peers for met in _meetings) else 0)
+    sys.__excepthook__(kind, error, trace)
+    end(1)
 
 
 def leave() -> None:
@@ -82,7 +150,7 @@ def _take(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     given, rest, words = {}, [], iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
-        if name not in FLAGS:
+        if name not in (*FLAGS, WAIT):
             rest.append(word)
             continue
         value = value if equals else next(words, "")
@@ -90,6 +158,16 @@ def _take(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"{name} needs a value.")
         given[name] = value
     return given, rest
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = CONNECT_SECONDS if text is None else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 1 <= seconds <= 86400:
+        raise UserError(f"{WAIT} {text}: allowed are 1 to 86400 seconds.")
+    return seconds
 
 
 def _explicit(given: dict[str, str]) -> dict[str, Any] | None:

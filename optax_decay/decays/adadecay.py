@@ -47,7 +47,7 @@ from optax_decay.product.per_matrix import (
     accumulator_dtype,
     slice_mean,
 )
-from optax_decay.product.product import by_path, resolver
+from optax_decay.product.product import by_path, is_array, resolver
 
 
 def _sigmoid(z: jax.Array, sharpness: Value) -> jax.Array:
@@ -80,7 +80,7 @@ def adadecay(
     """
     check("sharpness", sharpness, 0.0, open_low=True)
     inner = decay(weight_decay, **options)
-    signatures_of = resolver(None, options.get("axes"))
+    signatures_of = resolver(options.get("mask"), options.get("axes"))
 
     def scaled(w: jax.Array, g: jax.Array, signature: axes_lib.Signature) -> jax.Array:
         size = jnp.abs(g).astype(accumulator_dtype(g.dtype))
@@ -104,7 +104,8 @@ def adadecay(
 
         def scale(key: jax.tree_util.KeyPath, w: jax.Array) -> jax.Array:
             path = path_string(key)
-            return scaled(w, gradients[path], signatures[path]) if path in gradients else w
+            takes_part = path in signatures and is_array(gradients.get(path))
+            return scaled(w, gradients[path], signatures[path]) if takes_part else w
 
         stretched = jax.tree_util.tree_map_with_path(scale, params)
         return inner.update(updates, state, stretched, **extra)

@@ -19,7 +19,8 @@ Standing after ``scale_by_adam`` it is decoupled and must be given them:
 **Differs from the paper and the program.** The rule is the authors' algorithm (their line 8 is the average above);
 1e-8 is the program's. The program puts λ = 100 times its ``weight_decay`` for language models and 50 times for ViT,
 counts every tensor that has a gradient (``mask=None``, the default here) and loses r̄ when it resumes; here r̄ is in
-the state.
+the state. A step whose ratio is not finite, since one gradient or weight is not, keeps r̄ as it was: r̄ is shared, and
+one broken matrix would make all others NaN for good.
 """
 
 from collections.abc import Mapping
@@ -52,8 +53,9 @@ def gradient_to_weight(memory: float = 0.1, eps: float = 1e-8) -> PerMatrix:
         gradients = context.gradients()
         squares, _ = square_sum(gradients.values())
         weights, _ = square_sum(context.params[path] for path in gradients)
-        ratio = jnp.sqrt(squares) / (jnp.sqrt(weights) + eps)
-        state = memory * state + (1 - memory) * ratio.astype(state.dtype)
+        ratio = (jnp.sqrt(squares) / (jnp.sqrt(weights) + eps)).astype(state.dtype)
+        average = memory * state + (1 - memory) * ratio
+        state = jnp.where(jnp.isfinite(ratio), average, state)
         return dict.fromkeys(context.params, state), state
 
     return PerMatrix(init, update)

@@ -208,7 +208,10 @@ def cpr_decay(
             memory = bounds.Memory(state.bound[path], state.sample[path], state.growth[path])
             memory = bound.advance(increment(state.count), size, before, memory)
             mu = now(rate, state.count) / (1 if measure == "std" else number)
-            force = jnp.maximum(state.multiplier[path] + mu * (size - memory.bound), 0)
+            # An infinite bound must not meet μ: the derivative of the force by μ would be 0 · ∞.
+            unknown = jnp.isposinf(memory.bound)
+            excess = jnp.where(unknown, 0, size - jnp.where(unknown, 0, memory.bound))
+            force = jnp.maximum(state.multiplier[path] + mu * excess, 0)
             values = (force, *memory)
             for part, old, value in zip(new[1:], state[1:], values):
                 part[path] = value.astype(old[path].dtype)

@@ -16,6 +16,8 @@ Reference: Xie, Sato and Sugiyama, "Stable Weight Decay Regularization", arXiv 2
 * Their mean runs over parameters that have a gradient; here over the tree of gradients that is given, None left out.
 * λ is on another scale than AdamW's: theirs is 5e-4, and λ/sqrt(v̄) is what to compare with 0.1.
 * All gradients 0 (v̄ = 0) means no decay instead of a division by 0.
+* A step with a gradient that is not finite leaves the average as it was: it is shared, and one broken matrix would
+  end the decay of all others for good.
 * Decay follows the mask; theirs reaches every parameter (``mask=None``).
 """
 
@@ -58,7 +60,9 @@ def inverse_gradient_rms(b2: float = 0.999) -> PerMatrix:
                 "call tx.update(grads, state, params, gradients=grads), or use adam_stable_decay."
             )
         total, number = square_sum(jax.tree.leaves(context.extra["gradients"]))
-        average = b2 * state + (1 - b2) * (total / number).astype(state.dtype)
+        square = (total / number).astype(state.dtype)
+        average = b2 * state + (1 - b2) * square
+        average = jnp.where(jnp.isfinite(square), average, state)
         mean = average / share_seen(b2, increment(context.count), state.dtype)
         value = jnp.where(mean > 0, 1 / jnp.sqrt(jnp.where(mean > 0, mean, 1)), 0)
         return dict.fromkeys(context.params, value), average

@@ -39,7 +39,7 @@ from optax_decay.product import couplings, masks, schedules
 from optax_decay.product.couplings import Coupling, check_coupling
 from optax_decay.product.gates import Gate, as_gate
 from optax_decay.product.links import Link, tell
-from optax_decay.product.product import by_path, increment
+from optax_decay.product.product import by_path, increment, resolver
 
 
 class TowardInitialState(NamedTuple):
@@ -99,8 +99,7 @@ def toward_initial_decay(
     gate = as_gate(cautious, coupling.after_rate)
     sign = -1 if coupling.after_rate else 1  # after the learning rate updates point downhill
 
-    def strengths(params: Any) -> dict[str, float]:
-        return masks.strengths(mask, params, axes_lib.signatures(axes, params))
+    resolved = resolver(mask, axes)
 
     def copy(w: Any) -> jax.Array:
         dtype = jnp.promote_types(w.dtype, jnp.float32)
@@ -111,8 +110,8 @@ def toward_initial_decay(
     def init(params: Any) -> TowardInitialState:
         if has_no_leaves(params):
             return placeholder_state(TowardInitialState)
-        strength = strengths(params)
-        initial = {path: copy(w) for path, w in by_path(params).items() if strength[path]}
+        strength = resolved(params).strengths
+        initial = {path: copy(w) for path, w in by_path(params).items() if path in strength}
         if not (isinstance(weight_decay, int | float) and weight_decay == 0):
             pulled = tuple(initial)
             tell(
@@ -128,12 +127,12 @@ def toward_initial_decay(
             raise ValueError(
                 "toward_initial_decay needs the weights: call tx.update(updates, state, params)."
             )
-        strength, weights = strengths(params), by_path(params)
+        strength, weights = resolved(params).strengths, by_path(params)
         rate = coupling.rate(weight_decay, state.count)
 
         def leaf(key: Any, u: Any) -> Any:
             path = path_string(key)
-            if u is None or not strength[path]:
+            if u is None or path not in strength:
                 return u
             dtype = jnp.promote_types(jnp.promote_types(u.dtype, weights[path].dtype), jnp.float32)
             wide, w = u.astype(dtype), weights[path].astype(dtype)

@@ -29,6 +29,10 @@ code (jie040109/Conda).
   step that renews the basis does not move the weights along them, where the released code blows rounding errors up to
   full size. Later steps rotate them like all others, by vectors that are arbitrary but the same in every run.
 * Moments and basis are float32 even for 16-bit parameters. The released code stores all three in the gradient's dtype.
+  Gradients that arrive in 16 bits are rounded before Conda sees them. Along directions below that rounding, updates
+  still differ from those of float32 gradients, by a third of their norm and more in the steps after a renewal. The
+  basis is arbitrary there, and Adam gives every direction full size; even float32 and float64 differ so where the
+  momentum has low rank. Pass float32 gradients where this matters.
 * The released code treats each ``nn.Linear`` whose path contains attn or mlp as a matrix. Here the role ``"hidden"`` of
   the axes decides, each layer of a stacked leaf is a separate matrix, and heads are merged. The released code decays
   every parameter; `conda` decays hidden matrices and the head by default.
@@ -262,7 +266,8 @@ def scale_by_conda(
             )
             new[path] = u.astype(grads[path].dtype)
         if sides:
-            rule = conda_basis.Bases(sides, b1, basis, stack_axes)
+            dtypes = {path: grads[path].dtype for path in sides}
+            rule = conda_basis.Bases(sides, b1, basis, stack_axes, dtypes)
             rotated = _Rotated(b1, b2, eps, refresh_every, staggered, rule)
             leaves = tuple({p: x[p] for p in sides} for x in (present, mu, nu, state.basis))
             out = rotated.step_of_leaves(leaves, signatures, state.count, refresh)

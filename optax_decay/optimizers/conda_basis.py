@@ -20,7 +20,7 @@ Side = Literal["smaller_or_inputs", "smaller_or_outputs", "inputs", "outputs"]
 Method = Literal["eigh", "svd"]
 SIDES = ("smaller_or_inputs", "smaller_or_outputs", "inputs", "outputs")
 METHODS = ("eigh", "svd")
-# Directions shorter than this many roundings (in float32) of the longest one are rounding noise.
+# Directions shorter than this many roundings (in float32) of the longest one are noise of the decomposition.
 NOISE = 64.0
 
 Leaves = Mapping[str, jax.Array]
@@ -110,12 +110,14 @@ class Bases(NamedTuple):
         b1: decay of the first moment.
         method: ``"eigh"`` or ``"svd"``.
         stack_axes: mesh axes over which the decompositions are distributed, as in `scale_by_conda`.
+        dtypes: of the gradients as they arrived, by path; their rounding is noise too.
     """
 
     sides: Mapping[str, str]
     b1: float | jax.Array
     method: Method
     stack_axes: str | Sequence[str] | None
+    dtypes: Mapping[str, jax.typing.DTypeLike]
 
     def square_form(
         self, path: str, g: jax.Array, mu: jax.Array, q: jax.Array
@@ -130,8 +132,9 @@ class Bases(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """The rotated first moment in a new basis, and a mask of the directions that are more than noise.
 
-        Along directions that neither the momentum nor the gradient has, projections are rounding errors, which Adam
-        would blow up to full size. They count as zero in the step that renews the basis.
+        Along directions that neither the momentum nor the gradient has, projections are rounding errors (of the
+        decomposition, or of gradients in 16 bits), which Adam would blow up to full size. They count as zero in the
+        step that renews the basis.
 
         Returns:
             ``[B, inputs, outputs]`` and bool ``[B, r]``.
@@ -140,7 +143,9 @@ class Bases(NamedTuple):
         mu = rotate(rotate_back(mu, old, side), new, side)
         present = self.b1 * mu + (1 - self.b1) * rotate(g, new, side)
         length = jnp.max(jnp.abs(present), axis=2 if side == "inputs" else 1)
-        floor = NOISE * jnp.finfo(length.dtype).eps * jnp.max(length, axis=1, keepdims=True)
+        rounding = float(jnp.finfo(self.dtypes[path]).eps)
+        share = max(NOISE * float(jnp.finfo(length.dtype).eps), rounding)
+        floor = share * jnp.max(length, axis=1, keepdims=True)
         keep = ~(length <= floor)
         return jnp.where(along(keep, side), mu, 0), keep
 

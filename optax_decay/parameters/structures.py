@@ -29,6 +29,11 @@ def once_per_structure(
 
     def result(params: optax.Params) -> Result:
         leaves, treedef = jax.tree.flatten(params)
+        for x in leaves:
+            if not hasattr(x, "shape"):
+                raise ValueError(
+                    f"the parameters hold {x!r}, which is not an array; wrap numbers in jnp.asarray."
+                )
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
         return known(treedef, shapes)
 

@@ -1,5 +1,6 @@
 """The machinery behind `decay` and `proximal_decay`: state, and the product of rate, multipliers and pull per leaf."""
 
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -59,7 +60,9 @@ def _check_leaf(path: str, shape: jax.ShapeDtypeStruct) -> None:
     """Raises ValueError for a decayed parameter that cannot decay; names it."""
     wrong = None
     if not jnp.issubdtype(shape.dtype, jnp.inexact):
-        wrong = f"holds integers ({shape.dtype}), which cannot decay"
+        kind = jnp.issubdtype(shape.dtype, jnp.integer)
+        kind = f"integers ({shape.dtype})" if kind else f"values of dtype {shape.dtype}"
+        wrong = f"holds {kind}, which cannot decay"
     elif shape.size == 0:
         wrong = f"of shape {shape.shape} has no elements"
     if wrong:
@@ -79,8 +82,9 @@ def resolver(mask: masks.Mask, axes: axes_lib.Axes) -> Callable[[optax.Params], 
         for path in chosen:
             _check_leaf(path, leaves[path])
         if leaves and not chosen:
+            short = reprlib.repr(mask)  # a mask may be a tree of thousands of leaves
             warnings.warn(
-                f"mask={mask!r} decays none of the {len(leaves)} parameters.",
+                f"mask={short} decays none of the {len(leaves)} parameters.",
                 NothingDecaysWarning,
                 stacklevel=4,
             )

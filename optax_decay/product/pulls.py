@@ -73,6 +73,19 @@ def l1() -> Pull:
     return Pull("l1", lambda w, delta: _sign(w), lambda theta, tau, delta, w: _shrink(theta, tau))
 
 
+def _ratio(size: jax.Array, delta: Value) -> jax.Array:
+    """``|w|/δ``; 0 where the threshold is 0, as that of a matrix of zeros is."""
+    if isinstance(delta, int | float):
+        return size / delta
+    zero = delta == 0
+    return jnp.where(zero, 0, size) / jnp.where(zero, 1, delta)
+
+
+def _bounded(value: jax.Array, delta: Value) -> jax.Array:
+    """A pull that is bounded by δ: 0 where δ is 0. A NaN stays visible."""
+    return value if isinstance(delta, int | float) else jnp.where(delta == 0, 0 * value, value)
+
+
 def _with_threshold(
     name: str,
     apply: Any,
@@ -111,7 +124,7 @@ def pseudo_huber(threshold: Threshold = mean_size(1.5)) -> Pull:
     """ψ(w) = w/sqrt(1+(w/δ)²): a smooth Huber. δ is `threshold`, in units of the weights (`thresholds`)."""
 
     def apply(w: jax.Array, delta: Value) -> jax.Array:
-        return w / jnp.sqrt(1 + jnp.square(jnp.abs(w) / delta))
+        return _bounded(w / jnp.sqrt(1 + jnp.square(_ratio(jnp.abs(w), delta))), delta)
 
     return _with_threshold("pseudo_huber", apply, None, threshold)
 
@@ -120,7 +133,7 @@ def log_cosh(threshold: Threshold = mean_size(1.5)) -> Pull:
     """ψ(w) = δ·tanh(w/δ). δ is `threshold`, in units of the weights (`thresholds`)."""
 
     def apply(w: jax.Array, delta: Value) -> jax.Array:
-        return delta * jnp.tanh(jnp.abs(w) / delta) * _sign(w)
+        return delta * jnp.tanh(_ratio(jnp.abs(w), delta)) * _sign(w)
 
     return _with_threshold("log_cosh", apply, None, threshold)
 
@@ -132,14 +145,14 @@ def fair(threshold: Threshold = mean_size(1.5)) -> Pull:
     """
 
     def apply(w: jax.Array, delta: Value) -> jax.Array:
-        return w / (1 + jnp.abs(w) / delta)
+        return _bounded(w / (1 + _ratio(jnp.abs(w), delta)), delta)
 
     def prox(theta: jax.Array, tau: Value, delta: Value) -> jax.Array:
         size = jnp.abs(theta)
         b = delta * (1 + tau) - size
         root = jnp.sqrt(b * b + 4 * delta * size)
-        # Of the two equal forms of the root, the one without cancellation.
-        x = jnp.where(b > 0, 2 * delta * size / (b + root), (root - b) / 2)
+        # Of the two equal forms of the root, the one without cancellation. At δ = θ = 0 both would divide 0 by 0.
+        x = jnp.where(b > 0, 2 * delta * size / jnp.where(b > 0, b + root, 1), (root - b) / 2)
         return x * _sign(theta)
 
     return _with_threshold("fair", apply, prox, threshold)

@@ -49,6 +49,7 @@ could be read in full.
   crash the program or give noise. Here they keep the multiplier 1, take no part in min and max, and are counted. Equal
   scores give the decay λ, not λ hi.
 * *Resuming* (D12). Everything is in the state.
+* *Derivatives* of a run with respect to its learning rate or λ take the multipliers for constants.
 * *Cost* (D13). Only measured matrices are decomposed, each once, shared over devices, and none for the gradient norm.
   The program decomposes the head on every rank and discards the result.
 * *Phase* (D15). Updates with (count + 1) % interval == 0, as in the program, without its extra step after the end of
@@ -225,6 +226,15 @@ def _own_and_others(options: SpectralDecayOptions) -> tuple[SpectralOptions, Dec
     return own, others
 
 
+def _without_derivatives(context: Context) -> Context:
+    """The same values as constants: multipliers are measured, and derivatives of a run leave them out."""
+    extra = dict(context.extra)
+    if extra.get("gradients") is not None:
+        extra["gradients"] = jax.lax.stop_gradient(extra["gradients"])
+    constant = jax.lax.stop_gradient((dict(context.updates), dict(context.params)))
+    return context._replace(updates=constant[0], params=constant[1], extra=extra)
+
+
 def _per_matrix(settings: SpectralSettings) -> PerMatrix:
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
         parameters = measured_parameters(settings, settings.param_specs, params, signatures)
@@ -239,6 +249,7 @@ def _per_matrix(settings: SpectralSettings) -> PerMatrix:
         values: dict[str, Value] = dict.fromkeys(context.params, 1.0)
         if not parameters:
             return values, state
+        context = _without_derivatives(context)
         used = {p.path: context.params[p.path] for p in parameters}
         placement = find_placement(used, parameters, settings.mesh)
         sweep = plan(parameters, {path: x.dtype for path, x in used.items()}, placement)

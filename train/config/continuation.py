@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 from typing import Any
 
 from train.config.fields import Config, differences
@@ -50,7 +51,7 @@ def refuse_changes(before: Config, now: Config, where: str, migrating: bool = Fa
         other = all(name.startswith(MAY_MIGRATE) for name in changed)
         raise UserError(
             f"{where} holds a run with another config; it cannot go on with these changes:\n{lines}\n"
-            f"To go on as it was: --resume {where}. To start anew: another --run.folder, or none."
+            f"To go on as it was: --resume {shlex.quote(where)}. To start anew: another --run.folder, or none."
             + (
                 " To go on with another optimizer all the same: --run.migrate True."
                 if other

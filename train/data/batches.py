@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import uuid
 import warnings
 from typing import Any
@@ -254,7 +255,7 @@ def _from_text(
     given = tokens.given_vocabulary(tokenizer)
     if text.startswith("tfds:"):
         raise ValueError(
-            f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {text}"
+            f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {shlex.quote(text)}"
             f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
     source = corpus.read_corpus(text)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -212,7 +213,7 @@ def open_store(folder: str | pathlib.Path) -> Store:
         begun = " (it was begun and not finished)" if (folder / "plan.json").is_file() else ""
         raise FileNotFoundError(
             f"{folder} holds no manifest.json, so it is not a token store{begun}; make one with"
-            f" python -m train tokenise --out {folder} --source TEXT"
+            f" python -m train tokenise --out {shlex.quote(str(folder))} --source TEXT"
         )
     content = disk.read_file(path, disk.JSON_FILE)
     facts, shards = _parse(content, path)

@@ -26,6 +26,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -209,7 +210,7 @@ class Recorder:
                     raise UserError(
                         f"The metrics of step {step} cannot be written: {error.strerror or error}"
                         f" ({self._path}). Everything up to the last checkpoint is safe: make room, and"
-                        f" continue with --resume {self._path.parent}."
+                        f" continue with --resume {shlex.quote(str(self._path.parent))}."
                     ) from None
             time.sleep(pause)
         for kind, values in records.items():

@@ -71,3 +71,17 @@ def test_bad_arguments_are_refused():
         optax_decay.awd_decay(0.1, memory=1)
     with pytest.raises(ValueError, match=r"eps=-1 .*nearest allowed value is 0"):
         optax_decay.awd_decay(0.1, eps=-1)
+
+
+def test_a_broken_matrix_does_not_spread():
+    """The ratio is shared: a NaN in one gradient leaves it as it was, and the other matrices decay as before."""
+    params = {"a": jnp.full((2, 3), 0.5), "b": jnp.full((3, 4), -0.25)}
+    grads = {"a": jnp.full((2, 3), 0.1), "b": jnp.full((3, 4), 0.2)}
+    broken = grads | {"a": grads["a"].at[1, 2].set(jnp.nan)}
+    tx = optax_decay.awd_decay(DECAY)
+    _, state = tx.update(grads, tx.init(params), params)
+    updates, after = tx.update(broken, state, params)
+    assert jnp.isnan(updates["a"]).sum() == 1 and jnp.isfinite(updates["b"]).all()
+    np.testing.assert_array_equal(after.multipliers[0], state.multipliers[0])
+    np.testing.assert_allclose(updates["b"] - 0.2, DECAY * state.multipliers[0] * -0.25, rtol=1e-6)
+    assert float(tx.update(grads, after, params)[1].multipliers[0]) > float(state.multipliers[0])

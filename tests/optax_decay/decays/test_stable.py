@@ -45,15 +45,21 @@ def test_decay_is_invariant_under_scaling_of_loss_and_rate_together():
     """λ has the units of a gradient: gradients and λ times c leave Adam's path unchanged, up to ε."""
     params, grads = toy.params(), toy.gradients(6)
     one, _ = toy.train(
-        optax_decay.adam_stable_decay(0.05, weight_decay=DECAY, eps=1e-20), params, grads
+        optax_decay.adam_stable_decay(0.05, weight_decay=DECAY, eps=1e-20, axes=toy.AXES),
+        params,
+        grads,
     )
     scaled = [jax.tree.map(lambda g: 64 * g, g) for g in grads]
     two, _ = toy.train(
-        optax_decay.adam_stable_decay(0.05, weight_decay=64 * DECAY, eps=1e-20), params, scaled
+        optax_decay.adam_stable_decay(0.05, weight_decay=64 * DECAY, eps=1e-20, axes=toy.AXES),
+        params,
+        scaled,
     )
     assert neighbours.moved(toy.unnest(one), toy.unnest(two)) < 1e-5
     three, _ = toy.train(
-        optax_decay.adam_stable_decay(0.05, weight_decay=DECAY, eps=1e-20), params, scaled
+        optax_decay.adam_stable_decay(0.05, weight_decay=DECAY, eps=1e-20, axes=toy.AXES),
+        params,
+        scaled,
     )
     assert neighbours.moved(toy.unnest(one), toy.unnest(three)) > 1e-2
 
@@ -84,3 +90,14 @@ def test_missing_gradients_are_an_error():
         tx.update(w, tx.init(w), w)
     with pytest.raises(ValueError, match=r"b2=1.0 .*below 1"):
         optax_decay.stable_decay(0.1, b2=1.0)
+
+
+def test_a_broken_gradient_does_not_end_the_decay():
+    """The average is shared: a NaN in one gradient leaves it as it was."""
+    params, grads = {"a": jnp.full((2, 3), 0.5)}, {"a": jnp.full((2, 3), 0.1)}
+    tx = optax_decay.stable_decay(0.3)
+    _, state = tx.update(grads, tx.init(params), params, gradients=grads)
+    broken = {"a": grads["a"].at[0, 1].set(jnp.nan)}
+    _, state = tx.update(grads, state, params, gradients=broken)
+    updates, _ = tx.update(grads, state, params, gradients=grads)
+    assert jnp.isfinite(updates["a"]).all() and (updates["a"] > 0.1).all()

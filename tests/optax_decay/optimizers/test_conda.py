@@ -512,3 +512,20 @@ def test_errors_name_the_nearest_choice():
         g = {"w": jnp.ones((3, 4))}
         tx = scale_by_conda(stack_axes="fsdp")
         tx.update(g, tx.init(g))
+
+
+@pytest.mark.parametrize("basis", ["eigh", "svd"])
+@pytest.mark.parametrize("staggered", [False, True])
+def test_rounding_of_sixteen_bit_gradients_is_not_blown_up(basis, staggered):
+    """A gradient of rank 1, rounded to bfloat16, has rank 12 of noise. The first step stays within one rounding."""
+    keys = jax.random.split(jax.random.key(5), 2)
+    g = jax.random.normal(keys[0], (12, 1)) @ jax.random.normal(keys[1], (1, 20))
+    tx = optax_decay.scale_by_conda(basis=basis, staggered=staggered, axes=(("w", "D -> F"),))
+
+    def first(dtype):
+        given = {"w": g.astype(dtype)}
+        return tx.update(given, tx.init(given))[0]["w"].astype(jnp.float32)
+
+    exact = first(jnp.float32)
+    # Rounding the gradient and the update: 2^-9 each in the worst case, 2^-8 together.
+    assert jnp.linalg.norm(first(jnp.bfloat16) - exact) <= 2**-8 * jnp.linalg.norm(exact)

@@ -156,7 +156,7 @@ def test_updates_of_none_are_left_out():
 
 def test_a_mask_function_sees_shapes_only():
     """A rule on values would change between gradients and weights (F16); ours cannot be written."""
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(ValueError, match=r"mask function failed .*has no attribute 'mean'"):
         tx = optax_decay.decay(0.1, mask=lambda tree: jax.tree.map(lambda x: x.mean() > 0, tree))
         tx.init(toy.params())
 
@@ -343,3 +343,94 @@ def test_matches_torch_style_adamw():
         got, _ = toy.train(tx, toy.params(jnp.float64), toy.gradients(10, jnp.float64))
     for path, x in toy.unnest(got).items():
         np.testing.assert_allclose(x, w[path], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["huber", "pseudo_huber", "log_cosh", "fair"])
+def test_bounded_pulls_do_not_divide_zero_by_zero(name):
+    """A matrix of zeros has the threshold 0; other matrices keep theirs, and a NaN stays visible."""
+    pull = getattr(optax_decay.pulls, name)()
+    params = {
+        "a": jnp.zeros((2, 3)),
+        "b": jnp.array([[0.5, -2.0]]),
+        "c": jnp.array([[jnp.nan, 1.0]]),
+    }
+    links = [optax_decay.decay(0.1, pull=pull)]
+    if pull.prox:
+        links.append(optax_decay.proximal_decay(0.1, learning_rate=0.5, pull=pull))
+    for tx in links:
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        assert not updates["a"].any() and jnp.abs(updates["b"]).min() > 0
+        assert jnp.isnan(updates["c"]).any()
+        del params["c"]
+        with jax.debug_nans(True):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            jax.jit(lambda g, tx=tx: tx.update(g, tx.init(params), params)[0])(zeros)
+        params["c"] = jnp.array([[jnp.nan, 1.0]])
+
+
+STACKED = {"norm": {"scale": (2, 4)}, "attn": {"kernel": (2, 4, 4)}, "q_norm": (2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda path: "kernel" in path, "returned False for the whole tree"),
+        (lambda path: "bias" not in path, "returned True for the whole tree"),
+        (lambda path: 1.0 * ("kernel" not in path), "returned 1.0 for the whole tree"),
+        (lambda path: None, "returned None for the whole tree"),
+        (lambda path, leaf: leaf.ndim > 1, "failed on the tree of parameters"),
+        (lambda path: path.endswith("kernel"), "failed on the tree of parameters"),
+        ({"norm": "no", "attn": "yes", "q_norm": "no"}, "'attn/kernel' is 'yes'"),
+        ({"norm": False, "attn": [True], "q_norm": False}, "neither a prefix"),
+        (
+            {"norm": False, "attn": jnp.ones((2, 4, 4)), "q_norm": 0},
+            r"an array of shape \(2, 4, 4\)",
+        ),
+    ],
+)
+def test_masks_that_cannot_be_meant_are_rejected(mask, message):
+    params = jax.tree.map(jnp.ones, STACKED, is_leaf=lambda x: isinstance(x, tuple))
+    with pytest.raises(ValueError, match=message):
+        optax_decay.decay(0.1, mask=mask).init(params)
+
+
+@pytest.mark.parametrize("mask", ["hidden", "vector", ("hidden", "head"), {"hidden", "head"}])
+def test_a_guess_against_the_name_of_a_kernel_is_not_made(mask):
+    params = {"mixer": {"kernel": jnp.ones((2, 16, 16))}, "up": jnp.ones((16, 16))}
+    with pytest.raises(ValueError, match=r"'mixer/kernel' has; .*'kernel' in its name contradicts"):
+        optax_decay.decay(0.1, mask=mask).init(params)
+    with pytest.warns(optax_decay.GuessedRolesWarning):
+        optax_decay.decay(0.1, mask="hidden").init({"up": params["up"]})
+
+
+def test_a_guess_against_the_name_of_a_norm_is_not_made():
+    params = {"up": {"kernel": jnp.ones((4, 6))}, "q_norm": jnp.ones((2, 4))}
+    with pytest.raises(ValueError, match=r"'q_norm' has; .*'norm' in its name contradicts"):
+        optax_decay.decay(0.1, mask="hidden").init(params)
+    axes = (("up/kernel", "D -> F"), ("q_norm", "L | D"))
+    optax_decay.decay(0.1, mask="hidden", axes=axes).init(params)
+    optax_decay.decay(0.1, mask="hidden").init({"up": params["up"]})
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        optax_decay.decay,
+        optax_decay.adadecay,
+        optax_decay.toward_initial_decay,
+        lambda *_, **more: optax_decay.cpr_decay(**({"mask": None} | more)),
+    ],
+)
+def test_leaves_that_cannot_decay_are_named_unless_they_are_masked(link):
+    params = {"w": jnp.ones((2, 3)), "step": jnp.zeros(3, jnp.int32), "none": jnp.zeros((0, 3))}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    with pytest.raises(ValueError, match=r"'none' of shape \(0, 3\) has no elements"):
+        link(0.1).init({"w": params["w"], "none": params["none"]})
+    with pytest.raises(ValueError, match=r"'step' holds integers \(int32\)"):
+        link(0.1).init({"w": params["w"], "step": params["step"]})
+    tx = link(0.1, mask={"w": True, "step": False, "none": False})
+    tx.update(zeros, tx.init(params), params)
+    with pytest.warns(optax_decay.NothingDecaysWarning):
+        link(0.1, mask=False).init(params)
+    with pytest.raises(ValueError, match=r"hold 0\.5, which is not an array"):
+        link(0.1).init({"w": params["w"], "scalar": 0.5})

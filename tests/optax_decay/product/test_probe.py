@@ -96,8 +96,11 @@ def test_weights_in_sixteen_bits():
         (chain(optax_decay.decay(lambda count: -DECAY, **HIDDEN)), "grows"),
         (optax.chain(chain(), link(coupling=optax_decay.couplings.learning_rate())), "grows"),
         (chain(link(coupling=optax_decay.couplings.independent())), "grows"),
-        (optax.chain(link(), chain()), "wrong place"),
+        (optax.chain(link(), chain()), "in front of Adam"),
         (chain(link(), link(2 * DECAY)), "two links"),
+        (chain(link(), link()), "two links"),
+        (chain(link(coupling=optax_decay.couplings.schedule(RATE))), "another coupling"),
+        (chain(link(RATE * DECAY)), "another coupling"),
         (chain(link(mask=None)), "should not decay"),
         (chain(link(), optax.clip_by_global_norm(1.0)), "clipping"),
         (
@@ -108,7 +111,7 @@ def test_weights_in_sixteen_bits():
             ),
             "grows",
         ),
-        (chain(), "is promised"),
+        (chain(), "does not decay where .* is promised"),
     ],
     ids=[
         *(
@@ -117,7 +120,8 @@ def test_weights_in_sixteen_bits():
             "behind a whole optimizer",
             "independent in front",
         ),
-        *("in front of Adam", "two decays", "mask forgotten", "clipped behind"),
+        *("in front of Adam", "two decays", "twice the same", "much too strong", "much too weak"),
+        *("mask forgotten", "clipped behind"),
         *("proximal in front of the rate", "none at all"),
     ],
 )

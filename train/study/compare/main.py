@@ -21,6 +21,7 @@ The folder holds
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
             say(f"VOID: {reason}")
         if stop:
             say(
-                f"stopped; the same command goes on:  python -m train compare one_pass ... --folder {folder}"
+                f"stopped; the same command goes on:  python -m train compare one_pass ... --folder {shlex.quote(str(folder))}"
             )
             return 128 + stop[0]
     return 1 if void else 0

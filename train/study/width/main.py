@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import math
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,7 +125,9 @@ def main(arguments: list[str]) -> int:
         picture = draw(results, sweep.task.width, folder / "width.png")
         say(f"\nresults   {folder / 'results.jsonl'}\npicture   {picture}")
         if stop:
-            say(f"stopped; the same command goes on:  python -m train width ... --folder {folder}")
+            say(
+                f"stopped; the same command goes on:  python -m train width ... --folder {shlex.quote(str(folder))}"
+            )
     return 128 + stop[0] if stop else 0
 
 

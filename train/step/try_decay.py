@@ -1,0 +1,97 @@
+"""A look at the decay of a run before it starts: does the whole optimizer shrink weights as the table promises?
+
+No link of a chain sees its neighbours, so the whole chain is measured (`optax_decay.probe`), at the peak of the
+learning rate, on a stand-in for the parameters: one small array for each kind of parameter that the model has. That
+costs about a second, whatever the size of the model.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+import optax_decay
+from optax_decay.axes import signatures
+from train.config.fields import Config
+from train.config.optimizers.adam import Adam
+from train.config.parts.schedules import number
+from train.config.tree import flatten
+from train.step import optimizer
+
+LARGEST = 8  # entries per axis of the stand-in
+# Decays that do nothing to fresh weights, or enlarge small ones, and mean to.
+LATER, ENLARGES = ("cpr", "target_norm"), ("target_norm",)
+
+
+def problems(config: Config, params: Any, axes: Any) -> tuple[str, ...]:
+    """Sentences about decay that is not as it should be; empty if all is well.
+
+    Args:
+        config: of the run, complete.
+        params: the parameters, as ``jax.ShapeDtypeStruct``.
+        axes: a `Signature` for each, in a tree like the parameters.
+    """
+    fields = flatten(config.decay)
+    if fields.get("weight_decay", 1.0) == 0 or not fields["mask"]:
+        return ()  # no decay is wanted
+    kinds: dict[Any, Any] = {}
+    for signature, leaf in zip(signatures(axes, params).values(), jax.tree.leaves(params)):
+        kind = (signature.role, len(signature.batch), signature.is_matrix)
+        small = dataclasses.replace(
+            signature, shape=tuple(min(n, LARGEST) for n in signature.shape)
+        )
+        kinds.setdefault(kind, (small, leaf.dtype))
+    return _problems(
+        Config(optimizer=config.optimizer, decay=config.decay, width=config.width),
+        tuple(kinds.values()),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _problems(config: Config, kinds: tuple[tuple[Any, Any], ...]) -> tuple[str, ...]:
+    axes = _nested({s.path: s for s, _ in kinds})
+    params = _nested({s.path: jax.ShapeDtypeStruct(s.shape, dtype) for s, dtype in kinds})
+    if config.optimizer.direction.workers:  # Adam, until its workers exchange signs
+        own = dataclasses.replace(config.optimizer, direction=Adam())
+        config = dataclasses.replace(config, optimizer=own)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        table = optax_decay.probe(
+            optimizer.build(config, axes),
+            params,
+            axes=axes,
+            expected=_promised(config, params, axes),
+            step=number(config.optimizer.schedule.warmup_steps),
+            raises=False,
+        )
+    name, grows, nothing = config.decay.name, " grows by ", "no parameter shrinks"
+    return tuple(
+        text
+        for text in table.problems
+        if not (name in ENLARGES and grows in text) and not (name in LATER and nothing in text)
+    )
+
+
+def _promised(config: Config, params: Any, axes: Any) -> optax_decay.DecayTable | None:
+    """What the table states, where it is what one step does: not for other pulls than l2, nor for gates."""
+    fields = flatten(config.decay)
+    plain = (
+        config.decay.name == "l2" and fields["form"] != "cautious" and fields["spectrum"] is None
+    )
+    if not plain or config.width is not None:
+        return None
+    table = optimizer.decay_table(config, params, axes)
+    assert isinstance(table, optax_decay.DecayTable)
+    return table
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """A tree whose leaves have these paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree
