@@ -153,6 +153,13 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
+    """The model as a module, for training code of your own; `forward` computes the same from a dictionary of weights.
+
+    model = GPT(config, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    logits = model(tokens)
+    """
+
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.width, config.init_std, rngs)
@@ -163,9 +170,14 @@ class GPT(nnx.Module):
         if not config.tied:
             self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, place: Placement) -> jax.Array:
-        """The last features [B, T, D]."""
-        config = self.config
+    def __call__(self, tokens_BT: jax.Array, *, place: Placement | None = None) -> jax.Array:
+        """The logits of the next token at every position, float32 [B, T, V], from integers [B, T]."""
+        return loss.logits(self.features(tokens_BT, place=place), self.head_matrix())
+
+    def features(self, tokens_BT: jax.Array, *, place: Placement | None = None) -> jax.Array:
+        """The last features [B, T, D], in the dtype of the activations. Arguments as in `forward`."""
+        shapes.check_tokens(tokens_BT, self.config.positions)
+        config, place = self.config, place or Placement()
         x_BTD = place.look_up(self.embed.embedding[...], tokens_BT)
         x_BTD += self.position.embedding[...][: tokens_BT.shape[1]]
         x_BTD = place(x_BTD.astype(config.dtype))
@@ -210,14 +222,10 @@ def features(
       the last features [B, T, D] in the dtype of the activations, and the float32 matrix [D, V] of the head.
 
     Raises:
-      ValueError: a sequence that is longer than `config.positions`.
+      ValueError: tokens that are not integers [B, T], or a sequence that is longer than `config.positions`.
     """
-    if tokens_BT.shape[1] > config.positions:
-        raise ValueError(
-            f"a sequence of {tokens_BT.shape[1]} tokens is longer than positions={config.positions}"
-        )
     network = nnx.merge(_graph(config), params)
-    return network(tokens_BT, place or Placement()), network.head_matrix()
+    return network.features(tokens_BT, place=place), network.head_matrix()
 
 
 def forward(

@@ -188,6 +188,13 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
+    """The model as a module, for training code of your own; `forward` computes the same from a dictionary of weights.
+
+    model = Llama(config, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    logits = model(tokens)
+    """
+
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.width, config.init_std, rngs)
@@ -197,9 +204,14 @@ class Llama(nnx.Module):
         if not config.tied:
             self.head = Linear((config.width,), (config.vocab_size,), config.init_std, rngs)
 
-    def __call__(self, tokens_BT: jax.Array, place: Placement) -> jax.Array:
-        """The last features [B, T, D]."""
-        config = self.config
+    def __call__(self, tokens_BT: jax.Array, *, place: Placement | None = None) -> jax.Array:
+        """The logits of the next token at every position, float32 [B, T, V], from integers [B, T]."""
+        return loss.logits(self.features(tokens_BT, place=place), self.head_matrix())
+
+    def features(self, tokens_BT: jax.Array, *, place: Placement | None = None) -> jax.Array:
+        """The last features [B, T, D], in the dtype of the activations. Arguments as in `forward`."""
+        shapes.check_tokens(tokens_BT)
+        config, place = self.config, place or Placement()
         x_BTD = place.look_up(self.embed.embedding[...], tokens_BT)
         x_BTD = place(x_BTD.astype(config.dtype))
         angles_TE = rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
@@ -242,9 +254,12 @@ def features(
 
     Returns:
       the last features [B, T, D] in the dtype of the activations, and the float32 matrix [D, V] of the head.
+
+    Raises:
+      ValueError: tokens that are not integers [B, T].
     """
     network = nnx.merge(_graph(config), params)
-    return network(tokens_BT, place or Placement()), network.head_matrix()
+    return network.features(tokens_BT, place=place), network.head_matrix()
 
 
 def forward(

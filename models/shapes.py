@@ -9,6 +9,8 @@ base model. At D = D₀ the model equals the one without a base width.
 import math
 from typing import Any
 
+import jax.numpy as jnp
+
 
 def check(
     config: Any, *, sizes: tuple[str, ...], positive: tuple[str, ...], choices: tuple[str, ...]
@@ -71,6 +73,24 @@ def _nearest_shape(width: int, heads: int, unit: int, groups: int) -> str:
         part = unit * kept
         found.append(f"width={max(1, round(width / part)) * part}{with_heads}")
     return ", or ".join(found)
+
+
+def check_tokens(tokens_BT: Any, positions: int | None = None) -> None:
+    """Raises ValueError unless tokens are integers of shape [B, T], at most `positions` in a row.
+
+    Their values are not read: a token at or above the vocabulary size takes the last row of the embedding.
+    """
+    shape = jnp.shape(tokens_BT)
+    if len(shape) != 2:
+        advice = "; add the axis of sequences with tokens[None]" if len(shape) == 1 else ""
+        raise ValueError(
+            f"tokens of shape {shape} where [sequences, positions] is expected{advice}"
+        )
+    dtype = jnp.result_type(tokens_BT)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"tokens of dtype {dtype} where integers are expected")
+    if positions is not None and shape[1] > positions:
+        raise ValueError(f"a sequence of {shape[1]} tokens is longer than positions={positions}")
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -157,6 +157,13 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
+    """The model as a module, for training code of your own; `forward` computes the same from a dictionary of weights.
+
+    model = ViT(config, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    logits = model(images)
+    """
+
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
         D, std = config.width, config.init_std
@@ -172,10 +179,18 @@ class ViT(nnx.Module):
     def __call__(
         self,
         images_BHWC: jax.Array,
-        kept_L2B: jax.Array,
-        place: Placement,
+        *,
+        key: jax.Array | None = None,
+        place: Placement | None = None,
     ) -> jax.Array:
-        config = self.config
+        """The logits of the classes, float32 [B, C]. Arguments and errors as in `forward`."""
+        config, place = self.config, place or Placement()
+        expected = (config.image_size, config.image_size, config.channels)
+        if images_BHWC.ndim != 4 or images_BHWC.shape[1:] != expected:
+            raise ValueError(
+                f"images of shape {images_BHWC.shape} where [images, {', '.join(map(str, expected))}] is expected"
+            )
+        kept_L2B = kept_paths(config, len(images_BHWC), key)
         patches_BNP = patches(images_BHWC, config.patch_size).astype(config.dtype)
         x_BND = self.embed(patches_BNP)
         first_BD = jnp.broadcast_to(self.class_token[...], (len(x_BND), 1, config.width))
@@ -242,12 +257,7 @@ def forward(
     Raises:
       ValueError: images of another size.
     """
-    expected = (config.image_size, config.image_size, config.channels)
-    if images_BHWC.shape[1:] != expected:
-        raise ValueError(f"images of shape {images_BHWC.shape[1:]} where {expected} is expected")
-    kept_L2B = kept_paths(config, len(images_BHWC), key)
-    network = nnx.merge(_graph(config), params)
-    return network(images_BHWC, kept_L2B, place or Placement())
+    return nnx.merge(_graph(config), params)(images_BHWC, key=key, place=place)
 
 
 def axes(config: Config) -> tuple[tuple[str, str], ...]:

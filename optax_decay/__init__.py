@@ -125,3 +125,16 @@ try:
     __version__ = _metadata.version("optax_decay")
 except _metadata.PackageNotFoundError:  # imported from a clone that is not installed
     __version__ = "0.1.0"
+
+# For `help` and ``from optax_decay import *``: all of the above, without the shelves that hold it.
+_SHELVES = {
+    "decays",
+    "matrices",
+    "norms",
+    "optimizers",
+    "parameters",
+    "product",
+    "spectral",
+    "stepping",
+}
+__all__ = sorted(name for name in globals() if not name.startswith("_") and name not in _SHELVES)  # pyrefly: ignore

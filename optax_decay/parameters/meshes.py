@@ -1,4 +1,4 @@
-"""Placement of arrays, as JAX's types record it, under the names of every supported JAX; no other file reads those types."""
+"""Placement of arrays, as the types of every supported JAX record it; no other file reads those types."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ def mark_varying(x: jax.Array, names: Iterable[str]) -> jax.Array:
         return x
     if hasattr(jax.lax, "pcast"):  # jax >= 0.8
         return jax.lax.pcast(x, missing, to="varying")
-    return jax.lax.pvary(x, missing)
+    return jax.lax.pvary(x, missing)  # type: ignore[attr-defined]
 
 
 # `jax.reshard` stood in `jax.sharding` before jax 0.8.
