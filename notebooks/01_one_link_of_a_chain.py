@@ -161,8 +161,8 @@ for name, runs in results.items():
 
 # %% [markdown]
 # ## What each leaves behind
-# Left: the error of the first seed. Every step sees fresh examples, so there is nothing to overfit, and decay has little
-# to gain: where the intervals above overlap, one run of each would tell nothing. Right: the weights of the four hidden
+# Left: the error of the first seed. Every step sees fresh examples, so there is nothing to overfit, and decay can gain
+# little: where the intervals above overlap, one run of each would tell nothing. Right: the weights of the four hidden
 # matrices, sorted by size. These do change. l2 pulls every weight in proportion to its size, so the largest ones shrink
 # most. The Huber pull is bounded at 1.5 times the mean size: it leaves the largest weights nearly as large as they are
 # without decay, and shrinks those in the middle. With spectral multipliers the layers decay at different rates.
@@ -184,8 +184,8 @@ plt.show()
 # ## Numbers from the state
 # A decay built with `metrics=True` keeps in its state what it did in the last step, and multipliers keep what they
 # measured. `optax_decay.metrics` finds both in the state of any chain. *beyond* is the share of weights at which the
-# Huber pull is bounded. *score* is the tail exponent of a layer's spectrum: the layer with the largest one, the lightest
-# tail, decays at 3 times λ, and the layer with the smallest one at 2/3 of λ.
+# Huber pull is bounded. *score* is the tail exponent of a layer's spectrum: the layer with the largest one (the
+# lightest tail) decays at 3 times λ, and the layer with the smallest one at 2/3 of λ.
 
 # %%
 wanted = {
