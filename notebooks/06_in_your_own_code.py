@@ -106,7 +106,7 @@ def train(predict, params, axes):
 def show(name, predict, params, axes):
     """Trains, then prints the losses, what decays, and the multipliers that the spectra gave."""
     params, state, before, after = train(predict, params, axes)
-    print(f"{name}: loss {before:.3f} -> {after:.3f}")
+    print(f"{name}: loss {before:.3f} -> {after:.5f}")
     mask = ("hidden", "head")
     print(optax_decay.decay_table(params, 0.1, mask=mask, axes=axes, learning_rate=eta))
     for key, value in optax_decay.metrics(state).items():
@@ -119,9 +119,9 @@ def show(name, predict, params, axes):
 # Numbers are sizes of the data, which do not grow with the model; letters are widths. A matrix from width to width has
 # the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed size it is a *head*.
 # The multipliers compare the spectra of hidden matrices with each other. This network has two of one shape: between
-# other shapes a part of the difference would come from the shape. The matrix with the heavier tail, which is a sign of
-# structure that was learned, gets 2/3 of the decay, and the other one three times as much. Matrices with fewer than 50
-# eigenvalues are not measured.
+# other shapes a part of the difference would come from the shape. The matrix with the heavier tail, which AlphaDecay
+# takes as a sign of structure that was learned, decays at 2/3 of λ, and the other one at 3 times λ. Matrices with fewer
+# than 50 eigenvalues are not measured.
 
 # %%
 AXES = (

@@ -74,7 +74,7 @@ def test_what_readers_open_is_what_is_reviewed():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_readers_see_outputs_that_are_whole_small_and_of_no_machine(path):
     file = path.with_suffix(".ipynb")
-    assert file.stat().st_size < 400_000
+    assert file.stat().st_size < 200_000
     code = [cell for cell in jupytext.read(file).cells if cell.cell_type == "code" and cell.source]
     # Every cell ran, in order, on a fresh kernel.
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -6,15 +6,18 @@ The address behind the Colab button and in the set-up cell has one place, `proje
 Without it the button opens Colab's own search of GitHub, and the set-up cell takes a checkout or uploaded wheels.
 """
 
+import base64
+import io
 import os
 import pathlib
 import re
 import sys
-import tempfile
 import tomllib
+from typing import Any
 
 import jupytext
 import nbclient
+import PIL.Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -47,21 +50,35 @@ def addressed(source: str, name: str, repository: str) -> str:
 
 
 def execute(path: pathlib.Path) -> None:
-    """Writes the .ipynb beside a source, with outputs that say nothing about this machine."""
+    """Writes the .ipynb beside a source, with fresh outputs."""
     notebook = jupytext.read(path)
-    for cell in notebook.cells:
-        cell["id"] = f"cell-{notebook.cells.index(cell):02d}"
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "COLUMNS": "100"}
-    nbclient.NotebookClient(notebook, timeout=3600, kernel_name="python3").execute(
-        cwd=str(NOTEBOOKS)
+    client = nbclient.NotebookClient(
+        notebook, timeout=3600, kernel_name="python3", coalesce_streams=True
     )
-    for cell in notebook.cells:
+    client.execute(cwd=str(NOTEBOOKS))
+    tidy(notebook)
+    jupytext.write(notebook, path.with_suffix(".ipynb"))
+
+
+def tidy(notebook: Any) -> None:
+    """Leaves out of a notebook what differs from run to run or machine to machine, and makes its pictures small."""
+    notebook.metadata.pop("language_info", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):
-            if "text" in output:
-                output["text"] = output["text"].replace(tempfile.gettempdir() + "/", "")
-    notebook.metadata.pop("language_info", None)
-    jupytext.write(notebook, path.with_suffix(".ipynb"))
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = small(output.data["image/png"])
+                output.data.pop("text/plain", None)
+
+
+def small(picture: str) -> str:
+    """A PNG in base64 with a palette of 64 colours, which diagrams do not exceed visibly."""
+    image = PIL.Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    out = io.BytesIO()
+    image.quantize(64, dither=PIL.Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode() + "\n"
 
 
 def main(wanted: list[str]) -> None:
