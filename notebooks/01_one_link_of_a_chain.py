@@ -13,13 +13,16 @@
 # %% [markdown]
 # # One link of a chain
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # Every weight decay of this library is one formula, `u ← u + λ(t) · m(matrix) · ψ(w)`: a rate λ, a multiplier m per
 # matrix, and a pull ψ on each weight. This notebook puts four decays into the same `optax.chain`, trains a small
 # network in plain JAX with each, prints which parameters decay and how fast, and compares the weights that result.
 
 # %% tags=["setup"]
-# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
-# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+# Finds the library, and installs what is missing. In a checkout there is nothing to do. Elsewhere, as in Colab, either
+# upload the two wheels that `pip wheel --no-deps . ./train` makes in a checkout, or write its git address here:
+REPOSITORY = ""
 import importlib.util
 import pathlib
 import subprocess
@@ -28,15 +31,27 @@ import sys
 here = pathlib.Path.cwd()
 places = (here, *here.parents, here / "optax_decay")
 root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
-if root is None:
-    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
 needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
-if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
-sys.path.insert(0, str(root))
+install = []
+if root is not None:
+    sys.path.insert(0, str(root))
+    if not all(map(importlib.util.find_spec, needed)):
+        install = [str(root), str(root / "train")]
+elif not importlib.util.find_spec("optax_decay"):
+    install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
+    if not install and REPOSITORY:
+        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
+        install = [f"optax_decay @ git+{REPOSITORY}", program]
+    if not install:
+        raise FileNotFoundError(
+            f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
+            " and REPOSITORY, in this cell, is empty. One of the three is needed."
+        )
+if install:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
 
 # %% tags=["parameters"]
-steps = 1500
+steps, seeds = 1500, 3
 width = 96
 
 # %%
@@ -49,36 +64,35 @@ import optax
 import optax_decay
 
 # %% [markdown]
-# A network with two hidden matrices. `AXES` describes every parameter once, as `inputs -> outputs`, with one letter
-# per dimension. You choose the letters. Only `P`, `C`, `V` and `T` have a meaning: they are sizes that do not grow
-# when the model gets wider, here those of the data. So `middle` and `deep` have the role *hidden*, `inward` is an
-# *embedding* and `outward` is a *head*.
+# A network with four hidden layers, whose matrices are stacked into one array. `AXES` describes every parameter once,
+# as `batch | inputs -> outputs`, with one name per dimension. `L` counts layers; `D` and `E` are widths. A number is a
+# size of the data, which does not grow when the model gets wider. So the four `hidden` matrices have the role *hidden*,
+# `inward` is an *embedding* and `outward` is a *head*.
 
 # %%
 AXES = (
-    ("inward/kernel", "P -> D [embedding]"),
-    ("middle/kernel", "D -> F"),
-    ("deep/kernel", "F -> G"),
-    ("outward/kernel", "G -> C [head]"),
+    ("inward/kernel", "16 -> D"),
+    ("hidden/kernel", "L | D -> E"),
+    ("outward/kernel", "E -> 4"),
     ("bias", "D"),
 )
 
 
 def init(key):
-    k = jax.random.split(key, 4)
+    k = jax.random.split(key, 3)
     return {
         "inward": {"kernel": jax.random.normal(k[0], (16, width)) / 4},
         "bias": jnp.zeros(width),
-        "middle": {"kernel": jax.random.normal(k[1], (width, 2 * width)) / np.sqrt(width)},
-        "deep": {"kernel": jax.random.normal(k[2], (2 * width, 2 * width)) / np.sqrt(2 * width)},
-        "outward": {"kernel": jax.random.normal(k[3], (2 * width, 4)) / np.sqrt(2 * width)},
+        "hidden": {"kernel": jax.random.normal(k[1], (4, width, width)) / np.sqrt(width)},
+        "outward": {"kernel": jax.random.normal(k[2], (width, 4)) / np.sqrt(width)},
     }
 
 
 def predict(params, x):
     x = jnp.tanh(x @ params["inward"]["kernel"] + params["bias"])
-    x = jnp.tanh(x @ params["middle"]["kernel"])
-    return jnp.tanh(x @ params["deep"]["kernel"]) @ params["outward"]["kernel"]
+    for kernel in params["hidden"]["kernel"]:
+        x = x + jnp.tanh(x @ kernel)
+    return x @ params["outward"]["kernel"]
 
 
 def draw(key):
@@ -97,7 +111,7 @@ def error(params, inputs, targets):
 # default, one step at learning rate η shrinks a weight by η·λ. Here λ = 0.3, and only hidden matrices decay.
 
 # %%
-params = init(jax.random.key(0))
+params = jax.eval_shape(init, jax.random.key(0))  # shapes are enough for a table
 eta, weight_decay = 3e-3, 0.3
 print(optax_decay.decay_table(params, weight_decay, mask="hidden", axes=AXES, learning_rate=eta))
 
@@ -117,6 +131,7 @@ decays = {
 
 
 def train(decay):
+    """Weights, optimizer state and error of every step, for each seed."""
     rate = optax.cosine_decay_schedule(eta, steps)
     tx = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate))
 
@@ -127,34 +142,40 @@ def train(decay):
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), error(params, inputs, targets)
 
-    keys = jax.random.split(jax.random.key(1), steps)
-    (trained, state), errors = jax.jit(lambda c: jax.lax.scan(step, c, keys))(
-        (params, tx.init(params))
-    )
-    return trained, state, errors
+    @jax.jit
+    def run(seed):
+        params = init(jax.random.key(seed))
+        keys = jax.random.split(jax.random.key(1000 + seed), steps)
+        (params, state), errors = jax.lax.scan(step, (params, tx.init(params)), keys)
+        return params, state, errors
+
+    return [run(seed) for seed in range(seeds)]
 
 
 results = {name: train(decay) for name, decay in decays.items()}
 
-for name, (_, _, errors) in results.items():
-    print(f"{name:28s} mean squared error of the last tenth: {errors[-steps // 10 :].mean():.4f}")
+print("mean squared error of the last tenth: mean over the seeds (lowest to highest)")
+for name, runs in results.items():
+    last = [float(errors[-steps // 10 :].mean()) for _, _, errors in runs]
+    print(f"{name:28s} {np.mean(last):.4f} ({min(last):.4f} to {max(last):.4f})")
 
 # %% [markdown]
 # ## What each leaves behind
-# Left: the error. Every step sees fresh examples, so there is nothing to overfit, and no decay improves on the error
-# without decay here (one seed). Right: the weights of the middle matrix, sorted by size. These do change. l2 pulls
-# every weight in proportion to its size, so the largest ones shrink most. The Huber pull is bounded at 1.5 times the
-# mean size: it leaves the largest weights nearly as large as they are without decay and shrinks those in the middle.
-# Spectral multipliers make one of the two hidden matrices decay more than the other.
+# Left: the error of the first seed. Every step sees fresh examples, so there is nothing to overfit, and decay can gain
+# little: where the intervals above overlap, one run of each would tell nothing. Right: the weights of the four hidden
+# matrices, sorted by size. These do change. l2 pulls every weight in proportion to its size, so the largest ones shrink
+# most. The Huber pull is bounded at 1.5 times the mean size: it leaves the largest weights nearly as large as they are
+# without decay, and shrinks those in the middle. With spectral multipliers the layers decay at different rates.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-for (name, (trained, _, errors)), style in zip(results.items(), ["-", "--", "-.", ":"]):
+for (name, runs), style in zip(results.items(), ["-", "--", "-.", ":"]):
+    trained, _, errors = runs[0]
     smooth = np.convolve(errors, np.ones(steps // 30) / (steps // 30), "valid")
     left.plot(np.arange(smooth.size) + steps // 30, smooth, style, label=name)
-    sizes = np.sort(np.abs(np.asarray(trained["middle"]["kernel"]).ravel()))[::-1]
+    sizes = np.sort(np.abs(np.asarray(trained["hidden"]["kernel"]).ravel()))[::-1]
     right.plot(np.arange(1, sizes.size + 1), sizes, style, label=name)
-left.set(xlabel="step", ylabel="mean squared error, running mean")
+left.set(xlabel="step", ylabel="mean squared error, running mean", yscale="log")
 right.set(xlabel="rank of the weight", ylabel="|weight|", xscale="log")
 left.legend(frameon=False)
 plt.show()
@@ -162,10 +183,17 @@ plt.show()
 # %% [markdown]
 # ## Numbers from the state
 # A decay built with `metrics=True` keeps in its state what it did in the last step, and multipliers keep what they
-# measured. `optax_decay.metrics` finds both in the state of any chain.
+# measured. `optax_decay.metrics` finds both in the state of any chain. *beyond* is the share of weights at which the
+# Huber pull is bounded. *score* is the tail exponent of a layer's spectrum: the layer with the largest one (the
+# lightest tail) decays at 3 times λ, and the layer with the smallest one at 2/3 of λ.
 
 # %%
-for name in ("Huber (AdamHD)", "Huber × spectral × cautious"):
+wanted = {
+    "Huber (AdamHD)": ("rate", "beyond"),
+    "Huber × spectral × cautious": ("score", "multiplier"),
+}
+for name, kinds in wanted.items():
     print(name)
-    for key, value in optax_decay.metrics(results[name][1]).items():
-        print(f"  {key:40s} {value:.4g}")
+    for key, value in optax_decay.metrics(results[name][0][1]).items():
+        if key.split("/")[0] in kinds:
+            print(f"  {key:40s} {value:.4g}")

@@ -13,6 +13,8 @@
 # %% [markdown]
 # # Tune at a small width, train at four times the width
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # We search for the learning rate η and the weight decay λ on a model of width 32, and use them for a model of width
 # 128 without any change. Two things make this work. `mup_adamw` gives the matrices of the wide model the learning rate
 # η/m and the decay λ√m, where m = 4 is the ratio of the widths. The model itself takes a `base_width`, from which its
@@ -20,8 +22,9 @@
 # that the largest singular values of both models agree; a report at the end compares them.
 
 # %% tags=["setup"]
-# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
-# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+# Finds the library, and installs what is missing. In a checkout there is nothing to do. Elsewhere, as in Colab, either
+# upload the two wheels that `pip wheel --no-deps . ./train` makes in a checkout, or write its git address here:
+REPOSITORY = ""
 import importlib.util
 import pathlib
 import subprocess
@@ -30,12 +33,24 @@ import sys
 here = pathlib.Path.cwd()
 places = (here, *here.parents, here / "optax_decay")
 root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
-if root is None:
-    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
 needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
-if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
-sys.path.insert(0, str(root))
+install = []
+if root is not None:
+    sys.path.insert(0, str(root))
+    if not all(map(importlib.util.find_spec, needed)):
+        install = [str(root), str(root / "train")]
+elif not importlib.util.find_spec("optax_decay"):
+    install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
+    if not install and REPOSITORY:
+        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
+        install = [f"optax_decay @ git+{REPOSITORY}", program]
+    if not install:
+        raise FileNotFoundError(
+            f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
+            " and REPOSITORY, in this cell, is empty. One of the three is needed."
+        )
+if install:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
 
 # %% tags=["parameters"]
 steps, seeds = 300, 2

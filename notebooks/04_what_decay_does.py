@@ -12,14 +12,17 @@
 # %% [markdown]
 # # What decay does to the weights
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # This notebook trains the same small LLaMA with four decays: none, l2 (AdamW), Huber (AdamHD) and AlphaDecay. Text,
 # learning rate and λ are the same. During training it records the tail exponent alpha of every matrix, and at the end
 # it compares the sizes of the weights and their spectra. The text is the source of Python's standard library, so
 # nothing has to be downloaded.
 
 # %% tags=["setup"]
-# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
-# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+# Finds the library, and installs what is missing. In a checkout there is nothing to do. Elsewhere, as in Colab, either
+# upload the two wheels that `pip wheel --no-deps . ./train` makes in a checkout, or write its git address here:
+REPOSITORY = ""
 import importlib.util
 import pathlib
 import subprocess
@@ -28,12 +31,24 @@ import sys
 here = pathlib.Path.cwd()
 places = (here, *here.parents, here / "optax_decay")
 root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
-if root is None:
-    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
 needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
-if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
-sys.path.insert(0, str(root))
+install = []
+if root is not None:
+    sys.path.insert(0, str(root))
+    if not all(map(importlib.util.find_spec, needed)):
+        install = [str(root), str(root / "train")]
+elif not importlib.util.find_spec("optax_decay"):
+    install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
+    if not install and REPOSITORY:
+        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
+        install = [f"optax_decay @ git+{REPOSITORY}", program]
+    if not install:
+        raise FileNotFoundError(
+            f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
+            " and REPOSITORY, in this cell, is empty. One of the three is needed."
+        )
+if install:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
 
 # %% tags=["parameters"]
 steps, looks = 400, 8

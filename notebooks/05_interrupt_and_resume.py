@@ -12,12 +12,15 @@
 # %% [markdown]
 # # Interrupt a training run and resume it
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # This notebook uses the training program from its command line. It starts a named experiment, stops it as a scheduler
 # stops a job on a preempted machine, and resumes it. The losses equal those of an uninterrupted run bit for bit.
 
 # %% tags=["setup"]
-# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
-# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+# Finds the library, and installs what is missing. In a checkout there is nothing to do. Elsewhere, as in Colab, either
+# upload the two wheels that `pip wheel --no-deps . ./train` makes in a checkout, or write its git address here:
+REPOSITORY = ""
 import importlib.util
 import pathlib
 import subprocess
@@ -26,12 +29,24 @@ import sys
 here = pathlib.Path.cwd()
 places = (here, *here.parents, here / "optax_decay")
 root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
-if root is None:
-    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
 needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
-if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
-sys.path.insert(0, str(root))
+install = []
+if root is not None:
+    sys.path.insert(0, str(root))
+    if not all(map(importlib.util.find_spec, needed)):
+        install = [str(root), str(root / "train")]
+elif not importlib.util.find_spec("optax_decay"):
+    install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
+    if not install and REPOSITORY:
+        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
+        install = [f"optax_decay @ git+{REPOSITORY}", program]
+    if not install:
+        raise FileNotFoundError(
+            f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
+            " and REPOSITORY, in this cell, is empty. One of the three is needed."
+        )
+if install:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
 
 # %% tags=["parameters"]
 experiment, steps, stop_after = "small_alphadecay", 120, 40
@@ -45,9 +60,10 @@ import time
 
 import matplotlib.pyplot as plt
 
-folders = {name: root / "runs" / f"notebook-{name}" for name in ("whole", "interrupted")}
+root = root or here  # without a checkout, the runs lie beside the notebook
+folders = {name: pathlib.Path("runs") / f"notebook-{name}" for name in ("whole", "interrupted")}
 for folder in folders.values():
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def start(*arguments):
@@ -64,7 +80,7 @@ def finish(process):
 
 def losses(name):
     """Loss of every step that was recorded."""
-    path = folders[name] / "metrics.jsonl"
+    path = root / folders[name] / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
     return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}

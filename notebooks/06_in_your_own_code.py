@@ -12,14 +12,17 @@
 # %% [markdown]
 # # In your own code: plain JAX, Flax NNX, Flax Linen, Equinox
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # A decay of this library is one link of an `optax.chain` and depends on no neural-network framework. It needs a tree
 # of arrays. If a decay uses roles or spectra, it also needs one line per kind of parameter that describes the axes.
 # The path of a parameter consists of its keys in the tree, joined by `/`. A trailing `/value` is ignored, so NNX
 # states work too.
 
 # %% tags=["setup"]
-# Finds the checkout, and installs what is missing. In Colab, first: !git clone REPOSITORY optax_decay
-# On a TPU machine, first: !pip install 'optax_decay[train,tpu] @ file:///PATH/OF/CHECKOUT'
+# Finds the library, and installs what is missing. In a checkout there is nothing to do. Elsewhere, as in Colab, either
+# upload the two wheels that `pip wheel --no-deps . ./train` makes in a checkout, or write its git address here:
+REPOSITORY = ""
 import importlib.util
 import pathlib
 import subprocess
@@ -28,15 +31,27 @@ import sys
 here = pathlib.Path.cwd()
 places = (here, *here.parents, here / "optax_decay")
 root = next((p for p in places if (p / "optax_decay" / "__init__.py").is_file()), None)
-if root is None:
-    raise FileNotFoundError(f"There is no checkout in {here}, above it, or in {places[-1]}.")
 needed = ("optax", "flax", "orbax", "tyro", "tokenizers", "rich", "matplotlib")
-if "google.colab" in sys.modules or not all(map(importlib.util.find_spec, needed)):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{root}[train]"], check=True)
-sys.path.insert(0, str(root))
+install = []
+if root is not None:
+    sys.path.insert(0, str(root))
+    if not all(map(importlib.util.find_spec, needed)):
+        install = [str(root), str(root / "train")]
+elif not importlib.util.find_spec("optax_decay"):
+    install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
+    if not install and REPOSITORY:
+        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
+        install = [f"optax_decay @ git+{REPOSITORY}", program]
+    if not install:
+        raise FileNotFoundError(
+            f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
+            " and REPOSITORY, in this cell, is empty. One of the three is needed."
+        )
+if install:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *install], check=True)
 
 # %% tags=["parameters"]
-steps, width = 200, 64
+steps, width = 400, 64
 
 # %%
 import jax
@@ -60,9 +75,7 @@ def chain(axes):
         optax.scale_by_adam(b2=0.95),
         optax_decay.huber_decay(
             0.1,
-            multiplier=optax_decay.multipliers.spectral_alpha(
-                refresh=spectra.every(50), select=spectra.hidden_matrices(min_eigenvalues=8)
-            ),
+            multiplier=optax_decay.multipliers.spectral_alpha(refresh=spectra.every(50)),
             mask=("hidden", "head"),
             axes=axes,
         ),
@@ -93,7 +106,7 @@ def train(predict, params, axes):
 def show(name, predict, params, axes):
     """Trains, then prints the losses, what decays, and the multipliers that the spectra gave."""
     params, state, before, after = train(predict, params, axes)
-    print(f"{name}: loss {before:.3f} -> {after:.3f}")
+    print(f"{name}: loss {before:.3f} -> {after:.5f}")
     mask = ("hidden", "head")
     print(optax_decay.decay_table(params, 0.1, mask=mask, axes=axes, learning_rate=eta))
     for key, value in optax_decay.metrics(state).items():
@@ -103,16 +116,19 @@ def show(name, predict, params, axes):
 
 # %% [markdown]
 # ## Plain JAX
-# `P` and `C` are sizes of the data, which do not grow with the model; all other letters are widths. A matrix from
-# width to width has the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed
-# size it is a *head*. The multipliers compare hidden matrices with each other, so this network has two of them.
+# Numbers are sizes of the data, which do not grow with the model; letters are widths. A matrix from width to width has
+# the role *hidden*, from a fixed size to a width it is an *embedding*, and from a width to a fixed size it is a *head*.
+# The multipliers compare the spectra of hidden matrices with each other. This network has two of one shape: between
+# other shapes a part of the difference would come from the shape. The matrix with the heavier tail, which AlphaDecay
+# takes as a sign of structure that was learned, decays at 2/3 of λ, and the other one at 3 times λ. Matrices with fewer
+# than 50 eigenvalues are not measured.
 
 # %%
 AXES = (
-    ("in/w", "P -> D [embedding]"),
-    ("mid/w", "D -> F"),
-    ("deep/w", "F -> G"),
-    ("out/w", "G -> C [head]"),
+    ("in/w", "8 -> D"),
+    ("mid/w", "D -> E"),
+    ("deep/w", "E -> F"),
+    ("out/w", "F -> 2"),
     (".*/b", "D"),
 )
 
@@ -121,9 +137,9 @@ def plain_init(key):
     k = jax.random.split(key, 4)
     return {
         "in": {"w": jax.random.normal(k[0], (8, width)) / 8**0.5, "b": jnp.zeros(width)},
-        "mid": {"w": jax.random.normal(k[1], (width, 2 * width)) / width**0.5},
-        "deep": {"w": jax.random.normal(k[2], (2 * width, 2 * width)) / (2 * width) ** 0.5},
-        "out": {"w": jax.random.normal(k[3], (2 * width, 2)) / (2 * width) ** 0.5},
+        "mid": {"w": jax.random.normal(k[1], (width, width)) / width**0.5},
+        "deep": {"w": jax.random.normal(k[2], (width, width)) / width**0.5},
+        "out": {"w": jax.random.normal(k[3], (width, 2)) / width**0.5},
     }
 
 
@@ -146,9 +162,9 @@ from flax import nnx
 class Net(nnx.Module):
     def __init__(self, rngs):
         self.inward = nnx.Linear(8, width, rngs=rngs)
-        self.middle = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.deep = nnx.Linear(2 * width, 2 * width, rngs=rngs)
-        self.outward = nnx.Linear(2 * width, 2, rngs=rngs)
+        self.middle = nnx.Linear(width, width, rngs=rngs)
+        self.deep = nnx.Linear(width, width, rngs=rngs)
+        self.outward = nnx.Linear(width, 2, rngs=rngs)
 
     def __call__(self, x):
         x = jnp.tanh(self.middle(jnp.tanh(self.inward(x))))
@@ -156,10 +172,10 @@ class Net(nnx.Module):
 
 
 NNX_AXES = (
-    ("inward/kernel", "P -> D [embedding]"),
-    ("middle/kernel", "D -> F"),
-    ("deep/kernel", "F -> G"),
-    ("outward/kernel", "G -> C [head]"),
+    ("inward/kernel", "8 -> D"),
+    ("middle/kernel", "D -> E"),
+    ("deep/kernel", "E -> F"),
+    ("outward/kernel", "F -> 2"),
     (".*/bias", "D"),
 )
 graph, state = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
@@ -177,8 +193,8 @@ class LinenNet(linen.Module):
     @linen.compact
     def __call__(self, x):
         x = jnp.tanh(linen.Dense(width, name="inward")(x))
-        x = jnp.tanh(linen.Dense(2 * width, name="middle")(x))
-        x = jnp.tanh(linen.Dense(2 * width, name="deep")(x))
+        x = jnp.tanh(linen.Dense(width, name="middle")(x))
+        x = jnp.tanh(linen.Dense(width, name="deep")(x))
         return linen.Dense(2, name="outward")(x)
 
 
@@ -204,11 +220,11 @@ else:
         [
             eqx.nn.Linear(8, width, key=key[0]),
             eqx.nn.Lambda(jnp.tanh),
-            eqx.nn.Linear(width, 2 * width, key=key[1]),
+            eqx.nn.Linear(width, width, key=key[1]),
             eqx.nn.Lambda(jnp.tanh),
-            eqx.nn.Linear(2 * width, 2 * width, key=key[2]),
+            eqx.nn.Linear(width, width, key=key[2]),
             eqx.nn.Lambda(jnp.tanh),
-            eqx.nn.Linear(2 * width, 2, key=key[3]),
+            eqx.nn.Linear(width, 2, key=key[3]),
         ]
     )
     arrays, static = eqx.partition(module, eqx.is_inexact_array)

@@ -47,6 +47,16 @@ def test_the_readme_is_short_enough_to_read():
     assert len(README.splitlines()) <= 150
 
 
+def test_the_first_screen_is_the_reason_six_lines_of_code_and_the_picture():
+    first, rest = README.split("\n## ", 1)
+    assert len(first.splitlines()) <= 24
+    code = [line for line in BLOCKS[0].splitlines() if line]
+    assert len(code) <= 6 and BLOCKS[0] in first
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", first) == ["notebooks/pictures/speedup.png"]
+    assert README.count("AXES = (") == 1, "shown once, whole"
+    assert rest.startswith("Start")
+
+
 def test_the_axes_of_the_readme_are_those_of_the_model():
     ours = optax_decay.axes.signatures(described(), LLAMA)
     assert ours == optax_decay.axes.signatures(llama.AXES, LLAMA)

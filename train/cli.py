@@ -52,6 +52,8 @@ def _leave(text: str) -> NoReturn:
 
 def _show(config: Config, arguments: list[str], topics: list[str]) -> NoReturn:
     """Prints the help on some topics, and leaves."""
+    preset = _take(arguments, "--model.preset")
+    config = config if preset is None else replace(config, {"model.preset": preset})
     config = help.opened(config, topics)
     wanted = {name for topic in topics for name in help.fields(config, topic)}
     idle = _idle(config) if topics == ["all"] or "model" in topics else set()

@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 import io
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -37,12 +38,14 @@ SETTINGS = {
         "page_width": "1200px",
         "sidebar_width": "250px",
         "description": "Weight decay for JAX",
+        "code_font_size": "0.82em",
         "font_family": "system-ui, sans-serif",
         "head_font_family": "system-ui, sans-serif",
     },
     "html_title": "optax_decay",
     "html_show_sourcelink": False,
     "autodoc_typehints": "none",
+    "add_module_names": False,
     "autodoc_member_order": "bysource",
     "autodoc_class_signature": "separated",
     "default_role": "code",
@@ -185,6 +188,7 @@ def build(out: pathlib.Path) -> None:
                 warning=warnings,
             )
             site.connect("autodoc-skip-member", _is_uninformative)
+            site.connect("autodoc-process-signature", _signature)
             site.build()
     if warnings.getvalue():
         raise UserError(f"Pages or docstrings are not well-formed:\n{warnings.getvalue()}")
@@ -196,6 +200,38 @@ def _is_uninformative(
     """True for members that Python adds to a NamedTuple, whose docstring describes the fields; None for others."""
     words = getattr(member, "__doc__", None) or ""
     return True if name == "__new__" or words.startswith("Alias for field number") else None
+
+
+def _signature(
+    app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: Any
+) -> tuple[str, None] | None:
+    """The arguments of a function as a reader would write them."""
+    if what != "function":
+        return None
+    parameters = [
+        parameter.replace(annotation=parameter.empty)
+        if parameter.default is parameter.empty
+        else parameter.replace(annotation=parameter.empty, default=_Shown(parameter.default))
+        for parameter in inspect.signature(value).parameters.values()
+    ]
+    return str(inspect.Signature(parameters)), None
+
+
+class _Shown:
+    """A default whose repr is the call that makes it: ``l2()``, not a tuple of functions."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __repr__(self) -> str:
+        text = repr(self.value)
+        if hasattr(self.value, "__name__"):
+            return self.value.__name__
+        if "<function" not in text and not hasattr(self.value, "name"):
+            return text
+        maker = re.search(r"<function (\w+)\.<locals>", text)
+        found = getattr(self.value, "name", None) or (maker[1] if maker else None)
+        return f"{found}()" if found else text
 
 
 def main(arguments: list[str]) -> int:

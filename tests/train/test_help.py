@@ -75,6 +75,13 @@ def test_a_choice_beside_help_is_its_topic(capsys):
     assert "--decay.p FLOAT" in both and "--run.steps" not in both
 
 
+def test_a_preset_beside_help_decides_which_fields_of_a_model_are_shown(capsys):
+    gpt = shown(capsys, "--model.preset", "gpt2-124M", "--help")
+    assert "--model.bias" in gpt and "--model.rope_base" not in gpt and "gpt2-124M)" in gpt
+    llama = shown(capsys, "--help", "model")
+    assert "--model.bias" not in llama and "--model.rope_base" in llama
+
+
 def test_a_part_that_is_off_shows_its_flags(capsys):
     assert "--decay.spectrum.high FLOAT" in shown(capsys, "--help", "decay.spectrum")
     assert "--width.base INT" in shown(capsys, "--help", "width")

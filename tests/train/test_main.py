@@ -299,6 +299,22 @@ def test_ctrl_c_in_a_pipe_then_on_in_a_terminal(whole, tmp_path):
     assert max(losses(tmp_path / "run")) == reached + 2
 
 
+def test_the_command_that_goes_on_works_where_it_is_read(monkeypatch):
+    """In an environment that is not activated there may be no `python`."""
+    config, folder = parse(["toy"]), pathlib.Path("runs/toy-001")
+    monkeypatch.setattr(main.sys, "prefix", str(main.ROOT / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    launched = main.further(config, folder, 3)
+    monkeypatch.setenv("VIRTUAL_ENV", str(main.ROOT / ".venv"))
+    activated = main.further(config, folder, 3)
+    monkeypatch.setattr(main.sys, "prefix", "/anywhere")
+    assert launched.split(maxsplit=2)[2] == (
+        "python3 train/environment.py -m train --resume runs/toy-001"
+    )
+    assert activated.split(maxsplit=2)[2] == "python -m train --resume runs/toy-001"
+    assert main.further(config, folder, 3) == activated
+
+
 def test_the_readme_gives_the_two_commands_and_flags_that_exist():
     lines = [
         line[4:] for line in (ROOT / "README.md").read_text().splitlines() if line[:4] == " " * 4
@@ -306,14 +322,13 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
     launcher = "python3 train/environment.py"
     assert {f"{launcher} -m train", f"{launcher} -m pytest -n 2"} <= set(lines)
     assert f"{launcher} -m pytest -n 2" in (ROOT / ".ci/run").read_text()
-    asked = [
-        shlex.split(line, comments=True)
-        for line in lines
-        if line.startswith(f"{launcher} -m train ")
-    ]
-    assert len(asked) >= 3
-    for _, script, _, module, *rest in asked:
-        assert (ROOT / script).is_file() and module == "train"
+    # Only the set-up uses the launcher: everything after it runs in the activated environment.
+    assert sum(line.startswith(launcher) for line in lines) == 2
+    activated = lines.index("source .venv/bin/activate")
+    asked = [(i, line) for i, line in enumerate(lines) if line.startswith("python -m train ")]
+    assert len(asked) >= 5 and all(i > activated for i, _ in asked)
+    for _, line in asked:
+        rest = shlex.split(line, comments=True)[3:]
         if rest[0] in command.COMMANDS:
             continue
         if rest[0] == "--resume":  # a folder that the command before it would have made
