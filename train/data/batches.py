@@ -254,7 +254,8 @@ def _from_text(
     given = tokens.given_vocabulary(tokenizer)
     if text.startswith("tfds:"):
         raise ValueError(
-            f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {text}"
+            f"{disk.shortened(text)} is a tfds data set. Tokenise it once, with python -m train tokenise --source"
+            f" {disk.shortened(text)}"
             f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
     source = corpus.read_corpus(text)
