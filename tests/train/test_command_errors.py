@@ -49,11 +49,10 @@ def test_paths_that_cannot_be_used(tmp_path, capsys, arguments, path):
 
 
 SIZES = [
-    ("--model.width 200000 --model.heads 8", "weights"),
-    ("--data.batch_size 2147483647", "a batch|inputs of the layers"),
-    ("--optimizer.spikes.window 2000000000", "state of optimizer"),
-    ("--model.layers 2147483647", "weights|inputs|state"),
-    ("--model.vocab_size 2147483647", "weights|state"),
+    ("--model.width 200000 --model.heads 8", "state of optimizer and decay"),
+    ("--data.batch_size 2147483647", "inputs of the layers"),
+    ("--model.layers 2147483647", "state of optimizer and decay"),
+    ("--model.vocab_size 2147483647", "state of optimizer and decay"),
 ]
 
 
@@ -61,7 +60,8 @@ SIZES = [
 def test_sizes_that_no_machine_has(tmp_path, capsys, more, largest):
     assert command.main(flags(tmp_path, *more.split())) == 2
     said = capsys.readouterr().err
-    assert "needs" in said and "GB; there are" in said and "train plan" in said
+    assert f"GB of it for {largest}, needs" in said and "GB; there are" in said
+    assert "train plan" in said
     assert not (tmp_path / "run").exists()  # nothing has begun
 
 
