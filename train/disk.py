@@ -47,7 +47,7 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     """
     path = pathlib.Path(text)
     try:
-        path = path.expanduser()
+        path = path.expanduser() if os.fspath(text).startswith("~") else path
     except RuntimeError:
         raise UserError(
             f"{shortened(path)}: there is no user {shortened(path.parts[0][1:])!r} on this machine; write the"

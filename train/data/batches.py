@@ -114,10 +114,11 @@ class TokenBatches:
         Raises:
           UserError: the store is damaged. A model would take another token instead, without a word.
         """
-        wrong = numbers[(numbers >= self.vocab_size) | (numbers < PADDING)]
+        low = PADDING if self.documents else 0
+        wrong = numbers[(numbers >= self.vocab_size) | (numbers < low)]
         if wrong.size:
             raise UserError(
-                f"{self.corpus.source}: token {int(wrong[0])} is not in the vocabulary, which ends at"
+                f"{self.corpus.source}: token {int(wrong[0]) % 2**32} is not in the vocabulary, which ends at"
                 f" {self.vocab_size - 1}, so the store is damaged. Find the file with python -m train tokenise --verify"
                 " True --out FOLDER."
             )
