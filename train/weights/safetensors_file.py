@@ -84,7 +84,7 @@ class Tensors:
         return array
 
     def read_finite(self, name: str) -> np.ndarray:
-        """One array, as `read`; raises UserError as well if float32 cannot hold one of its values as a finite number."""
+        """One array, as `read`; raises UserError as well for a value that is no finite number in float32."""
         array = self.read(name)
         _check_finite(array, name, self._files[name][0])
         return array
