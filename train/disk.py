@@ -36,7 +36,7 @@ JSON_FILE = 256_000_000  # bytes; configs, vocabularies, manifests and indices a
 
 
 class NotRegular(OSError):
-    """Something other than a regular file where one should be; the message says what it is."""
+    """Something other than a regular file of a sensible size; the message says what it is."""
 
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
@@ -47,7 +47,7 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     """
     path = pathlib.Path(text)
     try:
-        path = path.expanduser()
+        path = path.expanduser() if os.fspath(text).startswith("~") else path
     except RuntimeError:
         raise UserError(
             f"{shortened(path)}: there is no user {shortened(path.parts[0][1:])!r} on this machine; write the"
@@ -100,9 +100,7 @@ def read_file(path: pathlib.Path, most: int | None = None) -> bytes:
         status = os.fstat(descriptor)
         _check_regular(path, status.st_mode)
         if most is not None and status.st_size > most:
-            raise OSError(
-                errno.EFBIG, f"{path} has {status.st_size:,} bytes; at most {most:,} are read"
-            )
+            raise NotRegular(f"{path} has {status.st_size:,} bytes; at most {most:,} are read")
         memory.check(status.st_size, f"reading {path}")
         # Files of /proc claim to be empty, and some never end.
         return file.read(status.st_size)
@@ -155,6 +153,18 @@ def config_text(path: pathlib.Path) -> str:
         raise UserError(f"{path} cannot be read: {reason(error)}.") from None
 
 
+def check_folder(path: pathlib.Path, flag: str) -> None:
+    """Raises UserError if something other than a folder is at a path that a flag names."""
+    if (found := kind(path)) not in (None, "a folder"):
+        raise UserError(
+            f"{path} is {found}, and must be a folder, new or old; name another with {flag}."
+        )
+    if found is None and path.is_symlink():
+        raise UserError(
+            f"{path} is a link to {path.readlink()}, which does not exist; name another with {flag}."
+        )
+
+
 def reason(error: BaseException) -> str:
     """Why a file cannot be read, without a number and without its name."""
     return getattr(error, "strerror", None) or first_line(error)
@@ -163,7 +173,7 @@ def reason(error: BaseException) -> str:
 def _check_regular(path: pathlib.Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         found = next((name for test, name in KINDS if test(mode)), "something else")
-        raise NotRegular(errno.EINVAL, f"{path} is {found}; only regular files are read")
+        raise NotRegular(f"{path} is {found}; only regular files are read")
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from train import __main__ as command
 from train import main
 from train.config.fields import Config, UserError
 from train.data import batches
-from train.run import integrity, log, watchdog
+from train.run import integrity, log, signals, watchdog
 from train.run.checkpoints import Checkpoints, describe
 from train.step import update as step
 
@@ -265,3 +265,31 @@ def test_accumulation_does_not_multiply_refreshes(tmp_path):
         text = str(ready.program.update.trace(ready.program.placed_shapes(), ready.batch(0)).jaxpr)
         counts[parts] = (text.count("svd["), text.count("eigh["), text.count("qr["))
     assert sum(counts["1"]) > 0 and counts["4"] == counts["1"]
+
+
+def test_only_a_second_ctrl_c_stops_at_once(monkeypatch):
+    """Schedulers and terminals send SIGTERM and SIGHUP several times; nohup has SIGHUP ignored."""
+    with signals.signals() as arrived:
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert arrived == [signal.SIGHUP]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.signals() as arrived:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert arrived == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_is_taken_where_nothing_can_be_printed(monkeypatch):
+    def closed(descriptor, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(signals.os, "write", closed)
+    with signals.signals() as arrived:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert arrived == [signal.SIGHUP]

@@ -25,6 +25,7 @@ from train.cli import parse
 from train.config.experiments import EXPERIMENTS
 from train.run import checkpoints as checkpoint
 from train.run import integrity
+from train.run.records import line
 from train.step import families
 from train.weights.trained import load_trained
 
@@ -94,7 +95,7 @@ def test_records_have_every_step_and_numbers_that_agree(whole):
     )  # about 23 % of normal weights are beyond 1.5 mean|w|
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys, number):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, number)
@@ -104,7 +105,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys,
     assert max(losses(tmp_path / "run")) == 3
     # As if the process had been killed while it wrote about a step after the last checkpoint.
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 4, "loss": 99.0}\n{"kind": "train", "st')
+        file.write(line({"kind": "train", "step": 4, "loss": 99.0}) + '{"kind": "train", "st')
     command_line = re.search(r"go on +\S.* -m train (--resume \S+)", said)
     assert command_line is not None
     assert main.main(command_line.group(1).split()) == 0

@@ -31,7 +31,7 @@ LARGEST = 2**31 - 1  # what a counter on a device can hold
 
 Count = Annotated[int, Range(1, LARGEST)]
 Whole = Annotated[int, Range(0, LARGEST)]
-Window = Annotated[int, Range(4, LARGEST)]
+Window = Annotated[int, Range(4, 100_000)]  # steps whose numbers are kept and sorted in every step
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Momentum = Annotated[float, Range(0, 1, below=True)]

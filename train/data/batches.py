@@ -115,10 +115,11 @@ class TokenBatches:
         Raises:
           UserError: the store is damaged. A model would take another token instead, without a word.
         """
-        wrong = numbers[(numbers >= self.vocab_size) | (numbers < PADDING)]
+        low = PADDING if self.documents else 0
+        wrong = numbers[(numbers >= self.vocab_size) | (numbers < low)]
         if wrong.size:
             raise UserError(
-                f"{self.corpus.source}: token {int(wrong[0])} is not in the vocabulary, which ends at"
+                f"{self.corpus.source}: token {int(wrong[0]) % 2**32} is not in the vocabulary, which ends at"
                 f" {self.vocab_size - 1}, so the store is damaged. Find the file with python -m train tokenise --verify"
                 " True --out FOLDER."
             )
@@ -255,7 +256,8 @@ def _from_text(
     given = tokens.given_vocabulary(tokenizer)
     if text.startswith("tfds:"):
         raise ValueError(
-            f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {shlex.quote(text)}"
+            f"{disk.shortened(text)} is a tfds data set. Tokenise it once, with python -m train tokenise --source"
+            f" {shlex.quote(disk.shortened(text))}"
             f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
     source = corpus.read_corpus(text)

@@ -171,6 +171,10 @@ def _stdlib() -> tuple[dict[str, pathlib.Path], str]:
 
 
 def _own(source: str) -> tuple[dict[str, pathlib.Path], str]:
+    if not source.strip():
+        raise ValueError(
+            'the name of the text is empty; "." is the folder that the program runs in'
+        )
     path = disk.user_path(source)
     if path.is_file():
         return {path.name: path}, f"the file {path.absolute()}"

@@ -91,7 +91,7 @@ def builder(name: str, data_dir: str | None = None, flag: str = "--data_dir") ->
 
     if NAME.fullmatch(name) is None:
         raise UserError(
-            f"{name!r} is not the name of a tfds data set. Allowed are NAME, NAME/CONFIG and"
+            f"{disk.shortened(name)!r} is not the name of a tfds data set. Allowed are NAME, NAME/CONFIG and"
             " NAME/CONFIG:VERSION, for example c4/en:3.0.1."
         )
     root = data_folder(data_dir)

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from train import disk
 from train.data import corpus, datasets, zipf
 from train.errors import UserError
 
 TFDS = "tfds:"
+SHARDS = 99_999  # names of shards have five digits
 SEARCHED = 1 << 20  # bytes that are searched for the end of a line
 
 
@@ -117,10 +119,16 @@ def read_source(
 
 def _files(name: str, shard_bytes: int) -> Source:
     paths, searched = corpus.find_files(name)
-    status = {key: path.stat() for key, path in sorted(paths.items()) if os.access(path, os.R_OK)}
+    readable = {
+        key: path
+        for key, path in sorted(paths.items())
+        if disk.kind(path) == "a file" and os.access(path, os.R_OK)
+    }
+    status = {key: path.stat() for key, path in readable.items()}
     sizes = {key: stat.st_size for key, stat in status.items() if stat.st_size}
     if not sizes:
         raise ValueError(f"{name!r} contains no text: searched {searched}")
+    _check_count(sum(sizes.values()), shard_bytes)
     stretches: dict[str, list[tuple[str, int, int]]] = {"train": [], "held_out": []}
     for key, size in corpus.training_sizes(sizes).items():
         path, whole = str(paths[key].absolute()), sizes[key]
@@ -137,6 +145,15 @@ def _files(name: str, shard_bytes: int) -> Source:
     }
     facts = {key: [stat.st_size, stat.st_mtime_ns] for key, stat in status.items()}
     return Source(name, "bytes", parts, {"files": facts})
+
+
+def _check_count(total: int, shard_bytes: int) -> None:
+    """Raises UserError if a source of `total` bytes would become more shards than there are names for."""
+    if total // shard_bytes > SHARDS:
+        raise UserError(
+            f"The source has {total:,} bytes, which would become {total // shard_bytes:,} shards; allowed are"
+            f" {SHARDS:,}. Nearest: --shard_megabytes {max(0.001, total / SHARDS / 1e6):.3g}."
+        )
 
 
 def _grouped(stretches: list[tuple[str, int, int]], shard_bytes: int) -> list[Part]:
@@ -181,9 +198,11 @@ def _tfds(name: str, shard_bytes: int, options: dict[str, Any]) -> Source:
     datasets.check_field(builder, field, "Text")
     datasets.check_disjoint(builder, split, held_out)
     parts: dict[str, list[Part]] = {}
+    facts = datasets.describe(builder)
+    _check_count(sum(facts["files"].values()), shard_bytes)
     for key, wanted in (("train", split), ("held_out", held_out)):
         ranges = datasets.file_ranges(builder, wanted, shard_bytes)
         parts[key] = [Examples((file_range,), field) for file_range in ranges]
-    facts = datasets.describe(builder) | {"split": split, "held_out": held_out, "field": field}
+    facts |= {"split": split, "held_out": held_out, "field": field}
     label = f"{TFDS}{facts['name']} {field} ({split}; held out: {held_out})"
     return Source(label, "documents", parts, facts)

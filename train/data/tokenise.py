@@ -104,6 +104,7 @@ def report(store: token_store.Store) -> None:
 
 def build(folder: pathlib.Path, options: Arguments) -> token_store.Store:
     """Makes the store, or its missing shards."""
+    disk.check_folder(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "token store"):
         source = text_sources.read_source(

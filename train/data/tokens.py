@@ -255,10 +255,7 @@ def read_vocabulary(path: pathlib.Path, end: str | None = None) -> Subwords:
                     f"{folder} holds neither tokenizer.json nor both of vocab.json and merges.txt"
                     f" (missing: {', '.join(missing)}). {INSTEAD}"
                 )
-            vocabulary, merges = (
-                str(p) for p in pair if disk.read_file(p, disk.JSON_FILE) is not None
-            )
-            library = Library(tokenizers.models.BPE.from_file(vocabulary, merges))
+            library = _from_pair(*pair)
             library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             library.decoder = tokenizers.decoders.ByteLevel()
         else:
@@ -291,6 +288,17 @@ def _end(library: Library, folder: pathlib.Path, end: str | None) -> str:
             f" --end_of_text. Special tokens: {', '.join(special[:12]) or 'none'}"
         )
     return known[0]
+
+
+def _from_pair(vocabulary: pathlib.Path, merges: pathlib.Path) -> Library:
+    for path in (vocabulary, merges):
+        disk.read_file(path, disk.JSON_FILE)  # no FIFO, and of a sensible size
+    try:
+        library = Library(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
+    except BaseException as error:
+        raise _failure(error, f"{vocabulary} and {merges.name} cannot be read") from None
+    _check(library, f"the tokenizer {vocabulary.parent}")
+    return library
 
 
 def _parsed(text: str, what: str) -> Library:

@@ -127,6 +127,7 @@ def _numbered(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _given(config: Config) -> pathlib.Path:
     path = disk.user_path(config.run.folder or "")
+    disk.check_folder(path, "--run.folder")
     path.mkdir(parents=True, exist_ok=True)
     strange = [p.name for p in path.iterdir() if p.name not in ("lock", "config.json.part")]
     if strange and not (path / "config.json").exists():

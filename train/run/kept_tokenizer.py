@@ -117,6 +117,6 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any], run: pathlib.Pa
             f" --resume {shlex.quote(str(run))} --data.tokenizer {shlex.quote(str(kept))}"
         )
     raise UserError(
-        f"The text of {run} changed: its digest was {before['data'][:16]}, now it is {now['data'][:16]}. Train on"
-        " what it was, or start a new run."
+        f"The text to train on changed since {run} began: the digest was {before['data'][:16]}, now it is"
+        f" {now['data'][:16]}. Train on what it was, or start a new run."
     )

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from train import memory
-from train.display import say
 from train.errors import UserError
 from train.step import families
 from train.step.program import Program
@@ -48,7 +47,7 @@ def _inputs(program: Program) -> int:
 
 
 def check(program: Program) -> None:
-    """Raises UserError if the least that a run needs is more than there is; says so if little of that is free."""
+    """Raises UserError if the least that a run needs is more than there is, or on a CPU than other programs leave."""
     needed = least(program)
     total = sum(needed.values())
     largest = max(needed, key=lambda name: needed[name])
@@ -63,7 +62,5 @@ def check(program: Program) -> None:
     if there is not None and total > there:
         raise UserError(memory.too_large(total, there, what, ADVICE, where))
     if free is not None and total > free:
-        say(
-            f"{what[0].upper()}{what[1:]} needs at least {memory.gigabytes(total)}, and"
-            f" {memory.gigabytes(free)} are free now: other programs use the rest."
-        )
+        where += ", and other programs use the rest"
+        raise UserError(memory.too_large(total, free, what, ADVICE, where))

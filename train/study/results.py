@@ -28,6 +28,7 @@ def locked_folder(name: str, fields: Mapping[str, Any], what: str) -> Iterator[p
         UserError: it is in use, or holds results of other fields.
     """
     folder = disk.user_path(name)
+    disk.check_folder(folder, "--folder")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         try:

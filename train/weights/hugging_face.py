@@ -58,7 +58,7 @@ def load_pretrained(folder: pathlib.Path, model: Any, shardings: Any) -> Any:
     sizes = {path: leaf.shape for path, leaf in zip(paths, leaves, strict=True)}
     params: dict[str, jax.Array] = {}
     for array, name in wanted:
-        values = tensors.read(name)
+        values = tensors.read_finite(name)
         values, begin = values.T if array.transposed else values, 0
         for piece in array.pieces:
             end = begin + piece.matrix[-1]

@@ -74,6 +74,7 @@ def save_params(folder: pathlib.Path, params: dict[str, jax.Array], more: dict[s
     Raises:
         UserError: the folder is not empty.
     """
+    disk.check_folder(folder, "--out")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name another with --out.")
     folder.mkdir(parents=True, exist_ok=True)

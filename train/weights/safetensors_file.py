@@ -72,7 +72,7 @@ class Tensors:
         """One array, read-only.
 
         Raises:
-            UserError: the array holds integers or 8-bit floating-point numbers, or values that are no finite float32.
+            UserError: the array holds integers or 8-bit floating-point numbers.
         """
         path, file = self._files[name]
         dtype = file.get_slice(name).get_dtype()
@@ -81,7 +81,12 @@ class Tensors:
             raise UserError(f"{name!r} in {path} has the type {dtype}; allowed are {allowed}.")
         array = file.get_tensor(name)
         array.flags.writeable = False
-        _check_finite(array, name, path)
+        return array
+
+    def read_finite(self, name: str) -> np.ndarray:
+        """One array, as `read`; raises UserError as well for a value that is no finite number in float32."""
+        array = self.read(name)
+        _check_finite(array, name, self._files[name][0])
         return array
 
 

@@ -261,7 +261,7 @@ MESH = {"mesh.replica": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 RUN = {
     *("run.name", "run.folder", "run.steps", "run.micro_batches", "run.log_every"),
     *("run.eval_every", "run.eval_batches", "run.save_every", "run.keep", "run.tensorboard"),
-    *("run.wandb", "run.keep_every", "run.migrate", "run.max_skipped", "data.cache"),
+    *("run.wandb", "run.keep_every", "run.migrate", "run.restart", "run.max_skipped", "data.cache"),
     "model.weights",  # tests/train/weights/test_hugging_face.py
     "run.deterministic",  # tests/train/test_determinism.py
 }

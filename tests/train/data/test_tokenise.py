@@ -378,3 +378,20 @@ def test_the_command(folder, tmp_path, capsys):
     (tmp_path / "s/train-00000.tokens").write_bytes(b"")
     with pytest.raises(UserError, match="train-00000"):
         tokenise.main(["--out", str(tmp_path / "s"), "--verify", "True"])
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "7", "[1]", "{", '{"wanted": 3, "tokenizer": {}}', '{"a":' * 9999]
+)
+def test_a_plan_of_another_form_is_damage(tmp_path, content):
+    text = write(tmp_path / "text", {"a.txt": prose(0), "b.txt": prose(1)})
+    build(tmp_path / "out", text, tokenizer="bytes")
+    (tmp_path / "out/plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan.json is damaged.*begin again"):
+        build(tmp_path / "out", text, tokenizer="bytes")
+
+
+def test_too_many_shards_are_refused_at_once(tmp_path):
+    text = write(tmp_path / "text", {"a.txt": prose(0, 40_000)})
+    with pytest.raises(UserError, match=r"would become .* shards; allowed are 99,999. Nearest"):
+        build(tmp_path / "out", text, tokenizer="bytes", shard_megabytes=1e-6)

@@ -73,7 +73,7 @@ def test_an_evaluation_that_a_kill_cut_in_two_is_made_again(tmp_path):
         recorder.evaluation(1, {"loss": 0.25}, "words", measured)
     whole = path.read_bytes()
     assert [r["kind"] for r in records.read_records(path)] == ["train", "weights", "held_out"]
-    for stop in range(start, len(whole)):
+    for stop in range(start, len(whole) - 1):
         path.write_bytes(whole[:stop])
         with log.Recorder(path, 1, 9, 5) as recorder:
             assert not recorder.evaluated(1)
