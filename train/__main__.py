@@ -20,11 +20,12 @@ COMMANDS = {
     "torture": "train.torture.main",
     "export": "train.weights.export",
     "sample": "train.weights.sample",
+    "figures": "train.run.overlay",
     "bench": "train.bench.main",
     "reference": "train.reference",
 }
 
-COMPILE_NOTHING = ("tokenise", "bench")  # or measure how long it takes
+COMPILE_NOTHING = ("tokenise", "figures", "bench")  # or measure how long it takes
 
 
 def main(arguments: list[str]) -> int:
