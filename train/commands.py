@@ -24,6 +24,7 @@ COMMANDS = {
         "train.study.coordinate_check", "whether activations keep their size as width grows"
     ),
     "gains": Command("train.study.gains", "largest singular values beside those of a small model"),
+    "figures": Command("train.run.overlay", "lays the losses of several runs over each other"),
     "sample": Command("train.weights.sample", "generates text with the weights of a run"),
     "params": Command("train.weights.params", "writes the weights of a run alone"),
     "export": Command("train.weights.export", "writes weights in the format of transformers"),

@@ -56,7 +56,7 @@ def start(arguments: list[str]) -> list[str]:
     elif given is not None:
         jax.config.update("jax_enable_compilation_cache", True)
         _switch_on(_folder(pathlib.Path(given)))
-    elif own := jax.config.jax_compilation_cache_dir:
+    elif own := jax.config.read("jax_compilation_cache_dir"):  # set by the user, for JAX itself
         if "://" not in own:
             _write_whole_entries()
     else:

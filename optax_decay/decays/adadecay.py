@@ -25,12 +25,14 @@ Adam), or after it and call ``tx.update(grads, state, params, gradients=grads)``
 * A matrix whose σ is not finite decays at λ.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decay.parameters import axes as axes_lib
@@ -48,11 +50,7 @@ from optax_decay.product.per_matrix import (
     slice_mean,
 )
 from optax_decay.product.product import by_path, is_array, resolver
-
-
-def _sigmoid(z: jax.Array, sharpness: Value) -> jax.Array:
-    factor = 2 * jax.nn.sigmoid(sharpness * z)
-    return jnp.where(jnp.isfinite(factor), factor, 1)
+from optax_decay.spectral.assignment import sigmoid, sigmoid_factor
 
 
 @passes_options_to(decay)
@@ -91,7 +89,7 @@ def adadecay(
         # Equal gradients have a standard deviation of their mean's rounding; it must not be divided by.
         spread_out = std > 1e-5 * (size - from_mean)
         z = jnp.where(spread_out, from_mean / jnp.where(spread_out, std, 1), 0)
-        return _sigmoid(z, sharpness) * w
+        return sigmoid_factor(z, sharpness) * w
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
@@ -126,6 +124,8 @@ def _block(path: str) -> str:
 def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> PerMatrix:
     """σ(z) of each hidden matrix's gradient norm among those of its block; 1 for everything else.
 
+    The assignment is AlphaDecay's, `spectra.sigmoid`; only the score differs.
+
     Matrices belong to one block when their leaves do (``layers/3/…``, or ``blocks/…`` for stacked leaves) and, for
     stacked leaves, when they have the same index on the first batch axis.
 
@@ -140,7 +140,7 @@ def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> 
         ValueError: k or α out of range; when updated, gradients split by ``shard_map`` (jit may shard them in any way).
     """
     check("refresh_every", refresh_every, 1)
-    check("sharpness", sharpness, 0.0, open_low=True)
+    assignment = sigmoid(sharpness)
 
     def init(params: Mapping[str, Any], signatures: Mapping[str, axes_lib.Signature]) -> Any:
         return {
@@ -149,7 +149,9 @@ def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> 
         }
 
     def refreshed(gradients: Mapping[str, jax.Array], context: Context, state: Any) -> Any:
-        groups: dict[tuple[str, int], dict[str, jax.Array]] = {}
+        blocks: dict[tuple[str, int, int], int] = {}
+        norms: dict[str, jax.Array] = {}
+        members: dict[str, np.ndarray] = {}
         for path, g in gradients.items():
             signature = context.signatures[path]
             if signature.role == "hidden":
@@ -158,17 +160,21 @@ def block_gradient_sigmoid(refresh_every: int = 500, sharpness: float = 4.0) -> 
                         f"block_adadecay needs whole gradients inside shard_map; that of {path!r} varies over {split}."
                     )
                 square = jnp.square(jnp.abs(g).astype(accumulator_dtype(g.dtype)))
-                norm = jnp.sqrt(jnp.sum(square, axis=signature.reduced))
-                layers = signature.batch_shape[0] if signature.batch_shape else 1
-                groups.setdefault((_block(path), layers), {})[path] = norm.reshape(layers, -1)
+                norms[path] = jnp.sqrt(jnp.sum(square, axis=signature.reduced))
+                batch = signature.batch_shape
+                layers = batch[0] if batch else 1
+                keys = [(_block(path), layers, layer) for layer in range(layers)]
+                numbers = [blocks.setdefault(key, len(blocks)) for key in keys]
+                members[path] = np.repeat(numbers, math.prod(batch[1:]))
         new = dict(state)
-        for norms in groups.values():
-            table = jnp.concatenate(list(norms.values()), axis=1)
-            mean = jnp.mean(table, axis=1, keepdims=True)
-            std = jnp.std(table, axis=1, keepdims=True)
-            for path, norm in norms.items():
-                factor = _sigmoid((norm - mean) / (std + 1e-8), sharpness)
-                new[path] = factor.reshape(state[path].shape).astype(state[path].dtype)
+        if not norms:
+            return new
+        scores = jnp.concatenate([norm.reshape(-1) for norm in norms.values()])
+        every = jnp.ones(scores.shape, bool)
+        factors = assignment.factors(scores, every, np.concatenate(list(members.values())))
+        ends = np.cumsum([norm.size for norm in norms.values()])[:-1]
+        for path, factor in zip(norms, jnp.split(factors, ends), strict=True):
+            new[path] = factor.reshape(state[path].shape).astype(state[path].dtype)
         return new
 
     def update(context: Context, state: Any) -> tuple[dict[str, Value], Any]:

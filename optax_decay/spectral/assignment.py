@@ -173,8 +173,13 @@ def _sigmoid(
 
     members = jax.ops.segment_sum(valid.astype(scores.dtype), blocks, count)
     away = scores - mean(scores)
-    z = away / (jnp.sqrt(mean(away * away)) + _TINY)
-    return 2 * jax.nn.sigmoid(sharpness * z)
+    return sigmoid_factor(away / (jnp.sqrt(mean(away * away)) + _TINY), sharpness)
+
+
+def sigmoid_factor(z: jax.Array, sharpness: float | jax.Array) -> jax.Array:
+    """The multiplier 2 / (1 + exp(-a z)) of a standardised score z; 1 where that is not finite."""
+    factor = 2 * jax.nn.sigmoid(sharpness * z)
+    return jnp.where(jnp.isfinite(factor), factor, 1)
 
 
 def assign(

@@ -74,21 +74,31 @@ def draw(
     written = []
     with pyplot().rc_context(RC_PARAMS):
         if parts["train"]:
-            written.append(_save(_loss(parts, baseline, title, words), folder / "loss.png"))
+            written.append(save(_loss(parts, baseline, title, words), folder / "loss.png"))
         if scored := [r for r in parts["held_out"] if "top1" in r]:
-            written.append(_save(_top1(scored, title), folder / "top1.png"))
+            written.append(save(_top1(scored, title), folder / "top1.png"))
         if parts["weights"]:
-            written.append(_save(_decay(parts["weights"], title), folder / "decay.png"))
+            written.append(save(_decay(parts["weights"], title), folder / "decay.png"))
         if measured := [r for r in parts["spectrum"] if r["step"] > 0]:
             picture = _spectrum(measured, metric or "score", title)
-            written.append(_save(picture, folder / "spectrum.png"))
+            written.append(save(picture, folder / "spectrum.png"))
     return written
 
 
 KINDS = ("train", "held_out", "weights", "spectrum")
 
 
-def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+def heading(figure: Any, words: str, below: str = "") -> None:
+    """Says above a figure what is seen in it, and below that in smaller letters of which run."""
+    lines = "\n" if below else ""
+    figure.suptitle(f"{words}{lines}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if below:
+        figure.draw_without_rendering()
+        box = figure._suptitle.get_window_extent().transformed(figure.transFigure.inverted())
+        figure.text(0.01, box.y0, below, ha="left", va="bottom", fontsize=8.5, color="#505050")
+
+
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png")
     pyplot().close(figure)
@@ -114,7 +124,7 @@ def _loss(
     figure, (top, bottom) = pyplot().subplots(
         2, 1, figsize=(7, 5.2), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
-    figure.suptitle(title, fontsize=9)
+    heading(figure, "Loss in training and on held-out data", title)
     known = [record for record in parts["train"] if record["loss"] is not None]
     step, loss = _column(known, "step"), _column(known, "loss")
     top.plot(step, loss, color="#b4c2d6", linewidth=0.8, label="training")
@@ -140,7 +150,8 @@ def _loss(
         color="#b4521e",
     )
     top.set_ylabel(f"loss [{words.loss}]")
-    top.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+    frame = {"frameon": True, "framealpha": 0.9, "edgecolor": "none"}
+    top.legend(loc="upper right", bbox_to_anchor=(1, 0.9), **frame)
     rate = _column(parts["train"], "learning_rate")
     bottom.plot(step, rate, color="#10305a")
     bottom.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
@@ -149,7 +160,7 @@ def _loss(
 
 def _top1(held: list[dict[str, Any]], title: str) -> Any:
     figure, axis = pyplot().subplots(figsize=(7, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    heading(figure, "Correct predictions on held-out images", title)
     lines: dict[str, dict[str, Any]] = {
         "top1": {"label": "the weights", "color": "black"},
         "average_top1": {"label": "their average", "color": "#4f9c93", "linestyle": "--"},
@@ -164,26 +175,31 @@ def _top1(held: list[dict[str, Any]], title: str) -> Any:
 
 
 def _decay(records: list[dict[str, Any]], title: str) -> Any:
-    figure, axes = pyplot().subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure, axes = pyplot().subplots(2, 2, figsize=(9, 6.4), sharex=True, layout="constrained")
     roles = [role for role in STYLES if role in records[-1]]
     decaying = [role for role in roles if records[-1][role]["decaying"]]
     (size, spread), (beyond, share) = axes
-    _sizes(size, records, roles, decaying)
+    step = _column(records, "step")
+    for role in roles:
+        label = role if role in decaying else f"{role} (no decay)"
+        size.plot(step, _series(records, role, "rms"), label=label, **STYLES[role])
+    size.set(title="Size of the weights", ylabel="RMS of the weights", yscale="log")
     _spread(spread, records, decaying)
     for role in decaying:
-        step = _column(records, "step")
-        beyond.plot(step, 100 * _series(records, role, "beyond"), label=role, **STYLES[role])
+        beyond.plot(step, 100 * _series(records, role, "beyond"), **STYLES[role])
         update = np.maximum(_series(records, role, "update_rms"), 1e-30)
         ratio = _series(records, role, "decay_rms") / update
-        share.plot(step, 100 * ratio, label=role, **STYLES[role])
+        share.plot(step, 100 * ratio, **STYLES[role])
     beyond.set(title="Weights beyond the threshold", ylabel="share of the weights [%]")
     share.set(title="Strength of the decay", ylabel="RMS of decay / RMS of update [%]")
+    for axis in (size, spread):
+        _plain(axis)
     for axis in (beyond, share):
         heights = [y for line in axis.lines for y in line.get_ydata()]
-        axis.set(xlabel="step", ylim=(0, 1.25 * max(heights, default=0.0) or 1.0))
-        if heights:
-            axis.legend(loc="upper left", ncols=len(decaying))
+        axis.set(xlabel="step", ylim=(0, 1.15 * max(heights, default=0.0) or 1.0))
+    below = {"loc": "outside lower center", "ncols": len(roles), "handlelength": 3.2}
+    figure.legend(*size.get_legend_handles_labels(), **below)
+    heading(figure, "How large the weights are, and how strongly they decay", title)
     return figure
 
 
@@ -192,7 +208,7 @@ def _spectrum(records: list[dict[str, Any]], metric: str, title: str) -> Any:
     matrices = sorted(records[-1]["score"], key=_by_layer)
     rows = max(3.2, 0.16 * len(matrices) + 1.2)
     figure, axes = pyplot().subplots(1, 2, figsize=(10, rows), sharey=True, layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    heading(figure, "Spectrum and decay of each matrix over the run", title)
     words = {"score": f"{metric} of the spectrum", "multiplier": "multiplier of the decay"}
     steps = _column(records, "step")
     for axis, (kind, name) in zip(axes, words.items(), strict=True):
@@ -217,44 +233,20 @@ def _series(records: list[dict[str, Any]], role: str, name: str) -> np.ndarray:
     return np.array([record[role][name] for record in records], float)
 
 
-def _sizes(axis: Any, records: list[dict[str, Any]], roles: list[str], decaying: list[str]) -> None:
-    ends = []
-    for role in roles:
-        line = _series(records, role, "rms")
-        axis.plot(_column(records, "step"), line, **STYLES[role])
-        words = role if role in decaying else f"{role} (no decay)"
-        ends.append((line[-1], words, STYLES[role]["color"]))
-    axis.set(title="Size of the weights, by role", ylabel="RMS of w", yscale="log")
-    _plain(axis)
-    _label(axis, records[-1]["step"], ends)
-
-
-QUANTILES = {"largest": ("largest", 0.8), "p99": ("99 % below", 1.4), "median": ("half below", 2.2)}
+QUANTILES = {"largest": ("largest", 0.8), "p99": ("99 % quantile", 1.4), "median": ("median", 2.4)}
 
 
 def _spread(axis: Any, records: list[dict[str, Any]], decaying: list[str]) -> None:
     """Draws quantiles of |w|; lines of higher quantiles are thinner."""
-    ends = []
     for name, (words, width) in QUANTILES.items():
         for role in decaying:
             line = _series(records, role, name)
-            style = STYLES[role] | {"linewidth": width}
-            axis.plot(_column(records, "step"), line, **style)
-            ends.append((line[-1], f"{role}, {words}", style["color"]))
-    axis.set(title="Spread of the weights that decay", ylabel="|w|", yscale="log")
-    _plain(axis)
-    _label(axis, records[-1]["step"], ends)
-
-
-def _label(axis: Any, step: float, ends: list[tuple[Any, str, str]]) -> None:
-    """Labels each line at its end, given (height, text, colour); the axis is logarithmic."""
-    low, high = np.log(axis.get_ylim())
-    place = -np.inf
-    for value, words, color in sorted(ends):
-        # Labels that would overlap move upwards.
-        place = max(place + 0.055 * (high - low), np.log(value))
-        where = {"textcoords": "offset points", "xytext": (5, 0), "va": "center"}
-        axis.annotate(words, (step, np.exp(place)), color=color, fontsize=8, **where)
+            axis.plot(_column(records, "step"), line, **(STYLES[role] | {"linewidth": width}))
+        axis.plot([], [], color="#404040", linewidth=width, label=words)
+    axis.set(title="Spread of the weights that decay", ylabel="size of a weight |w|", yscale="log")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * (high / low) ** 0.22)  # room for the legend
+    axis.legend(loc="upper center", ncols=3, fontsize=8, handlelength=2.4)
 
 
 def _plain(axis: Any) -> None:

@@ -36,6 +36,7 @@ from train.study.small_runs import SmallTask
 from train.study.width.runs import check_widths, program, proxy
 
 ENDLESS = 10**9  # steps, of which the first few have one learning rate
+TITLES = {"standard": "one learning rate for all", "mup": "μP"}
 NAMES = ("embedding", "attention", "mlp", "residual", "logits")
 
 
@@ -161,7 +162,13 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
     marks = dict(zip(NAMES, "os^Dv"))
     with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
-            2, len(found), sharex=True, sharey="row", squeeze=False, figsize=(7.5, 6.5)
+            2,
+            len(found),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+            figsize=(8, 7.2),
+            layout="constrained",
         )
         for column, (title, records) in enumerate(found.items()):
             powers = slopes(records, at)
@@ -179,21 +186,22 @@ def draw(found: dict[str, list[dict[str, Any]]], at: int, path: pathlib.Path) ->
                         marker=marks[name],
                         label=f"{label}: width^{powers[label]:.2f}",
                     )
-            panels[0, column].set_title(f"{title}, after {at} updates")
+            panels[0, column].set_title(TITLES.get(title, title))
             for row in range(2):
                 panels[row, column].legend(
                     fontsize=6.5,
                     loc="upper center",
-                    bbox_to_anchor=(0.5, -0.08 - 0.1 * row),
+                    bbox_to_anchor=(0.5, -0.06 - 0.14 * row),
                     ncols=2,
                 )
-            panels[1, column].set_xlabel("width")
+            panels[1, column].set_xlabel("width [features]")
             widths = sorted({r["width"] for r in records})
             panels[1, column].set_xticks(widths, labels=map(str, widths), minor=False)
             panels[1, column].minorticks_off()
         panels[0, 0].set_ylabel("RMS of activations")
         panels[1, 0].set_ylabel("RMS of their change")
-        picture.tight_layout()
+        words = f"after {at} updates; where hyperparameters transfer, no line rises with the width"
+        figures.heading(picture, "Sizes of activations by width", words)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.savefig(path)
         plt.close(picture)

@@ -15,6 +15,7 @@ from train.study.compare.verdicts import MUON, Cost, Row, ladder_losses
 plt = figures.pyplot()
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
 MARKS = {"control": "s", "baseline": "^", "decay": "o", "optimizer": "D"}
+TEXTS = {"stdlib": "sources of Python's library", "zipf": "synthetic text (Zipf)"}
 COLUMNS = 4  # of small panels
 BINS = 25  # means along a curve
 
@@ -59,7 +60,7 @@ def speedups(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> 
                 for end, at, beside, mark in ends:
                     if math.isclose(end, at):
                         panel.plot(end * beside, height, mark, color=color, markersize=5)
-            panel.set(title=text, xlabel="speed-up [AdamW's steps / steps]", xscale="log")
+            panel.set(title=_text(text), xlabel="speed-up: AdamW's steps / its own", xscale="log")
             panel.set_yticks([-i for i in range(len(arms))], [ARMS[arm].title for arm in arms])
             panel.grid(axis="y", visible=False)
         low = min(0.9, *(max(row.speedup.low, 0.25) for row in chosen if row.speedup))
@@ -73,13 +74,36 @@ def speedups(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> 
         for panel in panels[0]:
             panel.set_xticks(ticks, [f"{t:g}" for t in ticks])
             panel.minorticks_off()
-        words = (
-            "filled: faster or slower; open: not resolved; arrow: or beyond."
-            f"\nDotted: {MUON}, which Muon must exceed"
+        figures.heading(
+            picture,
+            "Steps that AdamW needs for the same loss",
+            "as a multiple of the steps of each decay or optimizer; bars: 95 % intervals",
         )
-        picture.suptitle(words, fontsize=8, x=0.01, ha="left")
+        _explain(picture, {ARMS[arm].kind for arm in arms})
         _save(picture, path)
     return True
+
+
+def _explain(picture: Any, kinds: set[str]) -> None:
+    """The legend of the forest: kinds of arms by their marks, and the verdicts by their filling."""
+    mark = {"linestyle": "", "markersize": 5}
+    handles = []
+    for kind in MARKS:
+        if kind in kinds:
+            color = ACCENT if kind == "control" else DARK
+            handles.append(plt.Line2D([], [], marker=MARKS[kind], color=color, label=kind, **mark))
+    for label, inside in (("faster or slower", DARK), ("not resolved", "white")):
+        style = {"color": DARK, "markerfacecolor": inside, **mark}
+        handles.append(plt.Line2D([], [], marker="o", label=label, **style))
+    handles.append(plt.Line2D([], [], marker=">", color=DARK, label="that or beyond", **mark))
+    threshold = {"color": LIGHT, "linestyle": ":", "linewidth": 1}
+    handles.append(plt.Line2D([], [], label=f"{MUON:g}, which Muon must exceed", **threshold))
+    picture.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+
+
+def _text(name: str) -> str:
+    """A text as a person calls it."""
+    return TEXTS.get(name, name)
 
 
 def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
@@ -109,15 +133,17 @@ def curves(found: Sequence[Row], comparison: Any, path: pathlib.Path) -> bool:
                     continue
                 _curve(panel, table["adamw"], comparison, LIGHT, "--", "AdamW")
                 _curve(panel, table[arm], comparison, DARK, "-", ARMS[arm].title)
-                panel.set_title(f"{ARMS[arm].title}, {text}")
+                panel.set_title(f"{ARMS[arm].title}\n{_text(text)}")
                 low, high = _range(table["adamw"])
                 panel.set_ylim(low, high)
         for panel in panels[-1]:
             panel.set_xlabel("step")
         for panel in panels[:, 0]:
             panel.set_ylabel("loss [nats/token]")
-        words = "training loss; solid: the arm; dashed: AdamW; bands: range over seeds"
-        picture.suptitle(words, fontsize=8, x=0.01, ha="left")
+        words = (
+            "solid: the decay or optimizer named above it; dashed: AdamW; bands: range over seeds"
+        )
+        figures.heading(picture, "Training loss over AdamW's", words)
         _save(picture, path)
     return True
 
@@ -173,11 +199,15 @@ def ladders(
                 where = {"color": ACCENT, "linestyle": "--", "linewidth": 1}
                 panel.plot([comparison.steps, equal, equal], [loss, loss, means.min()], **where)
                 panel.plot(comparison.steps, loss, "s", color=ACCENT, label="Muon")
-            panel.set(title=text, xlabel="budget [steps]", xscale="log")
+            panel.set(title=_text(text), xlabel="length of the run [steps]", xscale="log")
             panel.set_xticks(budgets, [str(b) for b in budgets])
             panel.minorticks_off()
             panel.legend(fontsize=7)
         panels[0, 0].set_ylabel("held-out loss at the end [nats/token]")
+        words = (
+            "how a loss is turned into a speed-up: dashed, Muon's loss read off AdamW's parabola"
+        )
+        figures.heading(picture, "AdamW's loss by the length of the run", words)
         _save(picture, path)
     return True
 
@@ -199,6 +229,7 @@ def costs(found: Mapping[str, Cost], path: pathlib.Path) -> bool:
         panel.set_yticks([-i for i in range(len(arms))], [ARMS[arm].title for arm in arms])
         panel.set_xlabel(f"{found[arms[0]].clock} time of a training step / AdamW's")
         panel.grid(axis="y", visible=False)
+        figures.heading(picture, "What a step costs", "lines: range of single rounds")
         _save(picture, path)
     return True
 

@@ -23,7 +23,13 @@ def draw(results: Sequence[Mapping[str, Any]], base_width: int, path: pathlib.Pa
     plt = figures.pyplot()
     with plt.rc_context(figures.RC_PARAMS):
         picture, panels = plt.subplots(
-            len(RULES), 2, sharex="col", sharey=True, squeeze=False, figsize=(7.5, 2.3 * len(RULES))
+            len(RULES),
+            2,
+            sharex="col",
+            sharey=True,
+            squeeze=False,
+            figsize=(8, 1 + 2.3 * len(RULES)),
+            layout="constrained",
         )
         lowest, rest = np.inf, -np.inf
         for row, rule in enumerate(RULES):
@@ -58,13 +64,15 @@ def draw(results: Sequence[Mapping[str, Any]], base_width: int, path: pathlib.Pa
                         capsize=2,
                     )
             panels[row, 0].set_title(TITLES[rule])
-            panels[row, 0].set_ylabel("held-out loss")
+            panels[row, 0].set_ylabel("loss [nats/token]")
         if np.isfinite(lowest) and panels[-1, 0].lines:
             panels[0, 0].set_ylim(lowest - 0.03, rest + 0.35)
-            panels[-1, 0].legend(fontsize=7)
+            handles = panels[-1, 0].get_legend_handles_labels()
+            picture.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
         panels[-1, 0].set_xlabel("η of the proxy, at its best λ")
         panels[-1, 1].set_xlabel("λ of the proxy, at its best η")
-        picture.tight_layout()
+        words = "bands: one deviation over seeds; crosses: fitted minima with their errors"
+        figures.heading(picture, "Where the held-out loss is lowest, width by width", words)
         part = path.with_name(path.name + ".part")
         picture.savefig(part, format="png")
         plt.close(picture)
