@@ -55,7 +55,7 @@ class Repeated:
     """Unique training tokens."""
     steps: int = 1200
     """Updates of every run; steps × batch_size × length / unique is the number of epochs."""
-    trials: int = 12
+    trials: int = 15
     """Runs that each arm is tuned with on each text."""
     sweep_seeds: int = 3
     """Runs of every λ in a sweep."""
