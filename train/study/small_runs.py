@@ -22,9 +22,11 @@ from models import llama
 from optax_decay.axes import resolve
 from train.config.fields import UserError
 from train.data import batches
-from train.step import families
+from train.step import families, replicas
 from train.step.optimizer import clip
 from train.step.update import State, first_state, loss, train_step
+
+WORKER = replicas.AXIS  # the name that the trainer gives it too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,7 @@ class SmallProgram:
         task: of the experiment.
         model: of the runs, a Config of a language model.
         build: the chain behind the clipping.
-        workers: simulated workers with gradients of their own, on a mapped axis called "worker".
+        workers: simulated workers with gradients of their own, on a mapped axis called `WORKER`.
         curvature: whether the optimizer needs a sampled-label gradient now and then.
         steps: of every run, where all have the same length and it is compiled in; None: `Numbers.steps`.
     """
@@ -214,7 +216,7 @@ class SmallProgram:
         """`function` on every simulated worker; state and results have a leading axis of workers."""
         if self.workers == 1:
             return function
-        return jax.vmap(function, in_axes=mapped, axis_name="worker", axis_size=self.workers)
+        return jax.vmap(function, in_axes=mapped, axis_name=WORKER, axis_size=self.workers)
 
 
 class Compiled(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
-from train.study.small_runs import Optimizer, Setting
+from train.study.small_runs import WORKER, Optimizer, Setting
 
 MASK = ("hidden", "head")
 WORKERS = 4  # of 1-bit Adam; a batch is split over them
@@ -37,7 +37,7 @@ class Arm:
         kind: of the paper's proposal, or of its use here: "decay", "optimizer", "baseline" or "control".
         learning_rates, weight_decays: the grid at the start of tuning: geometric series, that of λ with 0 before
             it; a single decay is not tuned.
-        workers: simulated workers with gradients of their own, on a mapped axis called "worker".
+        workers: simulated workers with gradients of their own, on a mapped axis called `WORKER`.
         curvature: whether the optimizer needs a sampled-label gradient now and then.
     """
 
@@ -150,7 +150,7 @@ def one_bit_adam(s: Setting) -> optax.GradientTransformation:
     warmup: Any = jnp.maximum(1, s.steps // 5)  # the advice is 15 to 25 % of all steps
     return optax_decay.one_bit_adam(
         s.rate,
-        "worker",
+        WORKER,
         warmup,
         b1=B1,
         b2=0.999,

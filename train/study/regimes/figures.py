@@ -53,7 +53,7 @@ def curves(found: Sequence[Row], path: pathlib.Path) -> bool:
                     points = [(x, y) for x, y in row.curve.items() if math.isfinite(y)]
                     line = style[row.arm] | {"markersize": 3.5, "linewidth": 1.2}
                     if row.arm in ("l2", "muon_l2"):
-                        line |= {"linewidth": 2.6, "color": "black", "linestyle": "-"}
+                        line |= {"linewidth": 2.6, "color": "black", "linestyle": "-", "zorder": 5}
                     panel.plot(*zip(*points), label=ARMS[row.arm].title, **line)
                 bare = "none" if kind == "decay" else "muon_none"
                 for row in (r for r in found if (r.arm, r.text) == (bare, text)):

@@ -300,7 +300,7 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
                 face = colour if cell.resolved else "white"
                 box = {"facecolor": face, "edgecolor": colour if cell.resolved else "#b0b0b0"}
                 panel.add_patch(plt.Rectangle((j - 0.47, -i - 0.42), 0.94, 0.84, **box))
-                dark = cell.resolved and share > 0.45
+                dark = cell.resolved and float(np.dot(colour, (0.3, 0.59, 0.11))) < 0.55
                 text = _words(cell).strip("()")
                 panel.annotate(
                     text,

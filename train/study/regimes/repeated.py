@@ -55,7 +55,7 @@ class Repeated:
     """Unique training tokens."""
     steps: int = 1200
     """Updates of every run; steps × batch_size × length / unique is the number of epochs."""
-    trials: int = 12
+    trials: int = 15
     """Runs that each arm is tuned with on each text."""
     sweep_seeds: int = 3
     """Runs of every λ in a sweep."""
@@ -157,16 +157,13 @@ class Repeated:
             for text in self.texts:
                 for arm in ("l2", "muon_l2"):
                     base = dict(zip(SETTING, (arm, text, unique, steps, batch)))
-                    rate = ARMS[arm].learning_rates[1]
-                    point = {"learning_rate": rate, "weight_decay": ONE_PASS_DECAY}
+                    point = {"learning_rate": middle(arm)[0], "weight_decay": ONE_PASS_DECAY}
                     yield [base | point | {"seed": seed} for seed in self.counted_seeds]
             return
         if unit not in ARMS:
             for arm in AXIS:
                 base = dict(zip(SETTING, (arm, self.texts[0], unique, steps, batch)))
-                rate = ARMS[arm].learning_rates[1]
-                centre = ARMS[arm].weight_decays[len(ARMS[arm].weight_decays) // 2]
-                yield from self._sweep(base, rate, centre, results)
+                yield from self._sweep(base, *middle(arm), results)
             return
         for text in self.texts:
             base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
@@ -176,6 +173,9 @@ class Repeated:
             rate, decay = self.point(unit, text, results)
             point = {"learning_rate": rate, "weight_decay": decay}
             yield [base | point | {"seed": seed} for seed in self.counted_seeds]
+            if unit in AXIS and text == self.texts[0] and len(self.units()) > len(self.names) + 1:
+                # The other settings are swept at this rate.
+                yield from self._sweep(base, *middle(unit), results)
             if unit == "l2":
                 yield [
                     base | {"arm": "again"} | point | {"seed": seed + AGAIN}
@@ -261,6 +261,12 @@ class Repeated:
                 if counted:
                     record["weights"] = keep(outcome.seen, folder, job)
                 yield record
+
+
+def middle(arm: str) -> tuple[float, float]:
+    """Learning rate and λ in the middle of an arm's first grid."""
+    row = ARMS[arm]
+    return row.learning_rates[1], row.weight_decays[len(row.weight_decays) // 2]
 
 
 class _Live(Sequence[Record]):

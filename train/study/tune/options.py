@@ -73,16 +73,19 @@ def check(tune: Tune, real: Config) -> None:
     """Raises UserError for options that are out of range, and for a run that cannot be tuned."""
     if families.task(real.model.preset) != "language":
         raise UserError(
-            f"model.preset = {real.model.preset} learns images, and tune trains on text; nearest: tiny."
+            f"model.preset = {real.model.preset} learns images, and the small models of tune train on text; nearest:"
+            " tiny. For images, compare short runs of python -m train that differ in --optimizer.learning_rate."
         )
     if real.model.weights is not None:
-        raise UserError("model.weights: tune trains small models from scratch; leave it out.")
+        raise UserError(
+            "model.weights: tune trains small models from scratch, and no small model has these weights; leave it out."
+        )
     if real.width is not None:
         raise UserError("width.base: tune chooses it and prints it; leave it out.")
-    if real.optimizer.direction.workers:
+    if (count := workers(real)) > 1 and tune.proxy.batch_size % count:
         raise UserError(
-            f"optimizer.name = {real.optimizer.direction.name} needs several workers, which tune does not have;"
-            " nearest: --optimizer adam."
+            f"--proxy.batch_size {tune.proxy.batch_size} cannot be split over the {count} workers of optimizer.name ="
+            f" {real.optimizer.direction.name}; nearest: {-(-tune.proxy.batch_size // count) * count}."
         )
     proxy = tune.proxy
     for name, value in dataclasses.asdict(proxy).items():
@@ -123,6 +126,11 @@ def _check_series(name: str, values: tuple[float, ...] | None, least: int) -> No
             f"--{name} {' '.join(f'{v:g}' for v in values)} is no geometric series: each number must be the same"
             f" multiple of the one before, such as {values[0]:g} {values[1]:g} {values[1] ** 2 / values[0]:g}."
         )
+
+
+def workers(config: Config) -> int:
+    """Workers with gradients of their own, which small runs simulate: as many as mesh.replica, and two at least."""
+    return max(2, config.mesh.replica) if config.optimizer.direction.workers else 1
 
 
 def decays(config: Config) -> bool:
@@ -183,7 +191,9 @@ def small_config(tune: Tune, real: Config) -> Config:
         if name.endswith(".refresh_every"):
             # A period of a few steps goes with the memory of a running mean, not with the length of the run.
             changes[name] = min(value, max(SHORT, round(share * value)))
-        elif name.endswith(("schedule.steps", "bound.steps")):
+        elif name.endswith(("schedule.steps", "bound.steps")) or (
+            name.endswith(".freeze") and isinstance(value, int)
+        ):
             changes[name] = max(1, round(share * value))
         elif name.endswith("schedule.warmup_steps"):
             changes[name] = round(share * value)
@@ -209,4 +219,4 @@ def small_program(tune: Tune, small: Config, data: TokenBatches) -> SmallProgram
 
     model = model_config(small, data.vocab_size)
     curvature = small.optimizer.direction.curvature
-    return SmallProgram(task, model, build, curvature=curvature)  # type: ignore[arg-type]
+    return SmallProgram(task, model, build, workers(small), curvature)  # type: ignore[arg-type]

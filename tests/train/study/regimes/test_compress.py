@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.support.drawings import is_drawn
-from tests.support.runs import write_text
 from train.config.fields import UserError
 from train.study.regimes import compress, compress_report
 from train.study.regimes import main as command
@@ -46,27 +45,9 @@ def test_the_free_share_is_read_off_lines():
     assert compress_report.free_share(record | {"pruned": [np.inf] * 3}, (0.2, 0.4, 0.6)) == 0.0
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A tiny comparison on repeated text, run whole."""
-    folder = tmp_path_factory.mktemp("source")
-    text = str(write_text(folder))
-    shape = {
-        "width": 16,
-        "mlp_width": 24,
-        "layers": 1,
-        "heads": 2,
-        "length": 12,
-        "batch_size": 4,
-        "eval_batches": 2,
-        "chunk": 4,
-    }
-    flags = [x for name, value in shape.items() for x in (f"--task.{name}", str(value))]
-    numbers = {"unique": 600, "steps": 4, "seeds": 4, "processes": 1}
-    flags += [x for name, value in numbers.items() for x in (f"--{name}", str(value))]
-    flags = ["repeated", "smoke", *flags]
-    command.main([*flags, "--texts", text, "--folder", str(folder / "repeated")])
-    return folder
+@pytest.fixture
+def source(finished):
+    return finished.folder.parent
 
 
 def test_weights_are_measured_without_training(source):

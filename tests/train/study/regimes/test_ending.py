@@ -59,7 +59,7 @@ def simulated(regime):
     for unit in regime.units():
         for jobs in regime.wanted(unit, []):
             for job in jobs:
-                rng = np.random.default_rng([job["seed"], len(job["arm"])])
+                rng = np.random.default_rng([job["seed"], len(job["arm"]), len(job["text"]), 7])
                 rise = 0.0 if job["arm"] == "corrected" else 1.0
                 ratios = np.linspace(0, rise, PARTS) * math.log(2) + rng.normal(0, 0.02, PARTS)
                 loss = 2.0 + 0.05 * (job["arm"] == "none") + rng.normal(0, 0.01)

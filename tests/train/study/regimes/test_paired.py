@@ -26,7 +26,7 @@ def test_a_difference_by_hand():
     # p = 0.05 is where the interval ends at 0.
     shift = found.interval.low
     edge = paired({s: x - shift for s, x in arm.items()}, reference)
-    assert edge is not None and edge.p == pytest.approx(0.05, rel=1e-6) and found.p < 0.05
+    assert edge is not None and edge.p == pytest.approx(0.05, rel=1e-6) and 0.05 < found.p < 0.1
 
 
 def test_shared_seeds_take_out_what_they_have_in_common():
