@@ -253,7 +253,9 @@ def introduce(run: Run, folder: Folder, start: int) -> None:
     config, mesh, task = program.config, program.mesh, program.task
     folder.add_start(environment(start=start, mesh=dict(mesh.shape), **{task.noun: facts}))
     tokens = task.per_step if task.unit == "tokens" else None
-    table = optimizer.decay_table(config, program.shapes["params"], program.axes, tokens)
+    shapes = program.shapes["params"]
+    table = f"{optimizer.decay_table(config, shapes, program.axes, tokens)}"
+    table += optimizer.fixed_norms(config, shapes, program.axes)
     write(folder.path / "decay.txt", f"{table}\n")
     grid = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(

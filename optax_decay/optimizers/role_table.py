@@ -189,8 +189,8 @@ def _injected(tx: optax.GradientTransformation, state: Any) -> list[Link]:
     """The learning rate that ``optax.inject_hyperparams`` keeps in the state of its optimizer."""
     if not hasattr(state, "hyperparams"):
         return []
-    numbers = tx.init({}).hyperparams  # type: ignore[attr-defined]  # not traced, unlike those of `state`
-    rate = numbers.get("learning_rate")
+    with jax.ensure_compile_time_eval():  # those of `state` are traced
+        rate = tx.init({}).hyperparams.get("learning_rate")  # type: ignore[attr-defined]
     return [] if rate is None else [Link("inject_hyperparams", "injected", (), rate)]
 
 

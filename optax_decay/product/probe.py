@@ -171,7 +171,11 @@ def probe(
         _row(signature, measured[path], promised.get(path), floor)
         for path, signature in axes_lib.signatures(axes, params).items()
     )
-    problems = _beside_promises(rows) if expected is not None else _beside_each_other(rows)
+    braked = {path for link in told if link.kind == "brake" for path in link.paths}
+    free = [
+        row for row in rows if row.path not in braked
+    ]  # a brake takes growth away, which is no decay
+    problems = _beside_promises(free) if expected is not None else _beside_each_other(free)
     problems = contradictions(told) + _growing(rows) + problems
     table = ProbeTable(rows, step, tuple(problems), tuple(doubts(told)))
     if table.problems and raises:

@@ -12,6 +12,7 @@ between the two, and only the digests of its arrays are verified.
 """
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import threading
@@ -28,7 +29,7 @@ from train.config.continuation import compare
 from train.config.fields import Config
 from train.config.tree import as_dict
 from train.errors import UserError
-from train.run import integrity, migration
+from train.run import integrity, migration, relayout
 from train.step import replicas
 
 
@@ -199,7 +200,9 @@ class Checkpoints:
                     old = _leaves(saved)
                     if wanted is not abstract:  # the compression errors of other workers start anew
                         old = {path: x for path, x in old.items() if not replicas.is_error(x[0])}
+                    own, old = _relaid(old, _leaves(meta))
                     plan, wanted = migration.plan_migration(old, _leaves(meta)), abstract
+                    plan = dataclasses.replace(plan, pieces=own)
                     migration.refuse_lost_start(plan, meta["names"], meta["config"])
                 state, error = processes.in_all_processes(
                     self._state, step, saved, wanted, plan, fresh
@@ -269,9 +272,18 @@ class Checkpoints:
             if meta["structure"][old] == now[new]
             else _typed(meta["structure"][old], wanted[new].sharding)
             for new, old in plan.kept.items()
+            if old not in plan.pieces
         }
+        for path, own in plan.pieces.items():
+            whole = _whole(wanted[path].sharding)
+            saved |= {old: _typed(meta["structure"][old], whole) for old, _ in own}
         arrays = self._arrays(step, meta, saved)
-        kept = {new: arrays[old] for new, old in plan.kept.items()}
+        kept = {
+            new: relayout.assembled(plan.pieces[old], arrays, wanted[new].sharding)
+            if old in plan.pieces
+            else arrays[old]
+            for new, old in plan.kept.items()
+        }
         params = migration.replace_leaves(abstract["params"], _below("params", kept))
         state = {**abstract, "params": params, "optimizer": fresh(params)}
         if "average" in abstract:  # starts as a copy of the weights
@@ -307,6 +319,29 @@ class Checkpoints:
 def _typed(text: str, sharding: Any) -> jax.ShapeDtypeStruct:
     x = migration.parse_shape(text)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _whole(sharding: Any) -> Any:
+    """A sharding on the same devices that splits nothing."""
+    named = isinstance(sharding, jax.sharding.NamedSharding)
+    return jax.sharding.NamedSharding(sharding.mesh, jax.P()) if named else sharding
+
+
+def _relaid(
+    old: dict[str, tuple[str, str]], new: dict[str, tuple[str, str]]
+) -> tuple[dict[str, relayout.Pieces], dict[str, tuple[str, str]]]:
+    """The pieces of what is laid out otherwise, and the old leaves as if they had the new layout."""
+
+    def shapes(leaves: dict[str, tuple[str, str]]) -> dict[str, jax.ShapeDtypeStruct]:
+        found = {}
+        for path, (_, text) in leaves.items():
+            with contextlib.suppress(ValueError):  # random keys
+                found[path] = migration.parse_shape(text)
+        return found
+
+    own = relayout.pieces(shapes(old), shapes(new))
+    used = {path for part in own.values() for path, _ in part}
+    return own, {p: leaf for p, leaf in old.items() if p not in used} | {p: new[p] for p in own}
 
 
 def _below(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from optax_decay.axes import leaf_paths, path_string
 from train.errors import UserError
+from train.run.relayout import Pieces
 
 
 def leaf_names(state: Any) -> dict[str, str]:
@@ -51,15 +52,19 @@ class MigrationPlan:
     kept: dict[str, str]  # new path to old path
     reset: tuple[str, ...]  # new paths that start with their initial values
     dropped: tuple[str, ...]  # old paths that are not used
+    # What the kept leaves of another layout of layers are made of (relayout.py), by path in the new one.
+    pieces: dict[str, Pieces] = dataclasses.field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
-        return bool(self.reset or self.dropped or any(a != b for a, b in self.kept.items()))
+        moved = any(a != b for a, b in self.kept.items())
+        return bool(self.reset or self.dropped or moved or self.pieces)
 
     def __str__(self) -> str:
         moved = {new: old for new, old in self.kept.items() if new != old}
         groups = (
-            ("kept", [p for p in self.kept if p not in moved]),
+            ("kept", [p for p in self.kept if p not in moved and p not in self.pieces]),
+            ("kept, from another layout of the layers", sorted(self.pieces)),
             ("kept, moved", [f"{old} -> {new}" for new, old in moved.items()]),
             ("reset to their initial values", self.reset),
             ("dropped", self.dropped),

@@ -141,6 +141,20 @@ def decay_table(
     )
 
 
+def fixed_norms(config: Config, params: Any, axes: Any) -> str:
+    """Which parameters keep their norms, and what shares one; empty if none do."""
+    if not hasattr(config.optimizer.direction, "build_last") and not hasattr(
+        config.decay, "build_rate"
+    ):
+        return ""
+    everything: Any = {optax_decay.axes.ROLES: chain(config, axes)}
+    table = optax_decay.role_table(params, everything, axes=axes)
+    spheres = {row.path: row.sphere for row in table.rows if row.sphere}
+    width = max(map(len, spheres), default=0)
+    lines = [f"{path.ljust(width)}  one norm per {sphere}" for path, sphere in spheres.items()]
+    return "\n".join(["", f"{len(lines)} arrays keep their norms:", *lines]) if lines else ""
+
+
 def schedule(config: Optimizer) -> Any:
     """Learning rate of step 0, 1, ..."""
     return config.schedule.build(config.learning_rate)

@@ -271,7 +271,9 @@ def test_radii_and_anchors_are_never_measured_from_trained_weights(saved):
         if known:
             migration.refuse_lost_start(plan, names, config)
             continue
-        with pytest.raises(UserError, match="nearest: set optimizer.radius to a number, or start"):
+        with pytest.raises(
+            UserError, match=r"nearest: set optimizer\.radius to a number, or start"
+        ):
             migration.refuse_lost_start(plan, names, config)
 
 

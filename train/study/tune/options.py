@@ -63,6 +63,9 @@ SHORT = 10  # steps
 MIDDLE = {
     "conda": 0.016,
     "muon": 0.016,
+    "normuon": 0.016,
+    "adam_hyperball": 0.01,
+    "muon_hyperball": 0.01,
     "sophia": 0.002,
     "exadam": 0.004,
     "lion": 0.001,
