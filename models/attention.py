@@ -33,7 +33,7 @@ def attention(
       scale: factor of the products of queries and keys, before the softmax.
       causal: whether a position attends only to itself and the positions before it.
       implementation: "xla" runs everywhere, with the softmax in float32. "cudnn" is the fused kernel of NVIDIA GPUs; it
-        takes 16-bit numbers only and never stores the T x T scores. For it, heads are padded to a multiple of 8 features.
+        takes 16-bit numbers only and never stores the T x T scores. It gets heads padded to a multiple of 8 features.
 
     Returns:
       [B, T, H, E] in the dtype of the queries.

@@ -12,8 +12,8 @@ three times as fast as float32 products.
 
 The fast products of GPUs need rows of a multiple of 16 bytes. On an H200, the MLP of LLaMA-1B, which is 5461 wide, runs
 at a third of the speed of one that is 5504 wide. On accelerators the factors are therefore padded with zeros where an
-axis of a matrix is no multiple of `ALIGNED`, and the result is cut; XLA does this inside of the neighbouring elementwise
-kernels. The results are those of the plain product.
+axis of a matrix is no multiple of `ALIGNED`, and the result is cut; XLA does this in the elementwise kernels beside the
+product. The results are those of the plain product.
 """
 
 import functools

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_decay.matrices.alignment import with_aligned
 from optax_decay.matrices.whole import each_matrix
 from optax_decay.parameters.arguments import check, one_of
 
@@ -83,6 +84,9 @@ def quintic_steps(x: jax.Array, coefficients: Any, *, precision: Any = None) -> 
     table = jnp.asarray(coefficients, jnp.finfo(wide).dtype)
     flip = x.shape[-2] > x.shape[-1]
 
+    def steps(y: jax.Array, table: jax.Array) -> jax.Array:
+        return jax.lax.scan(step, y, table)[0]
+
     def step(y: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
         a, b, c = abc[0], abc[1], abc[2]
         gram = _gram(y, precision)
@@ -90,7 +94,7 @@ def quintic_steps(x: jax.Array, coefficients: Any, *, precision: Any = None) -> 
         last = jnp.matmul(mixed.astype(y.dtype), y, precision=precision)
         return (a * y.astype(wide) + last.astype(wide)).astype(y.dtype), None
 
-    y, _ = jax.lax.scan(step, adjoint(x) if flip else x, table)
+    y = with_aligned(steps, adjoint(x) if flip else x, table)
     return adjoint(y) if flip else y
 
 

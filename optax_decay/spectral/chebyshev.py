@@ -59,6 +59,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_decay.matrices.alignment import with_aligned
 from optax_decay.matrices.whole import vary_like
 
 # Points of the quadrature in φ: 2048/K points per half wave of the fastest sine keep its error below 1e-5 of H.
@@ -108,6 +109,7 @@ def moments(
     giant: jax.Array | int,
     most_giants: int,
     product_dtype: jax.typing.DTypeLike,
+    size: int | None = None,
 ) -> jax.Array:
     """``tr T_k(Y)`` for k = 0 .. (giant+1)·baby, zeros after that.
 
@@ -117,9 +119,12 @@ def moments(
         giant: p in [1, most_giants]; may be traced.
         most_giants: fixes the shape of the result, ``[(most_giants+1)·baby + 1]``.
         product_dtype: of the factors; products are accumulated in the dtype of y.
+        size: rows and columns of y that count; zeros behind them are padding. Default: all.
     """
     wide = y.dtype
-    identity = vary_like(jnp.eye(y.shape[0], dtype=wide), y)
+    # Where T_0 and T_1 are zero, so are all others, and their traces.
+    counted = jnp.arange(y.shape[0]) < (y.shape[0] if size is None else size)
+    identity = vary_like(jnp.diag(counted.astype(wide)), y)
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         exact = "highest" if jnp.dtype(product_dtype).itemsize == 8 else None
@@ -227,8 +232,10 @@ def tail_exponent(
         _, centre, _, _, _, giants, passes = carry
         mu = jnp.sum(
             jax.lax.map(
-                lambda g: moments(
-                    cayley(g, jnp.exp(centre)), baby, giants, 2 * giant, product_dtype
+                lambda g: with_aligned(
+                    lambda y, p: moments(y, baby, p, 2 * giant, product_dtype, gram.shape[-1]),
+                    cayley(g, jnp.exp(centre)),
+                    giants,
                 ),
                 gram,
             ),

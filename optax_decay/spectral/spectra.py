@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_decay.matrices.alignment import with_aligned
 from optax_decay.matrices.orthogonal import unit_scale
 from optax_decay.matrices.whole import each_matrix
 from optax_decay.parameters.arguments import one_of
@@ -34,7 +35,7 @@ METHODS = ("exact", "eigh", "svd")
 def gram(w: jax.Array) -> jax.Array:
     """The Gram matrix of the smaller side of ``[m, n]``, at highest precision."""
     equation = "im,jm->ij" if w.shape[0] <= w.shape[1] else "mi,mj->ij"
-    return jnp.einsum(equation, w, w, precision="highest")
+    return with_aligned(lambda w: jnp.einsum(equation, w, w, precision="highest"), w)
 
 
 def _from_gram(g: jax.Array, largest: int, method: str) -> jax.Array:

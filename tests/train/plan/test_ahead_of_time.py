@@ -16,8 +16,8 @@ import optax
 import pytest
 
 import optax_decay
-from models import llama
-from train.plan import ahead_of_time, kernel_model
+from models import attention, gpt, llama, loss, products
+from train.plan import ahead_of_time, alignment, kernel_model
 from train.step import families
 from train.step import update as step_lib
 
@@ -142,9 +142,6 @@ def test_spectra_on_eight_devices_move_every_matrix_once(target):
 
 def step_on_a_gpu(**changes):
     """A training step of a small LLaMA with cuDNN's attention, compiled; its number of layers."""
-    device = devices_of("h200")[0]
-    if not importlib.util.find_spec("nvidia.cudnn"):
-        pytest.skip("cuDNN is not installed: pip install --no-deps nvidia-cudnn-cu12")
     config = llama.Config(
         vocab_size=8192,
         width=256,
@@ -155,7 +152,15 @@ def step_on_a_gpu(**changes):
         attention="cudnn",
         **changes,
     )
-    init, tx = functools.partial(llama.init, config), optax.adamw(1e-3)
+    return step_of(config), config.layers
+
+
+def step_of(config):
+    """A training step of 16 sequences of 256 tokens, compiled for an H200."""
+    device = devices_of("h200")[0]
+    if not importlib.util.find_spec("nvidia.cudnn"):
+        pytest.skip("cuDNN is not installed: pip install --no-deps nvidia-cudnn-cu12")
+    init, tx = functools.partial(families.of(config).init, config), optax.adamw(1e-3)
     mesh = jax.sharding.Mesh([device], ("data",))
     everywhere = jax.NamedSharding(mesh, jax.P())
     place = functools.partial(
@@ -170,7 +175,7 @@ def step_on_a_gpu(**changes):
         jax.tree.map(lambda x: everywhere, state),
     )
     tokens = place(jax.ShapeDtypeStruct((16, 257), jnp.int32))
-    return ahead_of_time.read(update.lower(state, tokens), device), config.layers
+    return ahead_of_time.read(update.lower(state, tokens), device)
 
 
 @pytest.mark.parametrize(("remat", "forward_runs"), [("none", 1), ("dots", 1), ("full", 2)])
@@ -186,3 +191,31 @@ def test_a_step_on_a_gpu_copies_nothing_and_attends_once(remat, forward_runs):
     # XLA takes queries, keys and values in one product and slices them out of it; where layers are recomputed it slices
     # weights too. A loop over layers copies 22 times an activation in each.
     assert copied < 6 * depth * 2 * activation
+
+
+ODD = {
+    "llama": llama.Config(
+        vocab_size=8191, width=240, mlp_width=641, layers=1, heads=3, dtype="bfloat16"
+    ),
+    "gpt": gpt.Config(
+        vocab_size=8197, positions=256, width=250, mlp_width=1001, layers=1, heads=5,
+        dtype="bfloat16", attention="cudnn",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_step_of_odd_sizes_has_aligned_products(name, monkeypatch):
+    """Vocabulary, MLP, width and heads of no multiple of 8; without padding, the same program has other rows."""
+    assert not alignment.unaligned(step_of(ODD[name]).text, least=1e7)
+    if name == "llama":
+        for module in (products, loss, attention):
+            monkeypatch.setattr(module, "aligned", lambda size: size)
+        jax.clear_caches()
+        assert alignment.unaligned(step_of(ODD[name]).text, least=1e7)
+
+
+def test_the_embedding_of_a_step_is_added_to_without_atomic_instructions():
+    text = step_of(ODD["llama"]).text
+    scatters = re.findall(r" scatter\(.*", text)
+    assert scatters and all("unique_indices=true" in line for line in scatters)
