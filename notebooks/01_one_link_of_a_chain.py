@@ -113,7 +113,8 @@ def error(params, inputs, targets):
 # %%
 params = jax.eval_shape(init, jax.random.key(0))  # shapes are enough for a table
 eta, weight_decay = 3e-3, 0.3
-print(optax_decay.decay_table(params, weight_decay, mask="hidden", axes=AXES, learning_rate=eta))
+table = optax_decay.decay_table(params, weight_decay, mask="hidden", axes=AXES, learning_rate=eta)
+print(table)
 
 # %%
 shared = {"mask": "hidden", "axes": AXES}
@@ -128,6 +129,10 @@ decays = {
         **shared,
     ),
 }
+
+# A link cannot see its neighbours. `probe` measures the whole chain, and raises unless it does what the table says.
+l2 = optax.chain(optax.scale_by_adam(), decays["l2 (AdamW)"], optax.scale_by_learning_rate(eta))
+optax_decay.probe(l2, params, axes=AXES, expected=table)
 
 
 def train(decay):
