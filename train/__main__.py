@@ -11,7 +11,12 @@ from train.commands import ASKS, COMMANDS
 from train.errors import UserError
 
 OWN = ("train", "models", "optax_decay")
-COMPILE_NOTHING = ("tokenise", "figures", "bench", "bench accelerator")  # or measure how long it takes
+COMPILE_NOTHING = (
+    "tokenise",
+    "figures",
+    "bench",
+    "bench accelerator",
+)  # or measure how long it takes
 
 
 def main(arguments: list[str]) -> int:

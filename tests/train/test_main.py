@@ -328,8 +328,8 @@ def test_the_readme_gives_the_two_commands_and_flags_that_exist():
     activated = lines.index("source .venv/bin/activate")
     asked = [(i, line) for i, line in enumerate(lines) if line.startswith("python -m train ")]
     assert len(asked) >= 5 and all(i > activated for i, _ in asked)
-    for _, line in asked:
-        rest = shlex.split(line, comments=True)[3:]
+    for _, shown in asked:
+        rest = shlex.split(shown, comments=True)[3:]
         if rest[0] in command.COMMANDS:
             continue
         if rest[0] == "--resume":  # a folder that the command before it would have made

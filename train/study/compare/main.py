@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
             say(f"VOID: {reason}")
         if stop:
             say(
-                f"stopped; the same command goes on:  python -m train compare one_pass ... --folder {shlex.quote(str(folder))}"
+                "stopped; the same command goes on:  python -m train compare one_pass ..."
+                f" --folder {shlex.quote(str(folder))}"
             )
             return 128 + stop[0]
     return 1 if void else 0
