@@ -142,7 +142,7 @@ def role_table(
         def init(params: optax.Params) -> Any:
             with listening() as told:
                 state = tx.init(params)
-            heard[name] = _injected(tx, state) + told, state
+            heard[name] = told + _injected(tx, state), state
             return state
 
         return optax.GradientTransformation(init, tx.update)

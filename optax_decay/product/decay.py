@@ -30,7 +30,7 @@ from optax_decay.product.couplings import Coupling, check_coupling, now
 from optax_decay.product.gates import Gate, as_gate
 from optax_decay.product.per_matrix import PerMatrix, Value
 from optax_decay.product.product import DecayState, Product
-from optax_decay.product.pulls import Pull, check_pull, is_proportional
+from optax_decay.product.pulls import Pull, check_pull
 
 Multiplier = PerMatrix | Sequence[PerMatrix] | None
 
@@ -240,7 +240,7 @@ def _tell(
             "pull",
             tuple(product.resolved(params).signatures),
             weight_decay=weight_decay,
-            proportional=not directed and is_proportional(product.pull),
+            proportional=not directed and product.pull.proportional,
             uneven=bool(product.multipliers),
         )
     )

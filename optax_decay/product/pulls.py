@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optax_decay.parameters.arguments import check, nearest, one_of
 from optax_decay.product.per_matrix import PerMatrix, Value
@@ -41,12 +40,14 @@ class Pull(NamedTuple):
         prox: ``(θ, τ, δ, w) -> argmin_x (x-θ)²/2 + τR(x)``; w is the weight before the step, for penalties that are
             linearised there. None if there is no closed form.
         threshold: δ, or None if the pull has none.
+        proportional: whether ψ(w) is a multiple of w, so that a rule that fixes norms undoes the decay (`links`).
     """
 
     name: str
     apply: Callable[[jax.Array, Any], jax.Array] | None
     prox: Callable[[jax.Array, Any, Any, jax.Array], jax.Array] | None = None
     threshold: PerMatrix | None = None
+    proportional: bool = False
 
 
 def _sign(w: jax.Array) -> jax.Array:
@@ -65,7 +66,8 @@ def _soft(x: Value, dtype: jax.typing.DTypeLike) -> Any:
 
 def l2() -> Pull:
     """ψ(w) = w: the decay of AdamW."""
-    return Pull("l2", lambda w, delta: w, lambda theta, tau, delta, w: theta / (1 + tau))
+    prox = lambda theta, tau, delta, w: theta / (1 + tau)
+    return Pull("l2", lambda w, delta: w, prox, proportional=True)
 
 
 def l1() -> Pull:
@@ -172,7 +174,7 @@ def lp(p: float = 1.0) -> Pull:
     def apply(w: jax.Array, delta: Value) -> jax.Array:
         return p * jnp.power(jnp.abs(w), p - 1) * jnp.sign(w)
 
-    return Pull("lp", apply)
+    return Pull("lp", apply, proportional=p == 2)
 
 
 LINEARIZE_AT = ("old", "new")
@@ -196,7 +198,7 @@ def padam(p: float = 0.8, linearize_at: str = "old") -> Pull:
         total = x + p * tau
         return theta * jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 1)
 
-    return Pull("padam", None, prox)
+    return Pull("padam", None, prox, proportional=p == 2)
 
 
 def elastic_net(l1_ratio: float = 0.5) -> Pull:
@@ -214,20 +216,8 @@ def elastic_net(l1_ratio: float = 0.5) -> Pull:
         size = jnp.maximum(jnp.abs(theta) - tau * l1_ratio, 0)
         return jnp.sign(theta) * size / (1 + tau * (1 - l1_ratio))
 
-    return Pull("elastic_net", apply, prox)
-
-
-def is_proportional(pull: Pull) -> bool:
-    """Whether a pull is proportional to the weight, as l2 is, and lp with p = 2; False where numbers are traced."""
-    if pull.threshold is not None:
-        return False
-    x = np.array([0.3, -0.7, 1.9])
-    with jax.ensure_compile_time_eval():
-        seen = pull.apply(x, None) if pull.apply else x - pull.prox(x, 0.1, None, x)  # type: ignore[misc]
-    if isinstance(seen, jax.core.Tracer):
-        return False
-    ratio = np.asarray(seen) / x
-    return bool(np.ptp(ratio) <= 1e-5 * np.abs(ratio).max())
+    radial = isinstance(l1_ratio, int | float) and l1_ratio == 0
+    return Pull("elastic_net", apply, prox, proportional=radial)
 
 
 NAMES = ("l2", "l1", "huber", "pseudo_huber", "log_cosh", "fair", "lp", "padam", "elastic_net")

@@ -153,6 +153,10 @@ def test_the_table_says_rates_decays_and_spheres():
     assert seen["embed"] == ("adam", None, pytest.approx(0.2), "")
     line = next(line for line in str(table).splitlines() if line.startswith("norm"))
     assert line.split() == ["norm", "4", "vector", "vector", "adam", "0.002", "?", "role"]
+    injected = optax.inject_hyperparams(optax_decay.muon, static_args=("axes",))
+    own = {**entries, "hidden": injected(learning_rate=3e-3, axes=axes)}
+    row = {r.path: r for r in role_table(params, own, axes=axes).rows}["up"]
+    assert (row.optimizer, row.learning_rate, row.sphere) == ("muon", pytest.approx(3e-3), "")
     frozen = role_table(params, {**entries, "head": None}, axes=axes)
     assert "head (frozen)" in str(frozen) and frozen.step == 0
 

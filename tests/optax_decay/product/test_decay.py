@@ -434,3 +434,17 @@ def test_leaves_that_cannot_decay_are_named_unless_they_are_masked(link):
         link(0.1, mask=False).init(params)
     with pytest.raises(ValueError, match=r"hold 0\.5, which is not an array"):
         link(0.1).init({"w": params["w"], "scalar": 0.5})
+
+
+def test_metrics_tell_the_share_of_the_update_along_the_weights():
+    """What a sphere behind the decay would take away; per slice, and 0 where there is no direction."""
+    rng = np.random.default_rng(0)
+    w, u = rng.standard_normal((2, 3, 4, 5))
+    w[1], u[2] = 3 * u[1], 0
+    tx = optax_decay.decay(0.1, metrics=True, axes=(("w", "L | D -> F"),))
+    params = {"w": jnp.asarray(w, jnp.float32)}
+    state = tx.update({"w": jnp.asarray(u, jnp.float32)}, tx.init(params), params)[1]
+    share = np.sum(u[0] * w[0]) / np.linalg.norm(u[0]) / np.linalg.norm(w[0])
+    np.testing.assert_allclose(state.metrics["w"].radial, [share, 1, 0], rtol=1e-5, atol=1e-6)
+    assert abs(share) > 0.01
+    assert optax_decay.metrics(state)["radial/w/1"] == pytest.approx(1, rel=1e-5)
