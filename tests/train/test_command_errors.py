@@ -40,9 +40,11 @@ def test_paths_that_cannot_be_used(tmp_path, capsys, arguments, path):
     path = str(tmp_path / "fifo") if path == "FIFO" else path
     words = {"PATH": path, "store:PATH": f"store:{path}", "OUT": str(tmp_path / "out")}
     asked = [words.get(word, word) for word in arguments]
-    if arguments[0] in ("--data.text", "--data.tokenizer", "--run.folder"):
-        if arguments[1] == "PATH":
-            asked = [*flags(tmp_path), *asked]
+    if (
+        arguments[0] in ("--data.text", "--data.tokenizer", "--run.folder")
+        and arguments[1] == "PATH"
+    ):
+        asked = [*flags(tmp_path), *asked]
     assert command.main(asked) == 2
     said = capsys.readouterr().err.strip()
     assert said and "Traceback" not in said and len(said) < 1600
