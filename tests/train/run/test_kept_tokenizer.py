@@ -81,6 +81,10 @@ def test_a_run_whose_tokenizer_was_replaced_says_so_and_goes_on_with_its_own(
     assert command.main(on) == 2
     said = capsys.readouterr().err
     assert "The tokenizer of" in said and "it makes other tokens" in said
+    config = (run / "config.json").read_text()
+    assert command.main([*on, "--data.tokenizer", "bytes"]) == 2
+    assert "The tokenizer of" in capsys.readouterr().err
+    assert (run / "config.json").read_text() == config  # what was refused leaves no trace
     # Without the note, the digest in the checkpoint says no.
     (run / "tokenizer/facts.json").rename(run / "facts.json")
     assert command.main(on) == 2
