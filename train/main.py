@@ -69,6 +69,7 @@ def train(config: Config) -> int:
         in_first(lost.check_restart, folder.path, saved.steps, restart)
         found = None if restart else saved.restore(program.placed_shapes(), meta, say, fresh)
         in_first(lost.check_restored, folder.path, found and found[1], restart)
+        in_first(folder.confirm)
         state, start = found or (None, 0)
         introduce(run, folder, start)
         if start >= config.run.steps:

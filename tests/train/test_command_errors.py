@@ -40,8 +40,10 @@ def test_paths_that_cannot_be_used(tmp_path, capsys, arguments, path):
     path = str(tmp_path / "fifo") if path == "FIFO" else path
     words = {"PATH": path, "store:PATH": f"store:{path}", "OUT": str(tmp_path / "out")}
     asked = [words.get(word, word) for word in arguments]
-    of_a_run = arguments[0] in ("--data.text", "--data.tokenizer", "--run.folder")
-    if of_a_run and arguments[1] == "PATH":
+    if (
+        arguments[0] in ("--data.text", "--data.tokenizer", "--run.folder")
+        and arguments[1] == "PATH"
+    ):
         asked = [*flags(tmp_path), *asked]
     assert command.main(asked) == 2
     said = capsys.readouterr().err.strip()

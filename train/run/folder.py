@@ -49,6 +49,7 @@ class Folder:
             UserError: the folder is not writable, not a run folder, in use, or of a run with another config.
         """
         self._lock: IO[str] | None = None
+        self._text = ""  # of config.json
         path = processes.from_first(lambda: str(self._prepare(config)))
         self.path = pathlib.Path(path)
         # These two are allowed at this start only.
@@ -70,7 +71,9 @@ class Folder:
             if saved.exists():
                 before = from_json(disk.config_text(saved), str(saved))
                 refuse_changes(before, now, str(path), config.run.migrate)
-            write(saved, to_json(replace(now, ONCE)))
+            self._text = to_json(replace(now, ONCE))
+            if not saved.exists():
+                write(saved, self._text)
         except BaseException:
             self._lock.close()
             raise
@@ -82,6 +85,10 @@ class Folder:
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    def confirm(self) -> None:
+        """Writes config.json, now that the data and the checkpoints fit the config; in the first process only."""
+        write(self.path / "config.json", self._text)
 
     def add_start(self, environment: dict[str, Any]) -> None:
         """Adds one entry to environment.json."""

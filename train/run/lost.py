@@ -48,7 +48,8 @@ def check_restored(run: pathlib.Path, start: int | None, restart: bool) -> None:
     """
     saved, metrics = newest_saved(run), run / "metrics.jsonl"
     if start is not None:
-        if saved is not None and saved > start:
+        told = any((run / "checkpoints").glob(f"unreadable-{saved}*"))
+        if saved is not None and saved > start and not told:
             say(
                 f"The checkpoint of step {saved}, the newest that this run saved, is gone; it goes on after step"
                 f" {start}."

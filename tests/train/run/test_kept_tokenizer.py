@@ -81,6 +81,10 @@ def test_a_run_whose_tokenizer_was_replaced_says_so_and_goes_on_with_its_own(
     assert command.main(on) == 2
     said = capsys.readouterr().err
     assert "The tokenizer of" in said and "it makes other tokens" in said
+    config = (run / "config.json").read_text()
+    assert command.main([*on, "--data.tokenizer", "bytes"]) == 2
+    assert "The tokenizer of" in capsys.readouterr().err
+    assert (run / "config.json").read_text() == config  # what was refused leaves no trace
     # Without the note, the digest in the checkpoint says no.
     (run / "tokenizer/facts.json").rename(run / "facts.json")
     assert command.main(on) == 2
@@ -90,12 +94,13 @@ def test_a_run_whose_tokenizer_was_replaced_says_so_and_goes_on_with_its_own(
     learned(given, 3)
     assert command.main([*on, "--data.tokenizer", str(given)]) == 0
     shutil.rmtree(given)
-    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "moved/text.txt")
     # The text is gone, and so is the tokenizer: sampling and exporting need neither.
     assert command.main(["sample", str(run), "--tokens", "2", "--prompt", "a"]) == 0
     assert command.main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     here = (run / "tokenizer/tokenizer.json").read_bytes()
     assert (tmp_path / "out/tokenizer.json").read_bytes() == here
-    moved = ["--data.text", str(tmp_path / "moved.txt"), "--run.steps", "3"]
+    moved = ["--data.text", str(tmp_path / "moved/text.txt"), "--run.steps", "3"]
     own = ["--data.tokenizer", str(run / "tokenizer")]
     assert command.main(["--resume", str(run), *moved, *own]) == 0
