@@ -67,7 +67,7 @@ class Meeting:
     def __init__(self, number: int, count: int, peers: list[Peer]) -> None:
         self.number, self.count, self.peers = number, count, peers
         self.over = False  # whether this process is done with the others
-        self._thread = threading.Thread(target=self._watch, name="meeting", daemon=True)
+        self._thread = threading.Thread(target=self._watch_until_over, name="meeting", daemon=True)
 
     def watch(self, ended: Callable[[str], None]) -> None:
         """Calls `ended` with a sentence, in a thread, if another process ends before it has finished."""
@@ -87,6 +87,13 @@ class Meeting:
             with contextlib.suppress(OSError):
                 peer.link.shutdown(socket.SHUT_RDWR)
             peer.link.close()
+
+    def _watch_until_over(self) -> None:
+        try:
+            self._watch()
+        except (OSError, ValueError):  # a connection that this process has closed
+            if not self.over:
+                raise
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as ready:

@@ -293,7 +293,8 @@ def _beside_promises(rows: Sequence[ProbeRow]) -> list[str]:
             continue
         if not row.promised and row.decays:
             found.append(
-                f"{row.path!r} shrinks by {row.shrink:.2e} per step, but should not decay: another link decays it."
+                f"{row.path!r} shrinks by {row.shrink:.2e} per step, but should not decay: its link has no mask, or "
+                "another link decays it."
             )
         elif (
             max(row.promised, row.shrink) > 2 * row.noise

@@ -1,6 +1,7 @@
 """One run in several processes: the same numbers, one voice, one folder, and a stop that all take at the same step."""
 
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ HERE: dict[str, str] = {}
         ("--coordinator localhost --processes 2 --process=0", "must be HOST:PORT"),
         ("--coordinator :99 --processes 2 --process 0", "must be HOST:PORT"),
         ("--process", "needs a value"),
+        ("--connect_seconds soon", "allowed are 1 to 86400"),
+        ("--connect_seconds 0", "allowed are 1 to 86400"),
     ],
 )
 def test_wrong_flags_are_rejected(flags, message):
@@ -31,8 +34,22 @@ def test_wrong_flags_are_rejected(flags, message):
         processes.join(flags.split(), HERE)
 
 
+class Quiet:
+    """A meeting of which nothing is heard."""
+
+    over, peers = True, ()
+
+    def watch(self, ended):
+        pass
+
+
 def test_clusters_are_detected(monkeypatch):
-    called = []
+    called, met = [], []
+    monkeypatch.setattr(processes, "_meetings", [])
+    monkeypatch.setattr(processes.sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(processes.atexit, "register", lambda function: None)
+    monkeypatch.setattr(processes.meeting, "meet", lambda *how: met.append(how) or Quiet())
+    wait = {"initialization_timeout": 120}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **how: called.append(how))
     monkeypatch.setattr(processes.display, "silence", pytest.fail)
     for found in (
@@ -42,16 +59,21 @@ def test_clusters_are_detected(monkeypatch):
         {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
         {"JAX_COORDINATOR_ADDRESS": "a:1"},
     ):
-        assert processes.join(["toy"], found) == ["toy"] and called.pop() == {}
+        assert processes.join(["toy"], found) == ["toy"] and called.pop() == wait
         assert processes.join(["--processes", "1", "toy"], found) == ["toy"] and not called
     for alone in ({}, {"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "a"}):
         assert processes.join(["toy"], alone) == ["toy"] and not called
-    assert processes.join(["toy", "--processes=auto"], HERE) == ["toy"] and called.pop() == {}
+    assert processes.join(["toy", "--processes=auto"], HERE) == ["toy"] and called.pop() == wait
     how = {"coordinator_address": "a:1", "num_processes": 3, "process_id": 0}
     joined = processes.join(
         ["--coordinator", "a:1", "--processes", "3", "toy", "--process", "0"], HERE
     )
-    assert joined == ["toy"] and called == [how]
+    assert joined == ["toy"] and called == [how | wait] and met == [("a:1", 3, 0, 120.0)]
+    called.clear()
+    assert processes.join(["--connect_seconds", "7.6", "toy"], {"OMPI_COMM_WORLD_SIZE": "2"}) == [
+        "toy"
+    ]
+    assert called == [{"initialization_timeout": 8}] and len(met) == 1
 
     def refuse(**how):
         raise RuntimeError("connection refused")

@@ -13,9 +13,11 @@ between the two, and only the digests of its arrays are verified.
 
 import contextlib
 import dataclasses
+import json
 import logging
 import pathlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,8 @@ from train.config.tree import as_dict
 from train.errors import UserError
 from train.run import integrity, migration, relayout
 from train.step import replicas
+
+LATE = 60.0  # s that a shared folder may take to show a checkpoint to every process
 
 
 def structure(state: Any) -> dict[str, str]:
@@ -100,6 +104,21 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
+
+    def _agreed_steps(self) -> list[int]:
+        """The steps that the first process sees. A shared folder may show the last renames late to other machines."""
+        steps = json.loads(processes.from_first(lambda: json.dumps(self.steps)))
+        end = time.monotonic() + LATE
+        while late := [step for step in steps if not (self.folder / str(step)).is_dir()]:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"Process {jax.process_index()} does not see the checkpoint of step {late[-1]} in {self.folder},"
+                    f" which process 0 sees, after {LATE:.0f} s. The run folder must be shared by all processes."
+                )
+            time.sleep(0.2)
+        if jax.process_count() > 1:
+            self._manager.reload()
+        return steps
 
     def save(
         self, state: Any, meta: dict[str, Any], step: int, say: Callable[[str], None] = print
@@ -188,7 +207,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint has another config, text or structure, or no checkpoint can be read.
         """
-        for step in reversed(self.steps):
+        for step in reversed(self._agreed_steps()):
             saved, error = processes.in_all_processes(self.meta, step)
             if error is None:
                 wanted, finish = replicas.as_saved(abstract, saved, meta, say)

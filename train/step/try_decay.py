@@ -1,8 +1,9 @@
 """A look at the decay of a run before it starts: does the whole optimizer shrink weights as the table promises?
 
 No link of a chain sees its neighbours, so the whole chain is measured (`optax_decay.probe`), at the peak of the
-learning rate, on a stand-in for the parameters: one small array for each kind of parameter that the model has. That
-costs about a second, whatever the size of the model.
+learning rate, on a stand-in for the parameters: one small array for each kind of parameter that the model has. Adam
+stands in for directions that take long to compile, and multipliers of spectra are left out. That costs about a second,
+whatever the size of the model.
 """
 
 import dataclasses
@@ -14,12 +15,13 @@ import jax
 import optax_decay
 from optax_decay.axes import signatures
 from train.config.fields import Config
-from train.config.optimizers.adam import Adam
 from train.config.parts.schedules import number
-from train.config.tree import flatten
+from train.config.tree import flatten, replace
 from train.step import optimizer
 
 LARGEST = 8  # entries per axis of the stand-in
+# Directions that compile at once. Adam stands in for the others: where a decay stands does not depend on them.
+QUICK = ("adam", "nadam", "lion")
 # Decays that do nothing to fresh weights, or enlarge small ones, and mean to.
 LATER, ENLARGES = ("cpr", "target_norm"), ("target_norm",)
 
@@ -42,20 +44,20 @@ def problems(config: Config, params: Any, axes: Any) -> tuple[str, ...]:
             signature, shape=tuple(min(n, LARGEST) for n in signature.shape)
         )
         kinds.setdefault(kind, (small, leaf.dtype))
-    return _problems(
-        Config(optimizer=config.optimizer, decay=config.decay, width=config.width),
-        tuple(kinds.values()),
-    )
+    changes: dict[str, Any] = {}
+    if config.optimizer.direction.name not in QUICK:
+        changes["optimizer.name"] = "adam"
+    if any(name.startswith("spectrum.") for name in fields):
+        changes["decay.spectrum"] = None
+    own = Config(optimizer=config.optimizer, decay=config.decay, width=config.width)
+    return _problems(replace(own, changes), tuple(kinds.values()))
 
 
 @functools.lru_cache(maxsize=64)
 def _problems(config: Config, kinds: tuple[tuple[Any, Any], ...]) -> tuple[str, ...]:
     axes = _nested({s.path: s for s, _ in kinds})
     params = _nested({s.path: jax.ShapeDtypeStruct(s.shape, dtype) for s, dtype in kinds})
-    if config.optimizer.direction.workers:  # Adam, until its workers exchange signs
-        own = dataclasses.replace(config.optimizer, direction=Adam())
-        config = dataclasses.replace(config, optimizer=own)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(_device()):
         table = optax_decay.probe(
             optimizer.build(config, axes),
             params,
@@ -70,6 +72,14 @@ def _problems(config: Config, kinds: tuple[tuple[Any, Any], ...]) -> tuple[str, 
         for text in table.problems
         if not (name in ENLARGES and grows in text) and not (name in LATER and nothing in text)
     )
+
+
+def _device() -> jax.Device:
+    """The CPU, which compiles small programs fastest; another device if JAX was told to use no CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _promised(config: Config, params: Any, axes: Any) -> optax_decay.DecayTable | None:

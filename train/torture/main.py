@@ -3,10 +3,11 @@
     python -m train torture [--kills 5] [--damages 30] [--seed 0] [--out FOLDER]
 
 The same toy run is trained many times: killed at random moments, stopped by signals in every phase, on 8, 4, 1 and 8
-devices, in two processes, with a full disk, with damaged checkpoints, after changes of the optimizer, with NaN in the
-batches, and for a few steps with many optimizers and decays on several layouts. Every loss is compared with that of an
-undisturbed run. The command prints a table, writes results.json into the folder of the runs, and exits with 1 if a
-figure misses its target. The full size is `--kills 100 --damages 200`, about an hour on two CPU cores.
+devices, in two processes of which one may be killed or missing, on a GPU if there is one, with a full disk, with
+damaged checkpoints, after changes of the optimizer, with NaN in the batches, and for a few steps with many optimizers
+and decays on several layouts. Every loss is compared with that of an undisturbed run. The command prints a table,
+writes results.json into the folder of the runs, and exits with 1 if a figure misses its target. The full size is
+`--kills 100 --damages 200`, about an hour on two CPU cores.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 from train.display import clock, say
 from train.errors import UserError
 from train.run.folder import environment
-from train.torture import in_process, layouts, runs, two_processes
+from train.torture import accelerator, in_process, layouts, runs, two_processes
 
 Row = tuple[str, str, str, bool]  # figure, target, measured value, whether the target is reached
 
@@ -176,6 +177,43 @@ def measure_processes(
     ]
 
 
+def measure_peers(
+    workspace: runs.Workspace, steps: int, options: Any, report: Any
+) -> tuple[Any, list[Row]]:
+    measured: dict[str, Any] = {}
+    for number in range(2):
+        measured[f"process {number} killed"] = two_processes.survivor(workspace, number)
+        measured[f"process {1 - number} missing"] = two_processes.absent(workspace, number)
+    rows = []
+    for what, bound in (("killed", 30), ("missing", 60)):
+        found = [value for name, value in measured.items() if name.endswith(what)]
+        good = sum(x["named"] and x["code"] == 2 and not x["stack"] for x in found)
+        slowest = max(x["seconds"] for x in found)
+        rows.append(
+            (
+                f"either of two processes {what}",
+                f"the other names it and ends with code 2 within {bound} s, 2 of 2",
+                f"{good} of 2, after {slowest:.0f} s at most",
+                good == 2 and slowest <= bound,
+            )
+        )
+        report(f"a process {what}: {rows[-1][2]}")
+    return measured, rows
+
+
+def measure_gpu(
+    workspace: runs.Workspace, steps: int, options: Any, report: Any
+) -> tuple[Any, list[Row]]:
+    figure, target = "stop and go on, on a GPU", "every loss equal, bit for bit"
+    if not accelerator.present("cuda"):
+        return {"present": False}, [(figure, target, "no GPU here: not measured", True)]
+    measured = accelerator.stop_and_go_on(workspace, "cuda")
+    good = measured["stopped"] and measured["wrong_losses"] == 0
+    text = f"{measured['losses']} losses, {measured['wrong_losses']} differ"
+    report(f"a GPU: {text}")
+    return measured, [(figure, target, text, good)]
+
+
 def measure_damages(
     workspace: runs.Workspace, steps: int, options: Any, report: Any
 ) -> tuple[Any, list[Row]]:
@@ -260,6 +298,8 @@ FIGURES: dict[str, Callable[..., tuple[Any, list[Row]]]] = {
     "elastic": measure_elastic,
     "layouts": measure_layouts,
     "processes": measure_processes,
+    "peers": measure_peers,
+    "gpu": measure_gpu,
     "damages": measure_damages,
     "edits": measure_edits,
     "numbers": measure_numbers,

@@ -69,13 +69,16 @@ class RunProcess:
         largest_file: int | None = None,
         module: str = "train",
         patience: float = PATIENCE,
+        platform: str = "cpu",
     ):
         variables = {k: v for k, v in os.environ.items() if k != "CI"}
         variables["XLA_FLAGS"] = re.sub(
             r"--xla_force_host_platform_device_count=\S*", "", variables.get("XLA_FLAGS", "")
         ).strip()  # XLA takes flags that start with a space for the name of a file
         cache = str(log.parent / "compiled")
-        variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        variables |= {"JAX_PLATFORMS": platform, "JAX_NUM_CPU_DEVICES": str(devices)}
+        if platform != "cpu":  # several processes share the memory of one device
+            variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
         variables.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
         self.log, self._patience = log, patience

@@ -1,7 +1,8 @@
-"""Reliability tests of a run in two processes: one of them receives SIGTERM, or is killed."""
+"""Reliability tests of a run in two processes: one of them receives SIGTERM, is killed, or does not come."""
 
 import pathlib
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,40 @@ def interrupted(workspace: Workspace, run: pathlib.Path, number: int, after: int
     if first.until(lambda: len(started_at(run)) > starts and last_step(run) > after):
         second.process.send_signal(number)
     return [first.end(), second.end()]
+
+
+def survivor(workspace: Workspace, dies: int) -> dict[str, Any]:
+    """Kills one of two processes in the middle of a run; how the other ends."""
+    name = f"survivor-{dies}"
+    both = pair(workspace, name)
+    other = both[1 - dies]
+    met = both[dies].until(lambda: last_step(workspace.run(name)) > 0)
+    both[dies].kill()
+    begun = time.monotonic()
+    code = other.end()
+    text = other.log.read_text()
+    return {
+        "code": code,
+        "seconds": time.monotonic() - begun,
+        "named": met and f"Process {dies} of 2 has ended before its work was done" in text,
+        "stack": "Traceback" in text or "stack trace" in text,
+    }
+
+
+def absent(workspace: Workspace, number: int) -> dict[str, Any]:
+    """Starts one of two processes alone; how it ends."""
+    join = ["--coordinator", free_address(), "--processes", "2", "--process", str(number)]
+    log = workspace.folder / f"absent-{1 - number}.log"
+    flags = workspace.flags(f"absent-{1 - number}", STEPS, *join, "--connect_seconds", "5")
+    running, begun = RunProcess(flags, log), time.monotonic()
+    code, text = running.end(), log.read_text()
+    wanted = "Process 1 of 2 did not arrive" if number == 0 else "cannot reach process 0 at"
+    return {
+        "code": code,
+        "seconds": time.monotonic() - begun,
+        "named": wanted in text,
+        "stack": "Traceback" in text or "stack trace" in text,
+    }
 
 
 def two_processes(workspace: Workspace, say: Callable[[str], None]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pathlib
 import random
 import re
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from train import main
 from train.cli import parse
 from train.config.fields import Config, UserError
 from train.config.tree import replace
-from train.run import integrity, log
+from train.run import checkpoints, integrity, log
 from train.run import records as recorded
 from train.run.checkpoints import Checkpoints, describe, flat, structure
 from train.run.folder import Folder
@@ -82,6 +83,20 @@ def test_a_state_comes_back_as_it_was_on_any_mesh(tmp_path):
 def test_nothing_is_restored_from_nothing(tmp_path):
     with Checkpoints(tmp_path / "none", 2) as checkpoints:
         assert checkpoints.restore({}, {}, print) is None
+
+
+def test_a_shared_folder_may_show_a_checkpoint_late(tmp_path, monkeypatch):
+    """All processes take the steps that the first one sees, and wait for the rename to reach them."""
+    with Checkpoints(tmp_path / "late", 9) as found:
+        (found.folder / "3").mkdir(parents=True)
+        monkeypatch.setattr(checkpoints.processes, "from_first", lambda work: "[3, 5]")
+        shown = threading.Timer(0.5, (found.folder / "5").mkdir)
+        shown.start()
+        assert found._agreed_steps() == [3, 5] and not shown.is_alive()
+        monkeypatch.setattr(checkpoints, "LATE", 0.3)
+        monkeypatch.setattr(checkpoints.processes, "from_first", lambda work: "[3, 7]")
+        with pytest.raises(UserError, match=r"does not see the checkpoint of step 7 in .*late"):
+            found._agreed_steps()
 
 
 def test_at_most_keep_are_kept(tmp_path):

@@ -102,3 +102,37 @@ def test_the_command_writes_a_table_and_results(tmp_path, monkeypatch, capsys):
     assert command.main(["torture", "--kills", "-1"]) == 2
     said = capsys.readouterr().err
     assert "exists; name a new folder" in said and "--kills -1 is negative; nearest: 0" in said
+
+
+def test_killed_and_missing_processes_are_judged(workspace, monkeypatch):
+    """Judged by message, code, time and the absence of a stack; the processes themselves are in test_meeting.py."""
+    good = {"code": 2, "seconds": 3.0, "named": True, "stack": False}
+    monkeypatch.setattr(torture.two_processes, "absent", lambda *_: good)
+    for other, reached in (
+        (good, True),
+        (good | {"code": -6}, False),
+        (good | {"stack": True}, False),
+        (good | {"seconds": 88.0}, False),
+        (good | {"named": False}, False),
+    ):
+        monkeypatch.setattr(torture.two_processes, "survivor", lambda *_, other=other: other)
+        _, rows = torture.measure_peers(workspace, STEPS, None, print)
+        assert [row[-1] for row in rows] == [reached, True]
+
+
+def test_a_missing_process_is_named_for_real(workspace):
+    found = torture.two_processes.absent(workspace, 1)
+    assert found["named"] and found["code"] == 2 and not found["stack"]
+
+
+def test_a_stop_on_an_accelerator_is_compared_bit_for_bit(workspace, monkeypatch):
+    assert not torture.accelerator.present("nothing-of-this-name")
+    monkeypatch.setattr(torture.accelerator, "present", lambda platform: False)
+    _, (row,) = torture.measure_gpu(workspace, STEPS, None, print)
+    assert row[-1] and "no GPU here" in row[2]
+    monkeypatch.setattr(torture.accelerator, "present", lambda platform: True)
+    for wrong, reached in ((0, True), (1, False)):
+        result = {"stopped": True, "losses": 30, "wrong_losses": wrong}
+        monkeypatch.setattr(torture.accelerator, "stop_and_go_on", lambda *_, r=result: r)
+        _, (row,) = torture.measure_gpu(workspace, STEPS, None, print)
+        assert row[-1] == reached
