@@ -93,8 +93,8 @@ def infer(model: Any) -> InferredAxes:
             possible = candidates(len(shape))
             raise ValueError(
                 f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
-                f"{', '.join(possible)}. Describe it with a rule, such as axes = (({path!r}, {possible[0]}), *the "
-                "rules of the other parameters), or leave it out of the tree that you pass to infer."
+                f"{', '.join(possible)}. Describe it with axes=..., such as axes=(({path!r}, {possible[0]}), "
+                "*rules of the other parameters), or leave it out of the tree that you pass to infer."
             )
     return _rules(known)
 
