@@ -114,7 +114,7 @@ class Labelled(nn.Module):
 
 def test_labels_are_evidence_and_mesh_axes_are_not():
     params = Labelled().init(jax.random.key(0), jnp.zeros((1, WIDTH)))["params"]
-    with pytest.raises(ValueError, match="'third'.*could be 'D -> F', 'F D : D -> F'"):
+    with pytest.raises(ValueError, match=r"'third'.*could be 'D -> F', 'F D : D -> F'"):
         axes.infer(params)
     params.pop("third")
     got = found(params, params)
