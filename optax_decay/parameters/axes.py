@@ -47,6 +47,8 @@ from optax_decay.parameters.inference import InferredAxes as InferredAxes
 from optax_decay.parameters.inference import described
 from optax_decay.parameters.inference import infer as infer
 from optax_decay.parameters.labelled_axes import is_fixed
+from optax_decay.parameters.module_axes import leaf_shapes
+from optax_decay.parameters.named_axes import named
 from optax_decay.parameters.paths import match_rules, path_string, shapes
 from optax_decay.parameters.sizes import Sizes
 
@@ -214,7 +216,10 @@ def _without_axes(params: optax.Params, whole: bool) -> dict[str, Signature]:
 
     In a `whole` tree, sizes mark an output layer by its vocabulary, and roles that they put in doubt are guesses.
     """
-    found = described(params)
+    try:
+        found = described(params)
+    except ValueError:  # a module whose attributes contradict its arrays: their names remain
+        found = named(leaf_shapes(params), {})
     known = {path: axes for path, axes in found.items() if axes is not None}
     sizes, signatures = Sizes(known), {}
     whole = whole and sizes.connect

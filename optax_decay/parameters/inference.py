@@ -59,8 +59,8 @@ def infer(model: Any) -> InferredAxes:
     """Finds the axes of a model's parameters.
 
     Args:
-        model: a Flax NNX module, an Equinox module, or a tree of parameters (arrays or ``jax.ShapeDtypeStruct``)
-            named as Flax Linen, Haiku, MaxText or transformers name them.
+        model: the whole model: a Flax NNX module, an Equinox or haliax module, or a tree of parameters (arrays or
+            ``jax.ShapeDtypeStruct``) named as Flax Linen, Haiku, MaxText or transformers name them.
 
     Returns:
         `InferredAxes`: rules for the parameters that an optimizer sees, ``nnx.state(model, nnx.Param)``,
