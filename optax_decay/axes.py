@@ -9,8 +9,8 @@ from optax_decay.parameters.axes import from_matrix as from_matrix
 from optax_decay.parameters.axes import infer as infer
 from optax_decay.parameters.axes import inferred as inferred
 from optax_decay.parameters.axes import parse as parse
-from optax_decay.parameters.axes import partition_specs as partition_specs
 from optax_decay.parameters.axes import resolve as resolve
 from optax_decay.parameters.axes import signatures as signatures
 from optax_decay.parameters.paths import leaf_paths as leaf_paths
 from optax_decay.parameters.paths import path_string as path_string
+from optax_decay.parameters.shardings import partition_specs as partition_specs

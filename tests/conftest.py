@@ -21,6 +21,7 @@ os.environ.setdefault("NPROC", "64")  # threads for eight devices to wait in, tr
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
+import jax.experimental
 import pytest
 from jax._src import compiler
 
@@ -30,6 +31,8 @@ if jax.__version_info__ >= (0, 11):
     del QUICK["xla_cpu_use_fusion_emitters"]
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={v}" for k, v in QUICK.items()))
 
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 collect_ignore = ["support/hugging_face_logits.py"]  # run by test_hugging_face.py, where torch is
 _LONGEST = ("test_notebooks.py", "test_processes.py", "test_fields.py", "test_main.py")

@@ -47,6 +47,8 @@ from optax_decay.parameters.inference import InferredAxes as InferredAxes
 from optax_decay.parameters.inference import described
 from optax_decay.parameters.inference import infer as infer
 from optax_decay.parameters.labelled_axes import is_fixed
+from optax_decay.parameters.module_axes import leaf_shapes
+from optax_decay.parameters.named_axes import named
 from optax_decay.parameters.paths import match_rules, path_string, shapes
 from optax_decay.parameters.sizes import Sizes
 
@@ -214,7 +216,10 @@ def _without_axes(params: optax.Params, whole: bool) -> dict[str, Signature]:
 
     In a `whole` tree, sizes mark an output layer by its vocabulary, and roles that they put in doubt are guesses.
     """
-    found = described(params)
+    try:
+        found = described(params)
+    except ValueError:  # a module whose attributes contradict its arrays: their names remain
+        found = named(leaf_shapes(params), {})
     known = {path: axes for path, axes in found.items() if axes is not None}
     sizes, signatures = Sizes(known), {}
     whole = whole and sizes.connect
@@ -400,40 +405,3 @@ def inferred(params: optax.Params) -> Any:
 def resolve(axes: Axes, params: optax.Params) -> Any:
     """Like `signatures`, as a tree of the structure of `params`."""
     return jax.tree.unflatten(jax.tree.structure(params), signatures(axes, params).values())
-
-
-def partition_specs(
-    axes: Axes, params: optax.Params, mesh_axes: Mapping[str, str | tuple[str, ...] | None]
-) -> Any:
-    """Shardings from names: a tree of ``jax.P`` that puts every named axis on its mesh axis.
-
-    Args:
-        axes: as in `signatures`; names are needed, so rules or signature strings.
-        params: tree of arrays or ``jax.ShapeDtypeStruct``.
-        mesh_axes: name of an array axis to mesh axis, tuple of mesh axes or None. Names left out are replicated.
-
-    Raises:
-        ValueError: one parameter would use a mesh axis twice, or `mesh_axes` holds a name that no parameter has.
-    """
-    found = signatures(axes, params)
-    known = sorted({name for signature in found.values() for name in signature.names})
-    for name in mesh_axes:
-        if found and name not in known:
-            raise ValueError(
-                f"mesh_axes names {name!r}, which no parameter has; names are {known}."
-            )
-
-    def spec(signature: Signature) -> jax.sharding.PartitionSpec:
-        entries = [mesh_axes.get(name) for name in signature.names] or [None] * len(signature.shape)
-        used: dict[str, str] = {}
-        for name, entry in zip(signature.names, entries):
-            for axis in () if entry is None else (entry,) if isinstance(entry, str) else entry:
-                if axis in used:
-                    raise ValueError(
-                        f"{signature.path!r} ({' '.join(signature.names)}) would put both {used[axis]!r} and "
-                        f"{name!r} on the mesh axis {axis!r}; map one of them to another axis or to None."
-                    )
-                used[axis] = name
-        return jax.P(*entries)
-
-    return jax.tree.unflatten(jax.tree.structure(params), map(spec, found.values()))

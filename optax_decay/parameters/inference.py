@@ -59,8 +59,8 @@ def infer(model: Any) -> InferredAxes:
     """Finds the axes of a model's parameters.
 
     Args:
-        model: a Flax NNX module, an Equinox module, or a tree of parameters (arrays or ``jax.ShapeDtypeStruct``)
-            named as Flax Linen, Haiku, MaxText or transformers name them.
+        model: the whole model: a Flax NNX module, an Equinox or haliax module, or a tree of parameters (arrays or
+            ``jax.ShapeDtypeStruct``) named as Flax Linen, Haiku, MaxText or transformers name them.
 
     Returns:
         `InferredAxes`: rules for the parameters that an optimizer sees, ``nnx.state(model, nnx.Param)``,
@@ -93,8 +93,8 @@ def infer(model: Any) -> InferredAxes:
             possible = candidates(len(shape))
             raise ValueError(
                 f"the axes of {path!r} with shape {shape} are not known from its name; it could be "
-                f"{', '.join(possible)}. Describe it with a rule, such as axes = (({path!r}, {possible[0]}), *the "
-                "rules of the other parameters), or leave it out of the tree that you pass to infer."
+                f"{', '.join(possible)}. Describe it with axes=..., such as axes=(({path!r}, {possible[0]}), "
+                "*rules of the other parameters), or leave it out of the tree that you pass to infer."
             )
     return _rules(known)
 

@@ -96,7 +96,7 @@ class DecayTable:
         if self.source == "name":
             summary += "; roles read from names (pass axes=... to state them)"
         if self.source == "guess":
-            summary += "; some roles are guesses (pass axes=..., such as axes.infer(model))"
+            summary += "; some roles guessed (pass axes=..., such as axes.infer(model))"
         return "\n".join([text[0], rule, *text[1:], rule, summary])
 
 

@@ -125,5 +125,5 @@ def test_impossible_models_are_refused(change, message):
 
 
 def test_images_of_another_size_are_refused(params):
-    with pytest.raises(ValueError, match=r"\(16, 16, 3\) where \(12, 12, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 16, 16, 3\) where \[images, 12, 12, 3\]"):
         vit.forward(TOY, params, np.zeros((2, 16, 16, 3), np.float32))

@@ -8,6 +8,7 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from optax_decay.parameters import axes, paths
+from optax_decay.parameters.shardings import partition_specs
 from tests.support import toy
 
 
@@ -207,13 +208,13 @@ def test_resolve_has_the_structure_of_the_parameters():
 
 
 def test_partition_specs():
-    specs = axes.partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
+    specs = partition_specs(toy.AXES, toy.params(), toy.MESH_AXES)
     assert specs["blocks"]["attention"]["kernel"] == jax.P(None, "fsdp", "tensor", None)
     assert specs["bias"] == jax.P("fsdp")
     with pytest.raises(ValueError, match=r"both 'F' and 'D' on the mesh axis 'fsdp'"):
-        axes.partition_specs(toy.AXES, toy.params(), {"D": "fsdp", "F": ("data", "fsdp")})
+        partition_specs(toy.AXES, toy.params(), {"D": "fsdp", "F": ("data", "fsdp")})
     with pytest.raises(ValueError, match=r"names 'Q', which no parameter has"):
-        axes.partition_specs(toy.AXES, toy.params(), {"Q": "fsdp"})
+        partition_specs(toy.AXES, toy.params(), {"Q": "fsdp"})
 
 
 def test_resolved_axes_are_checked_and_not_parsed(monkeypatch):
@@ -223,7 +224,7 @@ def test_resolved_axes_are_checked_and_not_parsed(monkeypatch):
     monkeypatch.setattr(axes, "parse", None)
     assert list(axes.signatures(found, params)) == paths.leaf_paths(params)
     letters = {"D": "fsdp", "F": "tensor"}
-    specs = axes.partition_specs(found, params, letters)
+    specs = partition_specs(found, params, letters)
     assert specs["blocks"]["up"]["kernel"] == jax.P(None, "fsdp", "tensor")
     wrong = params | {"bias": jnp.zeros(9)}
     with pytest.raises(ValueError, match=r"'bias' with shape \(8,\) stands where .* \(9,\)"):

@@ -390,8 +390,9 @@ def test_aspect_correction():
     flat["blocks/mlp/up/kernel"] = (
         np.random.default_rng(0).standard_normal((L, D, 3 * D)).astype(np.float32)
     )
-    plain, state = multipliers(flat)
-    got, _ = multipliers(flat, score=spectra.hill(aspect_correction=True, method="svd"))
+    axes = ((r"blocks/mlp/up/kernel", "L | D -> G"), *AXES)
+    plain, state = multipliers(flat, axes=axes)
+    got, _ = multipliers(flat, axes=axes, score=spectra.hill(aspect_correction=True, method="svd"))
     scores = by_name(state.score)
     random = {name: (3 * D if "up" in name else F) / D for name in NAMES}
     values = np.array(
@@ -509,8 +510,8 @@ def test_convolutions_pool_their_kernel_positions():
     }
     axes = (
         ("stem/kernel", "KH KW | I -> O"),
-        ("mix/kernel", "L KH KW | I -> O"),
-        ("dense/kernel", "I -> O"),
+        ("mix/kernel", "L KH KW | I2 -> O2"),
+        ("dense/kernel", "I3 -> O3"),
     )
     _, state = multipliers(flat, axes=axes, score=SCORES["fnorm"])
     matrices = {

@@ -18,7 +18,7 @@ module = importlib.import_module("optax_decay.spectral.host_refresh")
 AXES = (
     (r"blocks/attention/kernel", "L | D -> H E"),
     (r"blocks/down/kernel", "L | F -> D"),
-    (r"mix/kernel", "KH | D -> F"),
+    (r"mix/kernel", "KH | D -> G"),
     (r"head/kernel", "D -> V"),
 )
 OPTIONS = {

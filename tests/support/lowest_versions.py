@@ -1,0 +1,39 @@
+"""Runs the library's tests with another version of jax: how the lowest version in pyproject.toml was found.
+
+    python tests/support/lowest_versions.py 0.7.2
+
+installs that jax, its newest optax and the packages of the tests in a temporary environment, beside this Python. Tests
+that need Flax or Equinox are left out. jax 0.6.2 lacks ``jax.P``, by which the library names partitions.
+"""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import venv
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDERS = ("decays", "matrices", "norms", "product", "stepping", "width", "spectral", "optimizers")
+
+
+def main(version: str) -> int:
+    """Returns pytest's exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = str(pathlib.Path(folder) / "bin" / "python")
+        packages = (
+            f"jax=={version}",
+            "optax>=0.2.8",
+            "chex",
+            "pytest",
+            "pytest-xdist",
+            "hatchling",
+        )
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        tests = [str(ROOT / "tests" / "optax_decay" / name) for name in FOLDERS]
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        return subprocess.run(command, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
