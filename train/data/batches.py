@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data import corpus, token_store, tokens
+from train.data import corpus, hugging_face_sets, token_store, tokens
 
 FORMAT = 1  # version of the cache; caches of other versions are ignored
 SEAL = "sha256.json"  # digests of the other files of a cache entry; written last
@@ -228,7 +228,8 @@ def _from_text(
             f"{text!r} is a tfds data set. Tokenise it once, with python -m train tokenise --source {text}"
             f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
-    source = corpus.read_corpus(text)
+    read = hugging_face_sets if hugging_face_sets.is_source(text) else corpus
+    source = read.read_corpus(text)
     entry = None
     if cache is not None:
         # Another version of this program may split a text differently.
