@@ -83,7 +83,7 @@ def is_source(text: str) -> bool:
         return path.suffix in ENDINGS
     if not path.is_dir():
         return False
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if (path / "dataset_dict.json").is_file():
         return True
     found = False
     for each in path.rglob("[!.]*"):
@@ -198,8 +198,9 @@ def _splits(name: str, root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     if not root.is_dir():
         raise UserError(f"{name}: there is no folder {root.absolute()}; {hint}.")
     if (root / "dataset_dict.json").is_file():
-        named = json.loads((root / "dataset_dict.json").read_text())["splits"]
-        return {split: _saved(root / split) for split in named}
+        return {
+            split: _saved(root / split) for split in _json(root / "dataset_dict.json", "splits")
+        }
     if (root / "state.json").is_file():
         return {"train": _saved(root)}
     paths = sorted(p for p in root.rglob("*") if p.suffix in ENDINGS and p.is_file())
@@ -231,20 +232,20 @@ def _split(part: str) -> str | None:
 
 def _saved(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that `Dataset.save_to_disk` wrote, in their order."""
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        paths = [folder / one["filename"] for one in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} is not complete: its state.json cannot be read ({error}). Save it again."
-        ) from None
-    if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise UserError(
-            f"{folder} was saved with a selection of rows beside it; call flatten_indices() and save it again."
-        )
+    paths = [folder / one["filename"] for one in _json(folder / "state.json", "_data_files")]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise UserError(f"{', '.join(missing)} is missing. Copy the data set again.")
     return paths
+
+
+def _json(path: pathlib.Path, key: str) -> list[Any]:
+    """A list in a file of JSON that save_to_disk wrote."""
+    try:
+        return list(json.loads(path.read_text())[key])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path.parent} is not complete: its {path.name} cannot be read ({error!r}). Save it again."
+        ) from None
 
 
 def _column(name: str, path: pathlib.Path, wanted: str | None) -> str:
