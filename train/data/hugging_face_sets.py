@@ -233,15 +233,22 @@ def _split(part: str) -> str | None:
 def _saved(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that `Dataset.save_to_disk` wrote, in their order."""
     paths = [folder / one["filename"] for one in _json(folder / "state.json", "_data_files")]
+    for old in ("_indices_files", "_indices_data_files"):
+        if _json(folder / "state.json", old, []):
+            raise UserError(
+                f"{folder} was saved with a selection of rows beside it, as old versions of datasets did; load it,"
+                " call flatten_indices() and save it again."
+            )
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise UserError(f"{', '.join(missing)} is missing. Copy the data set again.")
     return paths
 
 
-def _json(path: pathlib.Path, key: str) -> list[Any]:
+def _json(path: pathlib.Path, key: str, absent: list[Any] | None = None) -> list[Any]:
     """A list in a file of JSON that save_to_disk wrote."""
     try:
-        return list(json.loads(path.read_text())[key])
+        content = json.loads(path.read_text())
+        return list(content[key] if absent is None else content.get(key) or absent)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path.parent} is not complete: its {path.name} cannot be read ({error!r}). Save it again."

@@ -175,6 +175,12 @@ def test_damage_is_noticed(tmp_path, kind):
 
 def test_a_saved_set_that_is_incomplete(tmp_path):
     save(tmp_path / "set", TEXTS)
+    state = json.loads((tmp_path / "set/state.json").read_text())
+    selected = state | {"_indices_data_files": [{"filename": "indices.arrow"}]}
+    (tmp_path / "set/state.json").write_text(json.dumps(selected))
+    with pytest.raises(UserError, match="flatten_indices"):
+        hugging_face_sets.find(f"hf:{tmp_path / 'set'}")
+    (tmp_path / "set/state.json").write_text(json.dumps(state))
     (tmp_path / "set/data-00001-of-00002.arrow").unlink()
     with pytest.raises(UserError, match=r"data-00001-of-00002\.arrow is missing"):
         hugging_face_sets.find(f"hf:{tmp_path / 'set'}")
