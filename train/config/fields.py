@@ -71,7 +71,8 @@ class Data:
     """The text, train/data/batches.py; for images, the batch size alone applies."""
 
     text: str = "stdlib"
-    """Folder, file or glob of text; stdlib: the running Python's; zipf: made up; store:FOLDER: see tokenise."""
+    """Folder, file or glob of text; stdlib: the running Python's; zipf: made up; store:FOLDER: see tokenise;
+    hf:FOLDER: parquet or arrow files of a Hugging Face data set."""
     tokenizer: str = "bpe-4096"
     """bytes; bpe-N: N byte pairs (512 to 65536), learned from the text; tokenizer.json, or its folder."""
     length: Count = 256

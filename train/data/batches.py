@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from train import disk
-from train.data import corpus, token_store, tokens
+from train.data import corpus, hugging_face_sets, token_store, tokens
 from train.display import Counter
 from train.errors import UserError
 
@@ -260,7 +260,8 @@ def _from_text(
             f" {shlex.quote(disk.shortened(text))}"
             f" --out FOLDER, and then train with --data.text {STORE}FOLDER"
         )
-    source = corpus.read_corpus(text)
+    read = hugging_face_sets if hugging_face_sets.is_source(text) else corpus
+    source = read.read_corpus(text)
     entry = None
     if cache is not None:
         # Another version of this program may split a text differently.

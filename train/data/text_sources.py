@@ -1,4 +1,4 @@
-"""Sources of documents to tokenise, text files or a prepared tfds data set, in parts that can be read independently."""
+"""Sources of documents to tokenise, in parts that can be read independently: text files, tfds, Hugging Face folders."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from train import disk
-from train.data import corpus, datasets, zipf
+from train.data import corpus, datasets, hugging_face_sets, zipf
 from train.errors import UserError
 
 TFDS = "tfds:"
@@ -101,6 +101,8 @@ def read_source(
     options = {"split": split, "held_out": held_out, "field": field, "data_dir": data_dir}
     if name.startswith(TFDS):
         return _tfds(name, shard_bytes, options)
+    if hugging_face_sets.is_source(name) and data_dir is None:
+        return _hugging_face(name, shard_bytes, options)
     if zipf.source(name):
         raise UserError(
             f"{name} is synthetic: each run generates the same text again, so there is nothing to tokenise."
@@ -177,6 +179,15 @@ def _boundary(path: str, position: int, stop: int) -> int:
     if line:
         return position + line
     return position + next((i for i, byte in enumerate(ahead) if byte & 0xC0 != 0x80), len(ahead))
+
+
+def _hugging_face(name: str, shard_bytes: int, options: dict[str, Any]) -> Source:
+    chosen = (options["field"], options["split"], options["held_out"])
+    rows, facts = hugging_face_sets.find(name, *chosen)
+    parts: dict[str, list[Part]] = {
+        key: [*hugging_face_sets.in_parts(found, shard_bytes)] for key, found in rows.items()
+    }
+    return Source(name, "documents", parts, facts)
 
 
 def _tfds(name: str, shard_bytes: int, options: dict[str, Any]) -> Source:

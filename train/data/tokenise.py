@@ -35,7 +35,8 @@ class Arguments:
     out: str
     """Folder of the store. An unfinished store with the same arguments is continued."""
     source: str = "stdlib"
-    """Folder, file or glob pattern of text files; stdlib; or tfds:NAME/CONFIG:VERSION, such as tfds:c4/en:3.0.1."""
+    """Folder, file or glob pattern of text files; stdlib; tfds:NAME/CONFIG:VERSION, such as tfds:c4/en:3.0.1; or
+    hf:FOLDER, parquet or arrow files of a Hugging Face data set."""
     tokenizer: str = "bpe-4096"
     """bytes; bpe-N, learned from the source; tokenizer.json; or a folder with it, or with vocab.json and merges.txt."""
     end_of_text: str | None = None

@@ -1,7 +1,7 @@
 """Do activations keep their size when the model gets wider? A check of initial weights, forward
 multipliers and learning rates together, after a few steps of training.
 
-    python -m train coordinate_check [--widths 32 64 128 256] [--steps 5] ...
+    python -m train coordinate_check [--family gpt] [--widths 32 64 128 256] [--steps 5] ...
 
 Under μP no activation grows or shrinks with the width, neither at the start nor after training;
 with one learning rate for everything, activations grow, and the more steps the more. Sizes are root
@@ -20,7 +20,7 @@ Logits are ∝ 1/sqrt(width) at the start (the read-out is multiplied by 1/width
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from models import llama
+from models import gpt, llama
 from train.display import say
 from train.run import figures
 from train.study.population import Member, population
@@ -44,6 +44,8 @@ NAMES = ("embedding", "attention", "mlp", "residual", "logits")
 class Options:
     """A coordinate check."""
 
+    family: Literal["llama", "gpt"] = "llama"
+    """File of models/ that the models come from."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
     """Widths of the models [features]; the first is the proxy's."""
     steps: int = 5
@@ -56,22 +58,27 @@ class Options:
     """Where the picture goes."""
 
 
-def activations(config: llama.Config, params: Any, tokens_BT: jax.Array) -> dict[str, jax.Array]:
-    """The activations of `NAMES`, with a leading axis for layers where there are several."""
-    graph = nnx.split(nnx.eval_shape(lambda: llama.Llama(config, nnx.Rngs(0))))[0]
-    network = nnx.merge(graph, params)
-    x_BTD = network.embed.embedding[...][tokens_BT].astype(config.dtype)
-    angles_TE = llama.rotary_angles(tokens_BT.shape[1], config.head_width, config.rope_base)
+def activations(config: Any, params: Any, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+    """The activations of `NAMES` of a LLaMA or a GPT, with a leading axis for layers where there are several."""
+    rotated = isinstance(config, llama.Config)
+    kind: Any = llama.Llama if rotated else gpt.GPT
+    graph = nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
+    network: Any = nnx.merge(graph, params)
+    T = tokens_BT.shape[1]
+    x_BTD = network.embed.embedding[...][tokens_BT]
+    x_BTD = x_BTD if rotated else x_BTD + network.position.embedding[...][:T]
+    x_BTD = x_BTD.astype(config.dtype)
+    where = (llama.rotary_angles(T, config.head_width, config.rope_base),) if rotated else ()
     embedding_BTD = x_BTD
 
-    def layer(x_BTD: jax.Array, block: llama.Block) -> tuple[jax.Array, Any]:
-        attention_BTD = block.attention(block.attention_norm(x_BTD), angles_TE)
+    def layer(x_BTD: jax.Array, block: Any) -> tuple[jax.Array, Any]:
+        attention_BTD = block.attention(block.attention_norm(x_BTD), *where)
         x_BTD += attention_BTD
         mlp_BTD = block.mlp(block.mlp_norm(x_BTD))
         return x_BTD + mlp_BTD, (attention_BTD, mlp_BTD)
 
     x_BTD, (attention_LBTD, mlp_LBTD) = jax.lax.scan(layer, x_BTD, network.blocks)
-    logits_BTV = llama.forward(config, params, tokens_BT)
+    logits_BTV = (llama if rotated else gpt).forward(config, params, tokens_BT)
     return dict(zip(NAMES, (embedding_BTD, attention_LBTD, mlp_LBTD, x_BTD, logits_BTV)))
 
 
@@ -217,7 +224,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         use_underscores=True,
     )
-    task = proxy(options.widths[0])
+    task = proxy(options.widths[0], family=options.family)
     check_widths(task, options.widths)
     data = task.read_text("stdlib")
     batches = [data.batch(i) for i in range(options.steps)]

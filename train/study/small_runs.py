@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from models import llama
+from models import gpt, llama
 from optax_decay.axes import resolve
 from train.config.fields import UserError
 from train.data import batches
@@ -33,6 +33,8 @@ WORKER = replicas.AXIS  # the name that the trainer gives it too
 class SmallTask:
     """What all runs of an experiment have in common; the optimizer is the only difference."""
 
+    family: Literal["llama", "gpt"] = "llama"
+    """File of models/ that the model comes from."""
     width: int = 64
     """Width of the model [features]."""
     mlp_width: int = 176
@@ -60,9 +62,13 @@ class SmallTask:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations."""
 
-    def model(self, vocab_size: int) -> llama.Config:
+    def model(self, vocab_size: int) -> Any:
+        """The Config of the model, with the family's own values for everything else."""
         names = ("width", "mlp_width", "layers", "heads", "init_std", "dtype")
-        return llama.Config(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+        shape = {name: getattr(self, name) for name in names} | {"vocab_size": vocab_size}
+        if self.family == "gpt":
+            return gpt.Config(positions=self.length, **shape)
+        return llama.Config(**shape)
 
     def read_text(self, text: str) -> batches.TokenBatches:
         """A text as in --data.text of a run.

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_decay
-from models import llama
+from models import gpt, llama
 from tests.support.runs import flags as run_flags
 from tests.support.runs import records, write_text
 from train import main
@@ -307,6 +307,37 @@ def test_activations_lead_to_the_logits_of_the_model(data):
     total = found["embedding"] + found["attention"].sum(0) + found["mlp"].sum(0)
     np.testing.assert_allclose(total, found["residual"], rtol=1e-4, atol=1e-5)
     assert found["mlp"].shape == (TINY.layers, *tokens.shape, 16)
+
+
+def test_activations_of_a_gpt_lead_to_its_logits(data):
+    task = dataclasses.replace(TINY, family="gpt")
+    config = model(task, 16, data.vocab_size, "mup")
+    assert isinstance(config, gpt.Config) and config.base_width == TINY.width < config.width
+    params = gpt.init(config, jax.random.key(1))
+    tokens = data.batch(0)[:, :-1]
+    found = coordinate_check.activations(config, params, tokens)
+    x = np.asarray(found["residual"], np.float64)
+    x -= x.mean(axis=-1, keepdims=True)
+    x /= np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.norm_eps)
+    logits = 0.5 * x @ np.asarray(params["embed"]["embedding"], np.float64).T
+    np.testing.assert_allclose(logits, found["logits"], rtol=1e-4, atol=1e-5)
+    total = found["embedding"] + found["attention"].sum(0) + found["mlp"].sum(0)
+    np.testing.assert_allclose(total, found["residual"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_coordinate_check_of_a_gpt(data):
+    task = proxy(16, 8, family="gpt", layers=1, length=12, batch_size=2, init_std=0.2)
+    source = dataclasses.replace(data, batch_size=16)
+    found = {
+        parametrisation: coordinate_check.sizes_by_width(
+            *(task, parametrisation, (16, 64), [source.batch(0)] * 3, data.vocab_size),
+            learning_rate=0.03,
+        )
+        for parametrisation in ("standard", "mup")
+    }
+    powers = {name: coordinate_check.slopes(records, 3) for name, records in found.items()}
+    for name in ("Δ attention", "Δ mlp", "Δ residual"):
+        assert powers["standard"][name] > powers["mup"][name] + 0.3, name
 
 
 @pytest.fixture(scope="module")

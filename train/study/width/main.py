@@ -4,7 +4,7 @@
 
 Trains every learning rate × decay × seed at every width, once with one learning rate for all
 parameters (plain AdamW) and once under μP, and reads the runs under plain AdamW and under three
-rules for the decay. The folder holds
+rules for the decay. `--task.family gpt` takes GPTs instead of LLaMAs. The folder holds
 
     sweep.json        the fields
     environment.json  one entry per start: command, commit, versions, devices, digest of the text

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 import optax_decay
-from models import llama
 from train.config.fields import UserError
 from train.data.batches import TokenBatches
 from train.study.population import Member, population
@@ -53,7 +52,7 @@ def check_widths(task: SmallTask, widths: Sequence[int]) -> None:
             )
 
 
-def model(task: SmallTask, width: int, vocab_size: int, parametrisation: str) -> llama.Config:
+def model(task: SmallTask, width: int, vocab_size: int, parametrisation: str) -> Any:
     """The network of a sweep at one width, for the proxy's task."""
     return dataclasses.replace(
         task.model(vocab_size),
