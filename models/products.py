@@ -61,8 +61,10 @@ def aligned(size: int) -> int:
 
 def padded(x: jax.Array, *sides: int) -> jax.Array:
     """`x` with zeros behind its last axes, so that these have the given `sides`."""
-    last = [(0, side - size) for side, size in zip(sides, x.shape[-len(sides) :])]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - len(sides)) + last) if any(b for _, b in last) else x
+    last = [(0, side - size, 0) for side, size in zip(sides, x.shape[-len(sides) :])]
+    if not any(behind for _, behind, _ in last):
+        return x
+    return jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0)] * (x.ndim - len(sides)) + last)
 
 
 def product(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
