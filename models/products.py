@@ -15,10 +15,11 @@ at a third of the speed of one that is 5504 wide. On accelerators the factors ar
 axis of a matrix is no multiple of `ALIGNED`, and the result is cut; XLA does this in the elementwise kernels beside the
 product. The results are those of the plain product.
 
-In float32, NVIDIA's GPUs round both factors to TF32, which has 10 bits after the leading one, and TPUs to bfloat16. Sums
-are float32. This is JAX's default, and the models keep it, because the rounding is smaller than that of bfloat16, in
-which models are usually trained. `jax_default_matmul_precision="highest"` asks for all bits. The optimizers of
-optax_decay ask for them wherever a rounded product would be amplified (bases, Gram matrices, exact orthogonal factors).
+In float32, GPUs of NVIDIA round both factors to TF32, which has 10 bits after the leading one, and TPUs to bfloat16;
+sums are float32. This is the default of JAX. The models keep it, because its rounding is smaller than or equal to that
+of bfloat16, in which models are usually trained. `jax_default_matmul_precision="highest"` asks for all bits. The
+optimizers of optax_decay ask for them wherever a rounded product would be amplified: bases, Gram matrices, exact
+orthogonal factors.
 """
 
 import functools
