@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from models.products import platform
+from models.products import aligned, padded, platform
 
 BLOCK = 128  # positions
 SMALL = (
@@ -69,9 +69,11 @@ def gradient(V: int, tokens_N: jax.Array, dx_ND: jax.Array) -> jax.Array:
 
 
 def _product(hot: jax.Array, x: jax.Array) -> jax.Array:
+    D = x.shape[-1]
+    hot, x = hot.astype(x.dtype), padded(x, aligned(D))
     # Without this precision float32 would be rounded to TF32 on GPUs.
-    hot, highest = hot.astype(x.dtype), jax.lax.Precision.HIGHEST
-    return jnp.matmul(hot, x, precision=highest, preferred_element_type=jnp.float32)
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.matmul(hot, x, precision=highest, preferred_element_type=jnp.float32)[..., :D]
 
 
 def _add(sums_VD: jax.Array, tokens_N: jax.Array, x_ND: jax.Array) -> jax.Array:

@@ -14,6 +14,12 @@ The fast products of GPUs need rows of a multiple of 16 bytes. On an H200, the M
 at a third of the speed of one that is 5504 wide. On accelerators the factors are therefore padded with zeros where an
 axis of a matrix is no multiple of `ALIGNED`, and the result is cut; XLA does this in the elementwise kernels beside the
 product. The results are those of the plain product.
+
+In float32, GPUs of NVIDIA round both factors to TF32, which has 10 bits after the leading one, and TPUs to bfloat16;
+sums are float32. This is the default of JAX. The models keep it, because its rounding is smaller than or equal to that
+of bfloat16, in which models are usually trained. `jax_default_matmul_precision="highest"` asks for all bits. The
+optimizers of optax_decay ask for them wherever a rounded product would be amplified: bases, Gram matrices, exact
+orthogonal factors.
 """
 
 import functools
@@ -61,8 +67,10 @@ def aligned(size: int) -> int:
 
 def padded(x: jax.Array, *sides: int) -> jax.Array:
     """`x` with zeros behind its last axes, so that these have the given `sides`."""
-    last = [(0, side - size) for side, size in zip(sides, x.shape[-len(sides) :])]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - len(sides)) + last) if any(b for _, b in last) else x
+    last = [(0, side - size, 0) for side, size in zip(sides, x.shape[-len(sides) :])]
+    if not any(behind for _, behind, _ in last):
+        return x
+    return jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0)] * (x.ndim - len(sides)) + last)
 
 
 def product(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:

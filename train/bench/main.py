@@ -6,6 +6,7 @@
     python -m train bench loader loader-step                # whether training ever waits for data
     python -m train bench device device-step --preset 1B --tokens 32768 --layout stacked      # an accelerator's limits
     python -m train bench population                        # many small runs as one program
+    python -m train bench accelerator --minutes 8 --out results/h200       # all of an accelerator; see its own --help
     taskset -c 0 python -m train bench spectra              # in one thread
 
 The rows of a table run in one process, in turns, and the best of all rounds counts. Therefore ratios are reliable on a
