@@ -285,6 +285,9 @@ class _Live(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._chosen())
 
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._chosen())
+
     def __getitem__(self, i: Any) -> Any:
         return self._chosen()[i]
 
