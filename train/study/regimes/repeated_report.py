@@ -190,7 +190,7 @@ CLAIMS: Mapping[str, str] = {
     "alphadecay_matched": "AlphaDecay (2506.14562): lower loss at the same mean decay",
     "cautious": "cautious weight decay (2510.12402): lower loss than AdamW",
     "corrected": "AdamC (2506.02285): lower loss than AdamW",
-    "awd": "AWD (2210.00094): its decay needs less tuning, and generalises better",
+    "awd": "AWD (2210.00094): generalises better than uniform decay",
     "adadecay": "AdaDecay (1907.08931): generalises better than uniform decay",
     "target_norm": "AdamWN (2311.11446): lower loss than AdamW",
     "cpr": "CPR (2311.09058): lower loss than AdamW",
