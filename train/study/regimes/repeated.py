@@ -126,8 +126,8 @@ class Repeated:
             same = (unique, steps, rows) == (self.unique, self.steps, batch)
             if unit not in ARMS and (same or steps < 2):
                 raise UserError(
-                    f"{unit}: {unique} unique tokens, {steps} steps of {rows} sequences are those of all arms, or too few"
-                    " steps; leave it out."
+                    f"{unit}: {unique} unique tokens, {steps} steps of {rows} sequences are those of all arms, or too"
+                    " few steps; leave it out."
                 )
 
     def check_texts(self) -> None:

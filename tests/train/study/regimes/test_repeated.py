@@ -13,7 +13,7 @@ from train.config.fields import UserError
 from train.study.compare.tuning import FIRST_SEED
 from train.study.population import Member, population
 from train.study.regimes import main as command
-from train.study.regimes import repeated_report, rows, texts
+from train.study.regimes import repeated_report, repeated_tiers, rows, texts
 from train.study.regimes.arms import ARMS, DECAYS, LINKS
 from train.study.regimes.repeated import AGAIN, Repeated, program
 from train.study.regimes.repeated_tiers import TIERS
@@ -269,7 +269,5 @@ def test_fresh_seeds_get_a_folder_of_their_own():
         assert list(tiers) == ["smoke", "cpu", "gpu"]
         for make in tiers.values():
             assert make.__doc__ and make().folder.startswith("runs/compare-")
-    from train.study.regimes import repeated_tiers
-
     made = command.parse("repeated", repeated_tiers, ["smoke", "--fresh_seeds", "2"])
     assert made.folder == f"{TIERS['smoke']().folder}-seeds-2"
