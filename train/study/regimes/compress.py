@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import pathlib
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from train.study.regimes.repeated import Repeated, program, text_of
 from train.study.regimes.shared import check_ranges
 from train.study.regimes.work import Record, known
 from train.study.results import RESULTS, read
-from train.study.small_runs import SmallProgram, SmallTask
+from train.study.small_runs import SmallProgram, SmallTask, numbers
 
 LEVELS = {"int8": 127, "int4": 7}
 
@@ -84,8 +85,6 @@ class Compress:
 
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
         """Measures weights, one file after the other."""
-        import time
-
         before = regime_of(self.from_folder)
         data = text_of(before.task, jobs[0]["text"], before.unique)
         small = program(before.task, "l2", data.vocab_size, before.steps)
@@ -152,8 +151,6 @@ def load(small: SmallProgram, folder: pathlib.Path, name: str) -> Any:
 
 
 def _init(small: SmallProgram, seed: Any) -> Any:
-    from train.study.small_runs import numbers
-
     return small.params(small.init(numbers(1.0, 0.0, 1, seed)))
 
 

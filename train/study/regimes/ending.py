@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import optax
@@ -140,6 +139,3 @@ def ratios_of(small: SmallProgram) -> Callable[[State], jax.Array]:
     """The log ratio of every tenth of a run."""
     del small  # a function of its own for every program
     return lambda state: means(state["optimizer"])
-
-
-Found = dict[str, Any]

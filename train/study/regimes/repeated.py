@@ -102,6 +102,7 @@ class Repeated:
                     f"{name} = {getattr(self, name)} must be {low} to {high};"
                     f" nearest: {min(max(getattr(self, name), low), high)}."
                 )
+        self._check_further()
         if not self.texts or len(set(self.texts)) < len(self.texts):
             raise UserError(f"texts = {self.texts}: name at least one, and each once.")
         workers = max(ARMS[name].workers for name in self.names)
@@ -110,6 +111,34 @@ class Repeated:
                 f"task.batch_size = {self.task.batch_size} cannot be split over the {workers} workers of one_bit_adam;"
                 f" nearest: {max(1, round(self.task.batch_size / workers)) * workers}."
             )
+
+    def _check_further(self) -> None:
+        """Raises UserError for further settings that are out of range, or those of the arms themselves."""
+        batch = self.task.batch_size
+        for name, least in (("epochs", 1), ("lengths", 2 / self.steps), ("batches", 1)):
+            for value in getattr(self, name):
+                if value < least:
+                    raise UserError(
+                        f"{name} = {value:g} must be {least:g} or more; nearest: {least:g}."
+                    )
+        for unit in self.units():
+            unique, steps, rows = self.settings(unit)
+            same = (unique, steps, rows) == (self.unique, self.steps, batch)
+            if unit not in ARMS and (same or steps < 2):
+                raise UserError(
+                    f"{unit}: {unique} unique tokens, {steps} steps of {rows} sequences are those of all arms, or too"
+                    " few steps; leave it out."
+                )
+
+    def check_texts(self) -> None:
+        """Raises UserError where a text has fewer tokens than a unit wants, before anything is trained."""
+        for unit in self.units():
+            unique = self.settings(unit)[0]
+            for text in self.texts if unit in ARMS else self.texts[:1]:
+                try:
+                    text_of(self.task, text, unique)
+                except UserError as error:
+                    raise UserError(f"{unit}: {error}") from None
 
     @property
     def tuning_seeds(self) -> list[int]:
@@ -125,7 +154,7 @@ class Repeated:
         further = [f"epochs {e}" for e in self.epochs]
         further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
         controls, others = self.names[: len(CONTROLS)], self.names[len(CONTROLS) :]
-        return [*controls, ONE_PASS, *further, *others]
+        return list(dict.fromkeys([*controls, ONE_PASS, *further, *others]))
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
@@ -284,6 +313,9 @@ class _Live(Sequence[Record]):
 
     def __len__(self) -> int:
         return len(self._chosen())
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._chosen())
 
     def __getitem__(self, i: Any) -> Any:
         return self._chosen()[i]

@@ -190,12 +190,14 @@ CLAIMS: Mapping[str, str] = {
     "alphadecay_matched": "AlphaDecay (2506.14562): lower loss at the same mean decay",
     "cautious": "cautious weight decay (2510.12402): lower loss than AdamW",
     "corrected": "AdamC (2506.02285): lower loss than AdamW",
-    "awd": "AWD (2210.00094): its decay needs less tuning, and generalises better",
+    "awd": "AWD (2210.00094): generalises better than uniform decay",
     "adadecay": "AdaDecay (1907.08931): generalises better than uniform decay",
-    "target_norm": "AdamWN: lower loss than AdamW",
+    "target_norm": "AdamWN (2311.11446): lower loss than AdamW",
     "cpr": "CPR (2311.09058): lower loss than AdamW",
+    "p_norm": "pAdam (2404.10824): no worse than AdamW, with sparse weights",
+    "rotational": "rotational AdamW (2305.17212): as good as AdamW",
     "stable": "AdamS (2011.11152): generalises better than AdamW",
-    "hyperball": "hyperball: fixed norms replace decay",
+    "hyperball": "hyperball (2606.16899): fixed norms replace decay",
 }
 
 

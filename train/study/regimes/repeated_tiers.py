@@ -8,10 +8,11 @@ Controls: L2 decay against itself must hold 0; in one pass over the whole text M
 beat no decay by more than 0.1 nats, or the set-up does not test decay.
 """
 
+from typing import Any
+
+from train.study.regimes import shared
 from train.study.regimes.repeated import Repeated, program, text_of
 from train.study.regimes.repeated_report import write_report as write_report
-from train.study.regimes.shared import facts as facts
-from train.study.regimes.shared import seconds_of_run
 from train.study.small_runs import SmallTask
 
 
@@ -61,8 +62,14 @@ def gpu() -> Repeated:
 TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
 
 
+def facts(regime: Repeated) -> dict[str, Any]:
+    """About the texts, with their digests."""
+    regime.check_texts()
+    return shared.facts(regime)
+
+
 def seconds(regime: Repeated) -> float:
     """Of a run with L2 decay on this machine."""
     data = text_of(regime.task, regime.texts[0], regime.unique)
     small = program(regime.task, "l2", data.vocab_size, regime.steps)
-    return seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)
+    return shared.seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)

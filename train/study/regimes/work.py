@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import queue
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -241,8 +242,6 @@ def _serve(
     parent: int,
 ) -> None:
     """One process: takes units until there are none, or until its parent is gone."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     if core is not None:  # before the first computation, which decides how many threads there are
         os.sched_setaffinity(0, {core})

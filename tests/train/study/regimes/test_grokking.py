@@ -5,7 +5,9 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.support.drawings import is_drawn
@@ -16,6 +18,7 @@ from train.study.regimes.arms import ARMS
 from train.study.regimes.grokking import Grokking
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import known
+from train.study.small_runs import numbers
 
 TINY = AdditionTask(modulus=5, width=16, mlp_width=24, heads=2, every=5)
 
@@ -45,11 +48,6 @@ def test_members_side_by_side_are_members_alone():
 
 
 def test_a_step_is_adamw_on_the_whole_half():
-    import jax.numpy as jnp
-    import optax
-
-    from train.study.small_runs import numbers
-
     program = AdditionProgram(dataclasses.replace(TINY, every=3), ARMS["l2"].build, 30)
     own, halves = numbers(0.02, 1.5, 30, 3), tables(TINY, 3)
     state, shares = program.advance(program.init(own), own, halves)

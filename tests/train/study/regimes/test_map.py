@@ -1,5 +1,6 @@
 """The map: gains with their signs, hollow cells, and columns whose controls fail are left out."""
 
+import dataclasses
 import json
 import math
 
@@ -23,8 +24,6 @@ MADE = {
 
 @pytest.fixture
 def runs(tmp_path):
-    import dataclasses
-
     for name, (regime, module) in MADE.items():
         folder = tmp_path / f"compare-{name}-cpu"
         folder.mkdir()

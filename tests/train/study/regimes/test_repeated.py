@@ -13,7 +13,7 @@ from train.config.fields import UserError
 from train.study.compare.tuning import FIRST_SEED
 from train.study.population import Member, population
 from train.study.regimes import main as command
-from train.study.regimes import repeated_report, rows, texts
+from train.study.regimes import repeated_report, repeated_tiers, rows, texts
 from train.study.regimes.arms import ARMS, DECAYS, LINKS
 from train.study.regimes.repeated import AGAIN, Repeated, program
 from train.study.regimes.repeated_tiers import TIERS
@@ -240,6 +240,11 @@ def test_a_whole_comparison_stops_and_goes_on(finished):
         ("repeated smoke --trials 8", "nearest: 9"),
         ("repeated smoke --seeds 1", "2 to 500; nearest: 2"),
         ("repeated smoke --fresh_seeds 901", "nearest: 900"),
+        ("repeated smoke --epochs 0", "1 or more"),
+        ("repeated cpu --epochs 16", "leave it out"),
+        ("repeated cpu --lengths 1", "leave it out"),
+        ("repeated cpu --batches 0", "1 or more"),
+        ("repeated smoke --texts reference --epochs 1 --steps 90000", "epochs 1: "),
         ("repeated smoke --minutes 0", "above 0"),
         ("repeated smoke --texts stdlib stdlib", "each once"),
         ("repeated smoke --arms one_bit_adam --task.batch_size 6", "nearest: 8"),
@@ -264,7 +269,5 @@ def test_fresh_seeds_get_a_folder_of_their_own():
         assert list(tiers) == ["smoke", "cpu", "gpu"]
         for make in tiers.values():
             assert make.__doc__ and make().folder.startswith("runs/compare-")
-    from train.study.regimes import repeated_tiers
-
     made = command.parse("repeated", repeated_tiers, ["smoke", "--fresh_seeds", "2"])
     assert made.folder == f"{TIERS['smoke']().folder}-seeds-2"
