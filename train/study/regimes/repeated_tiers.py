@@ -41,7 +41,11 @@ def cpu() -> Repeated:
 def gpu() -> Repeated:
     """All arms on two texts, 1.2M weights, 4000 steps of 4096 tokens, 24 seeds: stretches of 9 minutes on one GPU."""
     task = SmallTask(
-        *(160, 432, 4, 5, 0.06),
+        width=160,
+        mlp_width=432,
+        layers=4,
+        heads=5,
+        init_std=0.06,
         length=128,
         batch_size=32,
         eval_batches=32,
