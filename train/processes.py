@@ -10,13 +10,16 @@ need the same config and a shared folder, and all of them save. Only the first p
 others print only the error that ends them.
 """
 
+import atexit
 import os
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # there is no public way to leave in two steps
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
@@ -54,9 +57,25 @@ def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> lis
             f"{where} the processes of the run cannot connect: {error}. Set the connection with --coordinator"
             " HOST:PORT --processes N --process I, or train in this process alone with --processes 1."
         ) from None
+    atexit.register(leave)  # runs before JAX's own, which was registered earlier
     if not first():
         display.silence()
     return rest
+
+
+def leave() -> None:
+    """Disconnects this process from the others, at its end.
+
+    JAX stops the coordinator in the first process as soon as all processes have said that they leave. A request that
+    is still on its way then aborts the first process, although its work is done (gRPC: "Check failed: queue.Pop()").
+    So the first process waits a moment between the two.
+    """
+    state = distributed.global_state
+    if state.service is not None and state.client is not None:
+        state.client.shutdown()
+        state.client = None
+        time.sleep(1.0)
+    jax.distributed.shutdown()
 
 
 def _take(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
