@@ -18,6 +18,7 @@ TOP_LEVEL = {
     "LICENSE",
     "README.md",
     "RESULTS.md",
+    "docs",
     "models",
     "notebooks",
     "optax_decay",
