@@ -83,6 +83,10 @@ class Meeting:
     def close(self) -> None:
         """Ends the connections, which the others notice at once."""
         self.over = True
+        if self.number == 0:
+            time.sleep(
+                GRACE
+            )  # the others, who may end with the same error, need JAX's coordinator until then
         for peer in self.peers:
             with contextlib.suppress(OSError):
                 peer.link.shutdown(socket.SHUT_RDWR)
@@ -125,15 +129,17 @@ class Meeting:
             if "finished" in message:
                 peer.finished = True
             if "ended" in message:
-                self._tell(str(message["ended"]))
+                self._tell(str(message["ended"]), 0.0)  # process 0 has waited, and is about to end
 
     def _gone(self, peer: Peer, how: str) -> None:
-        self._tell(f"Process {peer.number} of {self.count} {how}")
+        # Without its coordinator, which is in process 0, JAX aborts this process in a moment.
+        self._tell(f"Process {peer.number} of {self.count} {how}", GRACE if peer.number else 0.0)
 
-    def _tell(self, text: str) -> None:
-        time.sleep(GRACE)  # what ended it may be ending this one too, with a better message
+    def _tell(self, text: str, pause: float = GRACE) -> None:
+        time.sleep(pause)  # what ended it may be ending this one too, with a better message
         if self.over:
             return
+        self.over = True
         for peer in self.peers:
             peer.send(ended=text)
         self._ended(text)

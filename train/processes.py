@@ -14,12 +14,11 @@ that are missing then are named, and the end of one process ends the others with
 """
 
 import atexit
-import contextlib
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -65,8 +64,7 @@ def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> lis
         )
         _meetings.append(met)
     try:
-        with _told_of_errors():
-            jax.distributed.initialize(initialization_timeout=max(1, round(seconds)), **how)
+        jax.distributed.initialize(initialization_timeout=max(1, round(seconds)), **how)
     except (RuntimeError, ValueError) as error:
         where = f"This looks like {cluster}, but" if cluster and not given else "With these flags"
         raise UserError(
@@ -80,28 +78,6 @@ def join(arguments: list[str], variables: Mapping[str, str] = os.environ) -> lis
     if not first():
         display.silence()
     return rest
-
-
-@contextlib.contextmanager
-def _told_of_errors() -> Iterator[None]:
-    """JAX aborts a process that loses the coordinator; clients that are made here end it with a message instead."""
-    plain = distributed._jax.get_distributed_runtime_client  # pyrefly: ignore
-
-    def lost(status: object) -> None:
-        time.sleep(2 * meeting.GRACE)  # a connection that has ended tells more
-        if not any(met.over for met in _meetings):
-            meeting.end_at_once(
-                f"Another process of this run has ended or cannot be reached ({status})"
-            )
-
-    def client(*arguments: Any, **options: Any) -> Any:
-        return plain(*arguments, **options, missed_heartbeat_callback=lost)
-
-    distributed._jax.get_distributed_runtime_client = client  # pyrefly: ignore
-    try:
-        yield
-    finally:
-        distributed._jax.get_distributed_runtime_client = plain  # pyrefly: ignore
 
 
 def finished() -> None:
