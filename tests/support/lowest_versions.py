@@ -1,4 +1,4 @@
-"""Runs the library's tests with another version of jax: how the lowest version in pyproject.toml was found.
+"""Runs the library's tests with another version of jax, to find the lowest one that pyproject.toml may allow.
 
     python tests/support/lowest_versions.py 0.7.2
 
