@@ -106,7 +106,7 @@ def train(predict, params, axes):
 def show(name, predict, params, axes):
     """Trains, then prints the losses, what decays, and the multipliers that the spectra gave."""
     params, state, before, after = train(predict, params, axes)
-    print(f"{name}: loss {before:.3f} -> {after:.5f}")
+    print(f"{name}: loss {before:.3f} -> {after:.3f}")
     mask = ("hidden", "head")
     print(optax_decay.decay_table(params, 0.1, mask=mask, axes=axes, learning_rate=eta))
     for key, value in optax_decay.metrics(state).items():
