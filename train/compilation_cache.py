@@ -27,6 +27,7 @@ from train.errors import UserError
 FLAG = "--compilation_cache"
 DEFAULT = ".cache/jax"
 OFF = ("none", "off")
+CACHE_DIR = "jax_compilation_cache_dir"  # JAX's name for the folder
 SECONDS = 0.2  # programs that compile faster are not kept
 LARGEST = (
     4 << 30
@@ -56,7 +57,7 @@ def start(arguments: list[str]) -> list[str]:
     elif given is not None:
         jax.config.update("jax_enable_compilation_cache", True)
         _switch_on(_folder(pathlib.Path(given)))
-    elif own := jax.config.read("jax_compilation_cache_dir"):  # set by the user, for JAX itself
+    elif own := getattr(jax.config, CACHE_DIR):  # set by the user, for JAX itself
         if "://" not in own:
             _write_whole_entries()
     else:
@@ -89,7 +90,7 @@ def _switch_on(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         prune(folder)
     _write_whole_entries()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(CACHE_DIR, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
 
 

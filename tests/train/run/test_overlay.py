@@ -42,7 +42,7 @@ def test_runs_are_laid_over_each_other(runs, tmp_path, monkeypatch, capsys, over
     assert command.main(asked) == 0
     assert pyplot.imread(out).shape[0] > 500
     said = capsys.readouterr().out
-    assert "one    weight_decay 0.1  loss 5.0000 nats (held out) after step 30" in said
+    assert "one  weight_decay 0.1    loss 5.0000 nats (held out) after step 30" in said
     assert f"picture   {out}" in said
     held, train = kept[0].axes
     assert held.get_ylabel() == train.get_ylabel() == "loss [nats per token]"
