@@ -6,18 +6,17 @@ A part is a generator of rows, which are appended to FILE as lines of JSON as th
 the result is ready.
 """
 
-import dataclasses
 import functools
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from train.bench import repeatability
 
 Rows = Iterator[dict[str, Any]]
 # Tokens in a step, in sequences of 1024.
@@ -94,6 +93,13 @@ def copy_speed(dtype: str, elements: int) -> float:
     return 2 * x.nbytes / best(run, 10)
 
 
+def sized(preset: str, small: bool) -> tuple[str, int, int]:
+    """A preset, the tokens of a step and the length of a sequence."""
+    if small:
+        return ("gpt-toy" if preset.startswith("gpt") else "toy"), SMALL_TOKENS, SMALL_LENGTH
+    return preset, TOKENS[preset], 1024
+
+
 def step(preset: str, small: bool) -> Rows:
     """A training step: speed, memory, and the time of each kind of kernel."""
     import jax
@@ -102,7 +108,7 @@ def step(preset: str, small: bool) -> Rows:
     from train.bench.device import data_sheet
 
     start = time.perf_counter()
-    model, tokens = model_and_tokens(preset, small)
+    model, tokens = training.model_and_tokens(*sized(preset, small))
     run = training.ours(model, tokens)
     jax.block_until_ready(run())
     first = time.perf_counter() - start
@@ -127,21 +133,6 @@ def step(preset: str, small: bool) -> Rows:
     found = kinds(run, 1 if small else 3)
     for kind, each in sorted(found.items(), key=lambda pair: -pair[1]):
         yield {"kernels": kind, "ms a step": 1e3 * each, "of the step %": 100 * each / seconds}
-
-
-def model_and_tokens(preset: str, small: bool) -> tuple[Any, np.ndarray]:
-    import jax
-
-    from train.step import families
-
-    name = ("gpt-toy" if preset.startswith("gpt") else "toy") if small else preset
-    gpu = jax.default_backend() == "gpu"
-    model = dataclasses.replace(
-        families.PRESETS[name], dtype="bfloat16", attention="cudnn" if gpu else "xla"
-    )
-    length = SMALL_LENGTH if small else 1024
-    shape = ((SMALL_TOKENS if small else TOKENS[preset]) // length, length + 1)
-    return model, np.random.default_rng(0).integers(0, model.vocab_size, shape, np.int32)
 
 
 def peer(preset: str, small: bool) -> Rows:
@@ -282,56 +273,10 @@ def squares(a: Any, b: Any) -> float:
     return float(sum(np.sum((np.asarray(x, np.float64) - np.asarray(y)) ** 2) for x, y in pairs))
 
 
-def repeatable(small: bool) -> Rows:
-    """The losses of the same steps, twice in a process and in a second process; as usual, and deterministic."""
-    for deterministic in (False, True):
-        runs = []
-        for _ in range(2):
-            words = [sys.executable, "-m", "train.bench.accelerator_parts", "losses", "-"]
-            words += ["small"] if small else []
-            variables = os.environ | ({"DETERMINISTIC": "1"} if deterministic else {})
-            done = subprocess.run(words, env=variables, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(done.stderr.strip()[-300:])
-            runs.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        (a, b, seconds), (c, *_) = runs
-        yield {
-            "run.deterministic": str(deterministic),
-            "same bits in one process": str(a == b),
-            "same bits in two processes": str(a == c),
-            "first step that differs": next(
-                (i + 1 for i, pair in enumerate(zip(a, c)) if pair[0] != pair[1]), None
-            ),
-            "ms a step": 1e3 * seconds,
-        }
-
-
-def losses(small: bool) -> None:
-    """Prints the losses of 20 steps of a small model, twice, and the time of a step."""
-    import jax
-
-    from train.bench import training
-
-    model, tokens = model_and_tokens("60M", small)
-    if not small:
-        model, tokens = dataclasses.replace(model, layers=4), tokens[:16]
-    found = []
-    seconds = 0.0
-    for _ in range(2):
-        run = training.ours(model, tokens)
-        run()
-        start = time.perf_counter()
-        values = [run() for _ in range(20)]
-        jax.block_until_ready(values)
-        seconds = (time.perf_counter() - start) / 20
-        found.append([np.asarray(value).tobytes().hex() for value in values])
-    print(json.dumps([*found, seconds]))
-
-
 PARTS: dict[str, Callable[[bool], Rows]] = {
     "limits": limits,
     **{f"step-{name}": functools.partial(step, name) for name in TOKENS},
-    "repeatable": repeatable,
+    "repeatable": repeatability.rows,
     **{f"peer-{name}": functools.partial(peer, name) for name in ("60M", "350M")},
     "optimizers": optimizers,
     "spectra": spectra,
@@ -343,13 +288,6 @@ PARTS: dict[str, Callable[[bool], Rows]] = {
 def main(words: list[str]) -> None:
     name, file, *rest = words
     small = "small" in rest
-    if os.environ.get("DETERMINISTIC"):
-        from train import determinism
-
-        determinism.prepare()
-    if name == "losses":
-        losses(small)
-        return
     with pathlib.Path(file).open("a") as lines:
         for row in PARTS[name](small):
             lines.write(json.dumps(row, default=float) + "\n")

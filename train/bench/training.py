@@ -92,6 +92,14 @@ def ours(model: Any, tokens: np.ndarray) -> Step:
     return Step(step.lower(state, batch).compile(), state, batch)
 
 
+def model_and_tokens(preset: str, tokens: int, length: int) -> tuple[Any, np.ndarray]:
+    """A preset in bfloat16 with the fastest attention of this device, and random sequences of `length` tokens."""
+    attention = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    model = dataclasses.replace(families.PRESETS[preset], dtype="bfloat16", attention=attention)
+    shape = (tokens // length, length + 1)
+    return model, np.random.default_rng(0).integers(0, model.vocab_size, shape, np.int32)
+
+
 def operations(model: Any, batch: int, length: int) -> float:
     """Floating-point operations of the matrix products in a step, forward and backward.
 
