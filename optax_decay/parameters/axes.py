@@ -332,12 +332,18 @@ def _consistent(found: dict[str, Signature]) -> dict[str, Signature]:
     """The signatures.
 
     Raises:
-        ValueError: a name of an input or output axis has two sizes.
+        ValueError: a name of an input or output axis has two sizes. A name that vectors alone give to several sizes,
+            such as in a rule for all biases, stands for no axis in particular.
     """
+    named = [(s, i) for s in found.values() if s.names for i in (*s.inputs, *s.outputs)]
+    of_vectors: dict[str, set[int]] = {}
+    for signature, i in named:
+        if not signature.inputs:
+            of_vectors.setdefault(signature.names[i], set()).add(signature.shape[i])
     sizes: dict[str, tuple[int, Signature]] = {}
-    for signature in found.values():
-        for i in (*signature.inputs, *signature.outputs) if signature.names else ():
-            name, size = signature.names[i], signature.shape[i]
+    for signature, i in named:
+        name, size = signature.names[i], signature.shape[i]
+        if signature.inputs or len(of_vectors[name]) == 1:
             first, other = sizes.setdefault(name, (size, signature))
             if first != size and not name.isdigit():
                 raise ValueError(

@@ -111,6 +111,12 @@ def test_one_name_has_one_size():
         params | {"down": jnp.zeros((12, 4))},
     )
     assert right["up"].matrix_shape == (1, 4, 12) and right["down"].matrix_shape == (1, 12, 4)
+    biases = {
+        "up": {"bias": jnp.zeros(12)},
+        "down": {"bias": jnp.zeros(4)},
+    }  # no axis in particular
+    both = axes.signatures((rules[0], (".*/bias", "D")), {"up": params["up"], "b": biases})
+    assert {s.role for s in both.values() if "bias" in s.path} == {"vector"}
     stacks = {"encoder": jnp.zeros((3, 4, 6)), "decoder": jnp.zeros((2, 4, 6))}
     assert axes.signatures(((".*", "L | D -> F"),), stacks)["decoder"].batch_shape == (2,)
 

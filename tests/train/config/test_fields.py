@@ -473,8 +473,9 @@ def test_fields_of_the_run(tmp_path, monkeypatch):
     plain = flags(tmp_path, "--run.steps", "1")
     assert main.main(plain) == 0
     assert (tmp_path / "run").is_dir()  # folder
-    assert records(tmp_path / "run")[0]["step"] == held_out[0]["step"] == 0
-    assert records(tmp_path / "run")[0]["loss"] != held_out[0]["loss"]
+    first = next(r for r in records(tmp_path / "run") if r["kind"] == "held_out")
+    assert first["step"] == held_out[0]["step"] == 0
+    assert first["loss"] != held_out[0]["loss"]
     assert not (tmp_path / "run/tensorboard").exists()
     # wandb gets what metrics.jsonl has.
     by_step = {r["step"]: r["loss"] for r in held_out}
