@@ -69,7 +69,8 @@ for folder in folders.values():
 def start(*arguments):
     command = [sys.executable, "-m", "train", *arguments]
     print("$", "python -m train", *arguments)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=root, text=True, **pipes)
 
 
 def finish(process):

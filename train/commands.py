@@ -28,7 +28,10 @@ COMMANDS = {
     "sample": Command("train.weights.sample", "generates text with the weights of a run"),
     "params": Command("train.weights.params", "writes the weights of a run alone"),
     "export": Command("train.weights.export", "writes weights in the format of transformers"),
-    "bench": Command("train.bench.main", "times, memory and precision of the library"),
+    "bench": Command(
+        "train.bench.main",
+        "times, memory, precision; `bench accelerator`: a few minutes of a GPU",
+    ),
     "bench accelerator": Command(
         "train.bench.accelerator", "everything that a few minutes of a GPU or TPU can tell"
     ),

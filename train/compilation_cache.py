@@ -22,6 +22,7 @@ import time
 import uuid
 from typing import Any
 
+from train import disk
 from train.errors import UserError
 
 FLAG = "--compilation_cache"
@@ -70,7 +71,7 @@ def start(arguments: list[str]) -> list[str]:
 def _folder(given: pathlib.Path) -> pathlib.Path:
     """The folder for the programs of this machine, which is created."""
     # A program may use instructions that another processor lacks, and a shared disk may serve several kinds.
-    folder = given.expanduser().absolute() / machine()
+    folder = disk.user_path(given).absolute() / machine()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{uuid.uuid4().hex}.part"

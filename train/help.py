@@ -73,7 +73,7 @@ def overview() -> str:
     choices = {part.path: part for part in tree.parts(Config()) if part.slot.choice}
     rows["optimizer"] = ", ".join(choices["optimizer"].slot.classes)
     rows["decay"] = ", ".join(choices["decay"].slot.classes)
-    commands = {name: command.does for name, command in COMMANDS.items() if name != "run"}
+    commands = {n: c.does for n, c in COMMANDS.items() if n != "run" and " " not in n}
     lines = [
         "usage: python -m train [EXPERIMENT | --config FILE | --resume FOLDER] [--FLAG VALUE ...]",
         "       python -m train COMMAND [--help]",
@@ -94,8 +94,7 @@ def overview() -> str:
         *_table(commands),
         "",
         "More: `--help conda_60m` shows an experiment, `--optimizer conda --help` another choice,",
-        "`--help rate` every flag with this word in its name, and `--help all` everything.",
-        "README.md is the way in, and RESULTS.md holds what was measured.",
+        "`--help rate` every flag with this word, `--help all` everything. README.md is the way in.",
     ]
     return "\n".join(lines)
 

@@ -47,6 +47,7 @@ from optax_decay.parameters.inference import InferredAxes as InferredAxes
 from optax_decay.parameters.inference import described
 from optax_decay.parameters.inference import infer as infer
 from optax_decay.parameters.labelled_axes import is_fixed
+from optax_decay.parameters.meshes import inside_shard_map
 from optax_decay.parameters.module_axes import leaf_shapes
 from optax_decay.parameters.named_axes import named
 from optax_decay.parameters.paths import match_rules, path_string, shapes
@@ -86,7 +87,9 @@ class Signature:
 
     @functools.cached_property
     def text(self) -> str:
-        """The notation, without a stated role."""
+        """The notation, without a stated role; ``?`` where only axis numbers are known."""
+        if not self.names:
+            return "?"
         sides = [" ".join(self.names[i] for i in g) for g in (self.inputs, self.outputs) if g]
         batch = " ".join(self.names[i] for i in self.batch)
         return (f"{batch} | " if batch else "") + " -> ".join(sides)
@@ -335,6 +338,8 @@ def _consistent(found: dict[str, Signature]) -> dict[str, Signature]:
         ValueError: a name of an input or output axis has two sizes. A name that vectors alone give to several sizes,
             such as in a rule for all biases, stands for no axis in particular.
     """
+    if inside_shard_map():  # where each device sees its part of an axis
+        return found
     named = [(s, i) for s in found.values() if s.names for i in (*s.inputs, *s.outputs)]
     of_vectors: dict[str, set[int]] = {}
     for signature, i in named:

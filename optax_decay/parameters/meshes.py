@@ -16,6 +16,12 @@ def varying_axes(x: jax.typing.ArrayLike) -> frozenset[str]:
     return getattr(kind, "vma", frozenset())
 
 
+def inside_shard_map() -> bool:
+    """Whether arrays are parts of larger ones here, split by hand over mesh axes."""
+    mesh = getattr(jax.sharding, "get_abstract_mesh", lambda: None)()
+    return bool(getattr(mesh, "manual_axes", ()))
+
+
 def mark_varying(x: jax.Array, names: Iterable[str]) -> jax.Array:
     """Marks `x` as differing between devices along mesh axes of the surrounding ``shard_map``."""
     missing = tuple(name for name in names if name not in varying_axes(x))

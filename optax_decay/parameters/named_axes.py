@@ -75,8 +75,8 @@ def _names(path: str) -> list[str]:
 
 
 def is_head(path: str) -> bool:
-    """Whether the name of its layer says that a matrix is an output head."""
-    return _HEAD.fullmatch(_layer(path)) is not None
+    """Whether the name of its layer, or its own, says that a matrix is an output head."""
+    return any(_HEAD.fullmatch(part) for part in _components(path)[-2:])
 
 
 def is_inside(path: str) -> bool:
@@ -304,7 +304,11 @@ class Neighbours:
         if found is None:
             others = self.reversed[name]
             usual = name == "weight" or re.fullmatch(r"weight_[ih]h", name) is not None
-            said = name in ("kernel", "w", "weight", "lora_a", "lora_b") or is_inside(path)
+            said = (
+                name in ("kernel", "w", "weight", "lora_a", "lora_b")
+                or is_inside(path)
+                or is_head(path)
+            )
             if not (usual or said):
                 return None
             found = next(iter(others)) if len(others) == 1 else usual

@@ -270,7 +270,7 @@ def _at_step(state: Any, step: int) -> Any:
 
 def _growing(rows: Sequence[ProbeRow]) -> list[str]:
     return [
-        f"{row.path!r} grows by {-row.shrink:.2e} per step: a decay stands behind the learning rate (put it in "
+        f"{row.path!r} grows by {-row.shrink:.1e} per step: a decay stands behind the learning rate (put it in "
         "front), or its coefficient is negative."
         for row in rows
         if row.shrink < -row.noise and not row.fixed_norm
@@ -285,7 +285,7 @@ def _beside_promises(rows: Sequence[ProbeRow]) -> list[str]:
         if row.fixed_norm:
             if row.promised > 2 * row.noise:
                 found.append(
-                    f"{row.path!r} should shrink by {row.promised:.2e} per step, but no update changes its norm: a "
+                    f"{row.path!r} should shrink by {row.promised:.1e} per step, but no update changes its norm: a "
                     "rule that fixes the norm undoes the decay. Remove one of the two."
                 )
             continue
@@ -293,7 +293,7 @@ def _beside_promises(rows: Sequence[ProbeRow]) -> list[str]:
             continue
         if not row.promised and row.decays:
             found.append(
-                f"{row.path!r} shrinks by {row.shrink:.2e} per step, but should not decay: its link has no mask, or "
+                f"{row.path!r} shrinks by {row.shrink:.1e} per step, but should not decay: its link has no mask, or "
                 "another link decays it."
             )
         elif (
@@ -305,7 +305,7 @@ def _beside_promises(rows: Sequence[ProbeRow]) -> list[str]:
 
 
 def _other_than_promised(row: ProbeRow) -> str:
-    promised = f"{row.promised:.2e} per step is promised"
+    promised = f"{row.promised:.1e} per step is promised"
     if not row.decays:
         return (
             f"{row.path!r} does not decay where {promised}: a mask leaves it out, the learning rate is 0 at this step, "
@@ -313,11 +313,11 @@ def _other_than_promised(row: ProbeRow) -> str:
         )
     if row.shrink < (row.promised or 0.0):
         return (
-            f"{row.path!r} shrinks by {row.shrink:.2e} where {promised}: a link behind the decay shortens it "
+            f"{row.path!r} shrinks by {row.shrink:.1e} where {promised}: a link behind the decay shortens it "
             "(clipping, Adam), or its coefficient belongs to another coupling."
         )
     return (
-        f"{row.path!r} shrinks by {row.shrink:.2e} where {promised}: two links decay, the decay stands in front of "
+        f"{row.path!r} shrinks by {row.shrink:.1e} where {promised}: two links decay, the decay stands in front of "
         "Adam, or its coefficient belongs to another coupling."
     )
 
@@ -332,7 +332,7 @@ def _beside_each_other(rows: Sequence[ProbeRow]) -> list[str]:
         if peers and peers[-1].shrink > _TWICE * peers[0].shrink:
             low, high = peers[0], peers[-1]
             found.append(
-                f"{high.path!r} shrinks by {high.shrink:.2e} per step and {low.path!r}, also of role {role}, by "
-                f"{low.shrink:.2e}: pass expected=decay_table(...) if they should differ."
+                f"{high.path!r} shrinks by {high.shrink:.1e} per step and {low.path!r}, also of role {role}, by "
+                f"{low.shrink:.1e}: pass expected=decay_table(...) if they should differ."
             )
     return found

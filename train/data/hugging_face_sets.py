@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from train import disk
 from train.data import corpus
 from train.errors import UserError, nearest
 
@@ -78,7 +79,7 @@ def is_source(text: str) -> bool:
     """Whether a text is named `hf:...`, or is a folder or file that only this module can read."""
     if text.startswith(PREFIX):
         return True
-    path = pathlib.Path(text).expanduser()
+    path = disk.user_path(text)
     if path.is_file():
         return path.suffix in ENDINGS
     if not path.is_dir():
@@ -112,7 +113,7 @@ def find(
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"Reading {name} needs the package pyarrow: pip install pyarrow.")
-    root = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    root = disk.user_path(name.removeprefix(PREFIX))
     splits = _splits(name, root)
     split = split or ("train" if "train" in splits else next(iter(splits)))
     for wanted in filter(None, (split, held_out)):

@@ -23,7 +23,7 @@ LARGEST = 8  # entries per axis of the stand-in
 # Directions that compile at once. Adam stands in for the others: where a decay stands does not depend on them.
 QUICK = ("adam", "nadam", "lion")
 # Decays that do nothing to fresh weights, or enlarge small ones, and mean to.
-LATER, ENLARGES = ("cpr", "target_norm"), ("target_norm",)
+LATER, ENLARGES = ("cpr", "target_norm", "toward_initial", "soda"), ("target_norm",)
 
 
 def problems(config: Config, params: Any, axes: Any) -> tuple[str, ...]:

@@ -77,10 +77,10 @@ def test_matches_the_simulated_workers(count, masked, layout):
         np.testing.assert_allclose(leaf, reference.m[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("signature", "axis"), [("L | D -> F", 0), ("D L F : L | D -> F", 1)])
+@pytest.mark.parametrize(("signature", "axis"), [("L | M -> N", 0), ("M L N : L | M -> N", 1)])
 def test_stacked_matrices_are_compressed_one_by_one(signature, axis):
     """To the reference, every slice is a parameter."""
-    axes = (("bias", "D"), ("kernel", "D -> F"), ("stack", signature))
+    axes = (("bias", "B"), ("kernel", "D -> F"), ("stack", signature))
     grads = workers.gradients(STEPS, 4)
 
     def slices(tree, axis):

@@ -18,7 +18,7 @@ from tests.support import workers
 
 WARMUP, RATE = 4, 0.01
 EVERY = tuple(workers.SHAPES)
-STACKED = (("bias", "D"), ("kernel", "D -> F"), ("stack", "L | D -> F"))
+STACKED = (("bias", "B"), ("kernel", "D -> F"), ("stack", "L | M -> N"))
 
 
 def make(**options):

@@ -13,12 +13,12 @@ from tests.references import conda as reference_conda
 # Flax layout: [inputs, outputs]; torch holds the transpose.
 AXES = (
     (r"wide", "A -> B"),
-    (r"tall", "B -> A"),
-    (r"square", "A -> G"),
-    (r"stack", "L | B -> A"),
-    (r"heads", "A -> H E"),
-    (r"embedding", "V -> A"),
-    (r"bias", "A"),
+    (r"tall", "C -> D"),
+    (r"square", "F -> G"),
+    (r"stack", "L | I -> J"),
+    (r"heads", "O -> H E"),
+    (r"embedding", "V -> Q"),
+    (r"bias", "R"),
 )
 SHAPES = {
     "wide": (11, 23),
@@ -180,7 +180,7 @@ def test_any_decay_of_the_library():
 
 
 def test_default_mask_is_hidden_matrices_and_head():
-    axes = (*AXES, (r"head", "A -> V"))
+    axes = (*AXES, (r"head", "Q -> V"))
     weights = {**tree(0), "head": np.random.default_rng(5).normal(size=(7, 13))}
     grads = [{**g, "head": 0.1 * weights["head"]} for g in gradients(steps=1)]
     decayed, _ = run(conda(0.1, weight_decay=0.5, axes=axes), weights, grads)

@@ -16,13 +16,13 @@ from tests.references import muon as reference
 # Flax layout: [inputs, outputs]; torch holds the transpose.
 AXES = (
     (r"wide", "A -> B"),
-    (r"tall", "B -> A"),
-    (r"square", "A -> G"),
-    (r"stack", "L | B -> A"),
-    (r"experts", "L E | B -> A"),
-    (r"heads", "A -> H K"),
-    (r"embedding", "V -> A"),
-    (r"bias", "A"),
+    (r"tall", "C -> D"),
+    (r"square", "F -> G"),
+    (r"stack", "L | I -> J"),
+    (r"experts", "L E | M -> N"),
+    (r"heads", "O -> H K"),
+    (r"embedding", "V -> Q"),
+    (r"bias", "R"),
 )
 SHAPES = {
     "wide": (11, 23),
@@ -316,7 +316,7 @@ SHARDED = {
     "b": ((24, 16), "B -> A", jax.P("tensor", "fsdp")),
     "c": ((16, 4, 6), "A -> H K", jax.P("fsdp", "tensor")),
     "d": ((8, 12), "G -> D", jax.P("fsdp", None)),
-    "e": ((2, 4, 6, 8), "L E | A -> B", jax.P(None, "fsdp", None, "tensor")),
+    "e": ((2, 4, 6, 8), "L E | M -> N", jax.P(None, "fsdp", None, "tensor")),
     "v": ((16,), "A", jax.P("fsdp")),
 }
 

@@ -18,12 +18,12 @@ from tests.references import root as reference_root
 # Flax layout: [inputs, outputs]; torch holds the transpose.
 AXES = (
     (r"wide", "A -> B"),
-    (r"tall", "B -> A"),
-    (r"square", "A -> G"),
-    (r"stack", "L | B -> A"),
-    (r"heads", "A -> H E"),
-    (r"embedding", "V -> A"),
-    (r"bias", "A"),
+    (r"tall", "C -> D"),
+    (r"square", "F -> G"),
+    (r"stack", "L | I -> J"),
+    (r"heads", "O -> H E"),
+    (r"embedding", "V -> Q"),
+    (r"bias", "R"),
 )
 SHAPES = {
     "wide": (11, 23),

@@ -396,11 +396,11 @@ def test_masks_that_cannot_be_meant_are_rejected(mask, message):
 
 @pytest.mark.parametrize("mask", ["hidden", "vector", ("hidden", "head"), {"hidden", "head"}])
 def test_a_guess_against_the_name_of_a_kernel_is_not_made(mask):
-    params = {"mixer": {"kernel": jnp.ones((2, 16, 16))}, "up": jnp.ones((16, 16))}
+    params = {"mixer": {"kernel": jnp.ones((2, 16, 16))}, "z": jnp.ones((16, 16))}
     with pytest.raises(ValueError, match=r"'mixer/kernel' has; .*'kernel' in its name contradicts"):
         optax_decay.decay(0.1, mask=mask).init(params)
     with pytest.warns(optax_decay.GuessedRolesWarning):
-        optax_decay.decay(0.1, mask="hidden").init({"up": params["up"]})
+        optax_decay.decay(0.1, mask="hidden").init({"z": params["z"]})
 
 
 def test_a_guess_against_the_name_of_a_norm_is_not_made():

@@ -1,7 +1,6 @@
 """Several runs in one picture: which losses are drawn, and how runs are told apart."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from train import __main__ as command
 from train.config.experiments import EXPERIMENTS
 from train.config.saved import to_json
 from train.config.tree import replace
-from train.run import overlay
+from train.run import overlay, records
 
 
 @pytest.fixture
@@ -27,8 +26,8 @@ def runs(tmp_path):
         rows = [{"kind": "train", "step": n, "loss": 5 - n / 20} for n in range(1, steps + 1)]
         rows[3]["loss"] = None  # a skipped step
         rows += [{"kind": "held_out", "step": n, "loss": 6 - n / 30} for n in range(0, steps, 10)]
-        lines = "\n".join(map(json.dumps, rows))
-        (folder / "metrics.jsonl").write_text(f"{lines}\n{{torn")
+        lines = "".join(map(records.line, rows))
+        (folder / "metrics.jsonl").write_text(lines + "{torn")
         made.append(folder)
     return made
 

@@ -25,7 +25,7 @@ from train.study.compare import main as compare
 from train.study.compare.arms import ARMS, B1, B2, CONTROLS, quasi_hyperbolic
 from train.study.compare.points import POINTS
 from train.study.compare.tuning import FIRST_SEED, means, next_trials, tuned
-from train.study.small_runs import Setting, SmallTask, compiled, numbers
+from train.study.small_runs import WORKER, Setting, SmallTask, compiled, numbers
 
 TINY = SmallTask(
     width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=4, eval_batches=2, chunk=4
@@ -182,7 +182,7 @@ def test_all_arms_have_their_own_rule():
         if row.workers > 1:
             gradients = {name: jnp.ones((row.workers, *w.shape)) for name, w in params.items()}
             axes = (None, None, None, 0)
-            function = jax.vmap(function, in_axes=axes, axis_name="worker")
+            function = jax.vmap(function, in_axes=axes, axis_name=WORKER)
         program = jax.make_jaxpr(function)(0.01, 0.3, 50, gradients)
         programs[arm] = str(program)
         # η and λ are arguments that the program reads, not constants in it.
