@@ -188,6 +188,10 @@ class Neighbours:
     ) -> None:
         self.shapes, self.stacked = shapes, stacked_axes(shapes)
         self.width = self._width(known)
+        self.beside: dict[str, list[str]] = collections.defaultdict(list)
+        for path in shapes:
+            if len(self._own(path)) > 1:
+                self.beside[re.sub(r"[^/.]+$", "", path)].append(path)
         evidence = {p: self._reversed(p, s) for p, s in shapes.items() if p not in known}
         # Square matrices have no evidence of their own; they are stored like the others of their name.
         self.reversed: dict[str, set[bool]] = collections.defaultdict(set)
@@ -212,8 +216,10 @@ class Neighbours:
         return tuple(own)
 
     def bias(self, path: str) -> tuple[int, ...] | None:
-        """The sizes of the bias beside a matrix, without stacked axes."""
+        """The sizes of the bias beside a matrix, without stacked axes; None beside several matrices."""
         place = re.sub(r"[^/.]+$", "", path)
+        if len(self.beside[place]) > 1 and "weight_" not in path:  # cells have two, and one bias
+            return None
         for name in ("bias", "b"):
             beside = place + name
             if beside != path and beside in self.shapes:

@@ -173,7 +173,10 @@ def outcome(name, arguments):
 
 
 def may_be_silent(name, arguments, argument):
-    """Axes may describe more than is asked: roles, beside a mask of None. Without axes no leaf has the role head."""
+    """Axes may describe more than is asked: roles, beside a mask of None. So may the specs: those of leaves that are
+    not compressed."""
+    if argument == "param_specs":
+        return arguments["compress"] == "head"  # the specs split another matrix
     if argument == "axes":
         return name in ("exadam", "sophia_g", "sophia_h") and arguments["mask"] is None
     return argument == "mask" and arguments["axes"] is None
