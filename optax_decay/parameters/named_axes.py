@@ -258,7 +258,12 @@ class Neighbours:
             batch = tuple(sorted((*stacked, *own_batch)))
             return KnownAxes(kind, shape, batch, more.pop("kernel", ()), inputs, outputs, text)
 
-        if name in _VECTORS or len(own) <= 1 or (name == "weight" and _is_of_norm(owner)):
+        alone = name == "b" and path[:-1] + "w" not in self.shapes  # then it may be a matrix
+        if (
+            (name in _VECTORS and not alone)
+            or len(own) <= 1
+            or (name == "weight" and _is_of_norm(owner))
+        ):
             return known("vector", (), own)
         ones = tuple(i for i in own[:-1] if shape[i] == 1)
         if ones and len(own) - len(ones) <= 2 and name not in ("kernel", "weight", "w"):
