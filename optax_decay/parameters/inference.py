@@ -32,8 +32,9 @@ from optax_decay.parameters.module_axes import (
     of_equinox,
     of_nnx,
 )
-from optax_decay.parameters.named_axes import KnownAxes, candidates, is_expert, named
+from optax_decay.parameters.named_axes import KnownAxes, candidates, named
 from optax_decay.parameters.sizes import Sizes
+from optax_decay.parameters.words import is_expert
 
 _KERNEL_POSITIONS = {1: ("KW",), 2: ("KH", "KW"), 3: ("KD", "KH", "KW")}
 _LETTERS = tuple("FGIJMNOQRSUWXYZAB")

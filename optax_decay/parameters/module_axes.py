@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from optax_decay.parameters.labelled_axes import is_tokens, labels_of
-from optax_decay.parameters.named_axes import KnownAxes, is_of_positions
+from optax_decay.parameters.named_axes import KnownAxes
 from optax_decay.parameters.paths import path_string
+from optax_decay.parameters.words import is_of_positions
 
 
 def is_module(package: str, model: Any) -> bool:

@@ -12,105 +12,21 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-
-def _component(*alternatives: str) -> re.Pattern[str]:
-    """Matches a whole component of a path that is one of these."""
-    return re.compile("|".join(alternatives), re.I)
-
-
-_HEAD = _component(
-    "lm_head",
-    "head",
-    "logits?",
-    "logits_dense",
-    "classifier",
-    "readout",
-    r"unembed\w*",
-    "embed_out",
+from optax_decay.parameters.words import (
+    CONVOLUTION,
+    FUSED,
+    TOKEN,
+    VECTORS,
+    components,
+    is_embedding,
+    is_expert,
+    is_head,
+    is_inside,
+    is_inward,
+    is_of_norm,
+    is_of_positions,
+    names_of,
 )
-# Layers that take in the features of the residual stream, and layers that put them out.
-_INWARD = _component(
-    *("[qkv]", "qkv", "wqkv", "kv", "query", "key", "value", "query_key_value", "c_attn"),
-    *("w[qkv]", "to_(?:[qkv]|qkv|kv)", "(?:[qkv]|qkv|kv|query|key|value|in)_proj"),
-    *("gate", "up", "gate_up", "wi(?:_[01])?", "w13?", "w3", "w_?(?:in|up|gate)", "c_fc", "fc_?1"),
-    *("(?:gate|up|gate_up|up_gate)_proj", r"router(?:_\d+)?"),
-    *("weight_[ih]h", "dense_[ih]", "[hi][ifgonrz]"),  # the gates of recurrent cells
-)
-_OUTWARD = _component(
-    *("o", "out", "wo", "to_out", "(?:o|out|c|down)_proj", "down", "w2", "w_?(?:out|down)"),
-    "fc_?2",
-)
-_NORM = _component(r"\w*norm\w*", r"ln(?:_\w+)?\d*", r"bn\d*", "scale")
-_EMBED = _component(r"\w*embed\w*", "wte", r"tok(?:en)?_?emb\w*")
-_POSITIONS = _component("wpe", r"(?:\w+_)?position(?:s|al)?(?:_\w+)?", r"pos_?emb\w*")
-_VECTORS = {"bias", "scale", "gamma", "beta", "offset", "b"}
-_CONVOLUTION = re.compile("conv", re.I)
-_EXPERTS = _component(
-    r"(?:\w+_)?experts?(?:_\w+)?", "moe(?:_?block|_?layer)?(?:_?\\d+)?", "mixture_of_experts"
-)
-_TOKEN = _component("cls", r"\w*_token", "registers?", r"\w*_tokens", "query_tokens")
-_FUSED = {  # the number of matrices that one array holds side by side
-    3: _component(
-        "w?qkv(?:_proj)?", "to_qkv", "query_key_value", "c_attn", "in_proj", r"fused_qkv"
-    ),
-    2: _component("kv(?:_proj)?", "to_kv", r"(?:gate_up|up_gate)(?:_proj)?", "wi", "w13", "mlp_in"),
-}
-
-
-def _components(path: str) -> list[str]:
-    return re.split(r"[/.]", path)
-
-
-def _layer(path: str) -> str:
-    """The name of the layer that a parameter belongs to: the component before its own name."""
-    return ["", *_components(path)][-2]
-
-
-def _names(path: str) -> list[str]:
-    """The layer's name and the parameter's own, which count where a parameter is named like a layer."""
-    own = _components(path)[-1]
-    if own in ("kernel", "weight", "w", "bias", "b"):
-        return [_layer(path)]
-    return [re.sub(r"^(?:\w*_)?experts?_(?:\d+_)?", "", own), own, _layer(path)]
-
-
-def is_head(path: str) -> bool:
-    """Whether the name of its layer, or its own, says that a matrix is an output head."""
-    return any(_HEAD.fullmatch(part) for part in _components(path)[-2:])
-
-
-def is_inside(path: str) -> bool:
-    """Whether the name of its layer says that a matrix lies inside a block."""
-    return is_inward(path) or is_outward(path)
-
-
-def is_inward(path: str) -> bool:
-    """Whether a matrix takes in the features of the embedding, such as a query or an up-projection."""
-    return any(_INWARD.fullmatch(name) for name in _names(path))
-
-
-def is_outward(path: str) -> bool:
-    """Whether a matrix puts out the features of the embedding, such as a down-projection."""
-    return not is_inward(path) and any(_OUTWARD.fullmatch(name) for name in _names(path))
-
-
-def is_of_positions(path: str) -> bool:
-    """Whether the name of its layer, or its own, says that an embedding is one of positions."""
-    return any(_POSITIONS.fullmatch(part) for part in _components(path)[-2:])
-
-
-def _is_of_norm(path: str) -> bool:
-    return any(_NORM.fullmatch(part) for part in _components(path))
-
-
-def is_embedding(path: str) -> bool:
-    """Whether the name of its layer, or its own, says that a matrix holds one row of features per token."""
-    return any(_EMBED.fullmatch(part) for part in _components(path)[-2:]) and not is_head(path)
-
-
-def is_expert(path: str) -> bool:
-    """Whether a name says that a parameter belongs to the experts of a mixture."""
-    return any(_EXPERTS.fullmatch(part) for part in _components(path)) and "router" not in path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +70,7 @@ def stacked_axes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, 
     for path in shapes:
         for prefix in _prefixes(path):
             peers[prefix].append(path)
-    norms = {path for path in shapes if _is_of_norm(path)}
+    norms = {path for path in shapes if is_of_norm(path)}
     of_prefix = {
         prefix: _shared_axes(
             [shapes[path] for path in paths], [shapes[path] for path in paths if path in norms]
@@ -197,7 +113,7 @@ class Neighbours:
         self.reversed: dict[str, set[bool]] = collections.defaultdict(set)
         for path, found in evidence.items():
             if found is not None:
-                self.reversed[_components(path)[-1]].add(found)
+                self.reversed[components(path)[-1]].add(found)
 
     def _width(self, known: Mapping[str, KnownAxes]) -> int | None:
         """The number of features of the embedding, or else of most norms."""
@@ -207,7 +123,7 @@ class Neighbours:
             for path, shape in self.shapes.items()
             if len(shape) >= 2 and is_embedding(path) and not is_of_positions(path)
         ]
-        norms = [s[-1] for p, s in self.shapes.items() if s and _is_of_norm(p)]
+        norms = [s[-1] for p, s in self.shapes.items() if s and is_of_norm(p)]
         sizes = collections.Counter(tables or norms)
         return sizes.most_common(1)[0][0] if sizes else None
 
@@ -244,7 +160,7 @@ class Neighbours:
     def describe(self, path: str, shape: tuple[int, ...]) -> KnownAxes | None:
         """What the name of a parameter and its neighbours say of its axes; None if they do not say enough."""
         stacked, own = self.stacked[path], self._own(path)
-        name = _components(path)[-1]
+        name = components(path)[-1]
         owner = path[: -len(name)].rstrip("/.")
         basis = f"the name {'/'.join(path.split('/')[-2:])!r}"
         if stacked:
@@ -260,20 +176,20 @@ class Neighbours:
 
         alone = name == "b" and path[:-1] + "w" not in self.shapes  # then it may be a matrix
         if (
-            (name in _VECTORS and not alone)
+            (name in VECTORS and not alone)
             or len(own) <= 1
-            or (name == "weight" and _is_of_norm(owner))
+            or (name == "weight" and is_of_norm(owner))
         ):
             return known("vector", (), own)
         ones = tuple(i for i in own[:-1] if shape[i] == 1)
         if ones and len(own) - len(ones) <= 2 and name not in ("kernel", "weight", "w"):
             rest = tuple(i for i in own if i not in ones)
-            if len(rest) == 1 and (_TOKEN.fullmatch(name) or is_of_positions(path)):
+            if len(rest) == 1 and (TOKEN.fullmatch(name) or is_of_positions(path)):
                 return known("vector", (), own)
             if len(rest) == 2 and is_of_positions(path):
                 return known("positions", rest[:1], rest[1:], batch=ones)
         if len(own) == 2:
-            if is_of_positions(path) or _TOKEN.fullmatch(name):
+            if is_of_positions(path) or TOKEN.fullmatch(name):
                 return known("positions", own[:1], own[1:])
             if is_embedding(path):
                 return known("embedding", own[:1], own[1:])
@@ -283,8 +199,8 @@ class Neighbours:
             return self._matrix(path, own, name, known)
         if (
             len(own) == 3
-            and name in ("kernel", "w", *_names(path))
-            and not _CONVOLUTION.search(owner)
+            and name in ("kernel", "w", *names_of(path))
+            and not CONVOLUTION.search(owner)
         ):
             return self._heads(path, own, known)
         return _convolution(path, shape, own, name, owner, known)
@@ -293,8 +209,8 @@ class Neighbours:
         """Batch, inputs and outputs of an array with an axis of the matrices that lie side by side in it."""
         if len(own) < 3 or is_expert(path):
             return None
-        for number, pattern in _FUSED.items():
-            if any(pattern.fullmatch(name) for name in _names(path)):
+        for number, pattern in FUSED.items():
+            if any(pattern.fullmatch(name) for name in names_of(path)):
                 side = [i for i in own if self.shapes[path][i] == number]
                 rest = tuple(i for i in own if i not in side[:1])
                 if side[:1] and side[0] != own[-1]:
@@ -331,7 +247,7 @@ class Neighbours:
     def _heads(self, path, own, known) -> KnownAxes | None:
         """A matrix with an axis of attention heads on one of its sides."""
         sizes = tuple(self.shapes[path][i] for i in own)
-        last = _components(path)[-2:]
+        last = components(path)[-2:]
         inward = any(re.fullmatch(r"query|key|value|[qkv]|w[qkv]|[qkv]_proj", x) for x in last)
         outward = any(re.fullmatch(r"o|out|wo|(?:o|out)_proj", x) for x in last)
         features = self._features(path, own)
@@ -363,7 +279,7 @@ def _convolution(path, shape, own, name, owner, known) -> KnownAxes | None:
     window = own[2:] if name == "weight" else own[:spatial]
     sizes = {shape[i] for i in window}
     because = ""
-    if not _CONVOLUTION.search(owner):
+    if not CONVOLUTION.search(owner):
         if len(own) != 4 or len(sizes) != 1 or max(sizes) > 32:
             return None
         because = ", and its square window"

@@ -8,13 +8,8 @@ their way, such as those of a U-Net, are sums and multiples of sizes that are pu
 import collections
 import re
 
-from optax_decay.parameters.named_axes import (
-    KnownAxes,
-    is_embedding,
-    is_head,
-    is_inward,
-    is_outward,
-)
+from optax_decay.parameters.named_axes import KnownAxes
+from optax_decay.parameters.words import is_embedding, is_head, is_inward, is_outward
 
 IMAGE = 4  # channels that an image has at most
 
