@@ -152,7 +152,7 @@ def probe(
     >>> params = {"w": jnp.full((4, 6), 0.5)}
     >>> late = optax.chain(optax.sgd(0.1), optax_decay.decay(0.1))
     >>> print(optax_decay.probe(late, params, raises=False).problems[0])  # doctest: +NORMALIZE_WHITESPACE
-    'w' grows by 1.00e-01 per step: a decay stands behind the learning rate (put it in front), or
+    'w' grows by 1.0e-01 per step: a decay stands behind the learning rate (put it in front), or
     its coefficient is negative.
     """
     keys = jax.random.split(jax.random.key(seed), 2)
