@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import jax
+from flax.traverse_util import unflatten_dict
 
 import optax_decay
 from optax_decay.axes import signatures
@@ -55,8 +56,9 @@ def problems(config: Config, params: Any, axes: Any) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _problems(config: Config, kinds: tuple[tuple[Any, Any], ...]) -> tuple[str, ...]:
-    axes = _nested({s.path: s for s, _ in kinds})
-    params = _nested({s.path: jax.ShapeDtypeStruct(s.shape, dtype) for s, dtype in kinds})
+    axes = unflatten_dict({s.path: s for s, _ in kinds}, sep="/")
+    shapes = {s.path: jax.ShapeDtypeStruct(s.shape, dtype) for s, dtype in kinds}
+    params = unflatten_dict(shapes, sep="/")
     with jax.default_device(_device()):
         table = optax_decay.probe(
             optimizer.build(config, axes),
@@ -93,15 +95,3 @@ def _promised(config: Config, params: Any, axes: Any) -> optax_decay.DecayTable 
     table = optimizer.decay_table(config, params, axes)
     assert isinstance(table, optax_decay.DecayTable)
     return table
-
-
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """A tree whose leaves have these paths."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = leaf
-    return tree

@@ -1,7 +1,5 @@
 """The page of a comparison: report.md with its pictures, from the results alone."""
 
-import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from train.run.folder import write
 from train.study.compare import figures, verdicts
 from train.study.compare.arms import ARMS, CONTROLS
 from train.study.compare.verdicts import Row, interval
+from train.study.facts import how_it_was_made
 
 
 def write_report(
@@ -49,7 +48,8 @@ def write_report(
     for name, draw in pictures.items():
         if draw(folder / name):
             parts.append(f"## {titles[name]}\n\n![{titles[name]}]({name})\n")
-    parts.append(_facts(comparison, results, folder))
+    runs = [r for r in results if r["stage"] != "cost"]
+    parts.append(how_it_was_made(comparison, runs, folder))
     write(folder / "report.md", "\n".join(parts))
     return void
 
@@ -140,27 +140,4 @@ def _table(text: str, found: Sequence[Row]) -> str:
             f"The entropy rate of the source is {source.entropy_rate:.4f} nats per token: no loss can be lower, and"
             " windows that begin anywhere cannot reach it."
         )
-    return "\n".join([*lines, ""])
-
-
-def _facts(comparison: Any, results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> str:
-    starts = json.loads((folder / "environment.json").read_text())
-    last = starts[-1]
-    hours = sum(r.get("seconds", 0.0) for r in results) / 3600
-    runs = sum(r["stage"] != "cost" for r in results)
-    lines = ["## How it was made", "", f"* command: `{last['command']}`"]
-    commits = list(dict.fromkeys(str(s["commit"]) for s in starts))
-    lines.append(f"* commits: {', '.join(commits)} ({len(starts)} starts)")
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    lines.append(f"* versions: Python {last['python']}, {versions}")
-    lines.append(f"* device: {last['devices']['kind']}, {last['cores']} cores, {last['system']}")
-    lines.append(f"* {runs} runs, {hours:.2f} hours of training in all")
-    for text, facts in last["texts"].items():
-        lines.append(
-            f"* {text}: sha256 {facts['digest'][:16]}…, {facts['train_tokens']} training tokens,"
-            f" {facts['held_out_tokens']} held out"
-        )
-    for name, value in dataclasses.asdict(comparison).items():
-        if name != "folder":
-            lines.append(f"* {name}: {value}")
     return "\n".join([*lines, ""])

@@ -12,8 +12,8 @@ from train.run.figures import RC_PARAMS, pyplot
 from train.run.folder import write
 from train.study.compare.statistics import holm
 from train.study.compare.verdicts import interval
+from train.study.facts import how_it_was_made
 from train.study.regimes.bfloat16 import Bfloat16, decay_of
-from train.study.regimes.facts import how_it_was_made
 from train.study.regimes.figures import STYLES, save
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN

@@ -13,8 +13,8 @@ from train.run.figures import RC_PARAMS, pyplot
 from train.run.folder import write
 from train.study.compare.statistics import Interval, holm
 from train.study.compare.verdicts import interval
+from train.study.facts import how_it_was_made
 from train.study.regimes.arms import ARMS
-from train.study.regimes.facts import how_it_was_made
 from train.study.regimes.figures import STYLES, save
 from train.study.regimes.grokking import Grokking
 from train.study.regimes.paired import Paired, paired

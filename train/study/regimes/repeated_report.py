@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from train.run.folder import write
 from train.study.compare.verdicts import interval
+from train.study.facts import how_it_was_made
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.facts import how_it_was_made
 from train.study.regimes.paired import CLOSE, Paired, forgiveness, paired
 from train.study.regimes.repeated import AXIS, ONE_PASS, Repeated
 from train.study.regimes.rows import Row, counted, failed, overall, rows

@@ -1,15 +1,13 @@
-"""How the results of a regime were made: command, commits, versions, devices, texts and fields."""
+"""How the results of a study were made: command, commits, versions, devices, texts and fields."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.study.regimes.work import Record
 
-
-def how_it_was_made(regime: Any, records: Sequence[Record], folder: pathlib.Path) -> str:
+def how_it_was_made(study: Any, records: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> str:
     """The last section of a report; the folder holds environment.json."""
     starts = json.loads((folder / "environment.json").read_text())
     last = starts[-1]
@@ -28,7 +26,7 @@ def how_it_was_made(regime: Any, records: Sequence[Record], folder: pathlib.Path
             f"* {text}: sha256 {facts['digest'][:16]}…, {facts['train_tokens']} training tokens,"
             f" {facts['held_out_tokens']} held out"
         )
-    for name, value in dataclasses.asdict(regime).items():
+    for name, value in dataclasses.asdict(study).items():
         if name != "folder":
             lines.append(f"* {name}: {value}")
     return "\n".join([*lines, ""])
