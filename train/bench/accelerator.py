@@ -98,7 +98,7 @@ def facts() -> dict[str, Any]:
     known = ("jax", "jaxlib", "optax", "flax", "numpy", "torch", "transformers")
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": said("git", "rev-parse", "HEAD"),
         "uncommitted changes": bool(said("git", "status", "--porcelain")),
         "versions": ", ".join(

@@ -199,7 +199,7 @@ def environment(**more: Any) -> dict[str, Any]:
     devices = jax.devices()
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if (s := _git("status", "--porcelain")) is None else bool(s),
         "python": platform.python_version(),

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from train.step.update import State
 from train.study.population import Member, population
-from train.study.regimes.repeated import AGAIN, Repeated, text_of
+from train.study.regimes import texts
+from train.study.regimes.repeated import AGAIN, Repeated
 from train.study.regimes.repeated import program as plain
 from train.study.regimes.rounding import FORMS, RoundedProgram, wide
 from train.study.regimes.shared import check_ranges, seeds_of
@@ -108,7 +109,7 @@ class Bfloat16:
         """Trains jobs of one form and text."""
         form, text = jobs[0]["arm"], jobs[0]["text"]
         task = dataclasses.replace(self.task, chunk=min(self.task.chunk, self.steps))
-        data = text_of(task, text, self.unique)
+        data = texts.read(task, text, self.unique)
         small = program(task, form, data.vocab_size, self.steps)
         members = [Member(j["learning_rate"], j["weight_decay"], j["seed"]) for j in jobs]
         found = population(

@@ -8,9 +8,9 @@ Controls: float32 weights against themselves with other seeds must hold 0; and a
 float32 weights must beat no decay by more than 0.1 nats, or the set-up does not test decay.
 """
 
+from train.study.regimes import texts
 from train.study.regimes.bfloat16 import Bfloat16, program
 from train.study.regimes.bfloat16_report import write_report as write_report
-from train.study.regimes.repeated import text_of
 from train.study.regimes.repeated_tiers import gpu as repeated_gpu
 from train.study.regimes.shared import facts as facts
 from train.study.regimes.shared import seconds_of_run
@@ -54,6 +54,6 @@ TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
 
 def seconds(regime: Bfloat16) -> float:
     """Of a run with float32 weights on this machine."""
-    data = text_of(regime.task, regime.texts[0], regime.unique)
+    data = texts.read(regime.task, regime.texts[0], regime.unique)
     small = program(regime.task, "float32", data.vocab_size, regime.steps)
     return seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)

@@ -24,11 +24,12 @@ import numpy as np
 
 from train.config.fields import UserError
 from train.study.compare.tuning import FIRST_SEED
-from train.study.regimes.repeated import Repeated, program, text_of
+from train.study.regimes import kept_weights, texts
+from train.study.regimes.repeated import Repeated, program
 from train.study.regimes.shared import check_ranges
 from train.study.regimes.work import Record, known
 from train.study.results import RESULTS, read
-from train.study.small_runs import SmallProgram, SmallTask, numbers
+from train.study.small_runs import SmallProgram, SmallTask
 
 LEVELS = {"int8": 127, "int4": 7}
 
@@ -86,12 +87,12 @@ class Compress:
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
         """Measures weights, one file after the other."""
         before = regime_of(self.from_folder)
-        data = text_of(before.task, jobs[0]["text"], before.unique)
+        data = texts.read(before.task, jobs[0]["text"], before.unique)
         small = program(before.task, "l2", data.vocab_size, before.steps)
         held_out = jnp.asarray(np.stack(data.held_out(before.task.eval_batches)))
         for job in jobs:
             began = time.perf_counter()
-            params = load(small, self.from_folder / "weights", job["weights"])
+            params = kept_weights.load(small, self.from_folder / "weights", job["weights"])
             yield (
                 job
                 | measure(small, params, held_out, self.shares)
@@ -125,33 +126,6 @@ def weights_of(folder: pathlib.Path) -> list[Record]:
     regime = regime_of(folder)
     found = known(regime, read(folder / RESULTS)).records
     return [r for r in found if r["seed"] < FIRST_SEED and "weights" in r]
-
-
-def load(small: SmallProgram, folder: pathlib.Path, name: str) -> Any:
-    """Weights that a run has left; `name` is that of the file and its checksum.
-
-    Raises:
-        UserError: the file is missing or was changed.
-    """
-    file, _, check = name.partition(" ")
-    path = folder / file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    if f"{zlib.crc32(content):08x}" != check:
-        raise UserError(f"{path} is not what the run has written: its checksum differs.")
-    with np.load(path) as arrays:
-        shapes = jax.eval_shape(
-            functools.partial(_init, small), jax.ShapeDtypeStruct((), jnp.uint32)
-        )
-        paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-        leaves = [jnp.asarray(arrays[jax.tree_util.keystr(where)]) for where, _ in paths]
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def _init(small: SmallProgram, seed: Any) -> Any:
-    return small.params(small.init(numbers(1.0, 0.0, 1, seed)))
 
 
 def measure(

@@ -7,7 +7,8 @@ repeated text; here, L2 decay against itself is L2's weights of two halves of th
 import time
 from typing import Any
 
-from train.study.regimes.compress import Compress, regime_of, text_of, weights_of
+from train.study.regimes import texts
+from train.study.regimes.compress import Compress, regime_of, weights_of
 from train.study.regimes.compress_report import write_report as write_report
 
 
@@ -32,7 +33,7 @@ TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
 def facts(regime: Compress) -> dict[str, Any]:
     """About the texts, with their digests."""
     before = regime_of(regime.from_folder)
-    return {text: text_of(before.task, text, before.unique).summary() for text in before.texts}
+    return {text: texts.read(before.task, text, before.unique).summary() for text in before.texts}
 
 
 def seconds(regime: Compress) -> float:

@@ -18,8 +18,9 @@ import optax
 from train.config.fields import UserError, nearest
 from train.step.update import State
 from train.study.population import Member, population
+from train.study.regimes import texts
 from train.study.regimes.arms import ARMS
-from train.study.regimes.repeated import AGAIN, Repeated, text_of
+from train.study.regimes.repeated import AGAIN, Repeated
 from train.study.regimes.shared import check_ranges, seeds_of
 from train.study.regimes.tenths import means, record_tenths
 from train.study.regimes.work import Record
@@ -106,7 +107,7 @@ class Ending:
         """Trains jobs of one arm and text."""
         arm, text = jobs[0]["arm"], jobs[0]["text"]
         task = dataclasses.replace(self.task, chunk=min(self.task.chunk, self.steps))
-        data = text_of(task, text, self.unique)
+        data = texts.read(task, text, self.unique)
         small = program(task, arm, data.vocab_size, self.steps)
         members = [Member(j["learning_rate"], j["weight_decay"], j["seed"]) for j in jobs]
         found = population(

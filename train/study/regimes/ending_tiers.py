@@ -7,9 +7,9 @@ with the same seeds; the set-up is that of repeated text, in a linear schedule d
 Control: L2 decay against itself with other seeds must hold 0, for the loss and for the rise of the ratio.
 """
 
+from train.study.regimes import texts
 from train.study.regimes.ending import Ending, program
 from train.study.regimes.ending_report import write_report as write_report
-from train.study.regimes.repeated import text_of
 from train.study.regimes.repeated_tiers import gpu as repeated_gpu
 from train.study.regimes.shared import facts as facts
 from train.study.regimes.shared import seconds_of_run
@@ -52,6 +52,6 @@ TIERS = {make.__name__: make for make in (smoke, cpu, gpu)}
 
 def seconds(regime: Ending) -> float:
     """Of a run with L2 decay on this machine."""
-    data = text_of(regime.task, regime.texts[0], regime.unique)
+    data = texts.read(regime.task, regime.texts[0], regime.unique)
     small = program(regime.task, "l2", data.vocab_size, regime.steps)
     return seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)

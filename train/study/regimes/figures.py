@@ -128,7 +128,8 @@ def gains(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> boo
                     named.add(text)
         side.set(title="Forgiveness", xlabel="factors of two of λ within 0.02 nats")
         side.grid(axis="y", visible=False)
-        side.legend(fontsize=7, loc="lower right")
+        if named:
+            side.legend(fontsize=7, loc="lower right")
         panels[0, 0].set_yticks([-i for i in range(len(arms))], [ARMS[a].title for a in arms])
         words = "filled: better or worse than L2 decay on the same direction; open: not resolved"
         picture.suptitle(words, fontsize=8, x=0.01, ha="left")

@@ -15,6 +15,7 @@ goes on where it stopped. --fresh_seeds N repeats everything with other seeds, i
     environment.json  one entry per start: command, commit, versions, devices, digests of the texts
     results.jsonl     one line per run
     report.md         the tables and pictures
+    points.json       of repeated: learning rates and λ, to repeat the runs that count without a search (--points)
 
 A report whose controls fail says so at its top; the exit code is then 1.
 """
@@ -111,9 +112,10 @@ def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
     if regime.processes < 0:
         raise UserError(f"--processes {regime.processes} must be 0 or more; nearest: 0.")
     regime.check()
-    if regime.fresh_seeds and regime.folder == default.folder:
-        folder = f"{regime.folder}-seeds-{regime.fresh_seeds}"
-        regime = dataclasses.replace(regime, folder=folder)
+    if regime.folder == default.folder:
+        given = "-points" if getattr(regime, "points", "") else ""
+        seeds = f"-seeds-{regime.fresh_seeds}" if regime.fresh_seeds else ""
+        regime = dataclasses.replace(regime, folder=f"{regime.folder}{given}{seeds}")
     return regime
 
 

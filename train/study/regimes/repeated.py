@@ -12,19 +12,15 @@ Further units vary the number of epochs at equal steps, the length, and the batc
 import dataclasses
 import functools
 import pathlib
-import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from train.config.fields import UserError, nearest
-from train.data.batches import TokenBatches
 from train.study.compare.tuning import FIRST_SEED, next_trials, tuned
 from train.study.population import Member, population
-from train.study.regimes import sweep, texts
+from train.study.regimes import kept_weights, points, sweep, texts
 from train.study.regimes.arms import ARMS
 from train.study.regimes.work import Record
 from train.study.small_runs import SmallProgram, SmallTask
@@ -67,6 +63,8 @@ class Repeated:
     """Further lengths on the first text, as multiples of the steps; the number of epochs stays."""
     batches: tuple[int, ...] = (2,)
     """Further batches on the first text, as multiples of the batch; steps become fewer, the tokens stay the same."""
+    points: str = ""
+    """A points.json that a finished comparison has left: learning rates and λ are taken from it, and not tuned."""
     fresh_seeds: int = 0
     """Another number repeats everything with other seeds, in a folder of its own."""
     minutes: float = float("inf")
@@ -103,6 +101,8 @@ class Repeated:
                     f" nearest: {min(max(getattr(self, name), low), high)}."
                 )
         self._check_further()
+        if self.points:
+            points.check(self.points, self.names, self.texts)
         if not self.texts or len(set(self.texts)) < len(self.texts):
             raise UserError(f"texts = {self.texts}: name at least one, and each once.")
         workers = max(ARMS[name].workers for name in self.names)
@@ -136,7 +136,7 @@ class Repeated:
             unique = self.settings(unit)[0]
             for text in self.texts if unit in ARMS else self.texts[:1]:
                 try:
-                    text_of(self.task, text, unique)
+                    texts.read(self.task, text, unique)
                 except UserError as error:
                     raise UserError(f"{unit}: {error}") from None
 
@@ -151,6 +151,8 @@ class Repeated:
 
     def units(self) -> list[str]:
         """Arms in order, and after the controls the further settings."""
+        if self.points:
+            return [*self.names[: len(CONTROLS)], ONE_PASS, *self.names[len(CONTROLS) :]]
         further = [f"epochs {e}" for e in self.epochs]
         further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
         controls, others = self.names[: len(CONTROLS)], self.names[len(CONTROLS) :]
@@ -158,8 +160,11 @@ class Repeated:
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
-        arms = len(self.names) * len(self.texts) * (self.trials + 7 * self.sweep_seeds - 2)
+        tuning = 0 if self.points else self.trials + 7 * self.sweep_seeds - 2
+        arms = len(self.names) * len(self.texts) * tuning
         arms += (len(self.names) + 3) * len(self.texts) * self.seeds
+        if self.points:
+            return arms
         further = len(self.epochs) + sum(self.lengths) + len(self.batches)
         return arms + 15 * self.sweep_seeds * further
 
@@ -196,9 +201,10 @@ class Repeated:
             return
         for text in self.texts:
             base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
-            yield from self._search(base, results)
-            best = tuned(self.trials_of(unit, text, results))
-            yield from self._sweep(base, best.learning_rate, best.weight_decay, results)
+            if not self.points:
+                yield from self._search(base, results)
+                best = tuned(self.trials_of(unit, text, results))
+                yield from self._sweep(base, best.learning_rate, best.weight_decay, results)
             rate, decay = self.point(unit, text, results)
             point = {"learning_rate": rate, "weight_decay": decay}
             yield [base | point | {"seed": seed} for seed in self.counted_seeds]
@@ -250,6 +256,8 @@ class Repeated:
 
     def point(self, arm: str, text: str, results: Sequence[Record]) -> tuple[float, float]:
         """Learning rate and λ of the runs that count: the search's best rate, and the sweep's best λ there."""
+        if self.points:
+            return points.read(self.points)[arm, text]
         rate = tuned(self.trials_of(arm, text, results)).learning_rate
         return rate, sweep.lowest(self.profile(arm, text, rate, results))
 
@@ -270,7 +278,7 @@ class Repeated:
             task = dataclasses.replace(
                 self.task, batch_size=batch, chunk=min(self.task.chunk, steps)
             )
-            data = text_of(task, text, unique)
+            data = texts.read(task, text, unique)
             counted = group[0]["seed"] < FIRST_SEED and arm != "again" and unique > 0
             members = [
                 Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
@@ -288,7 +296,7 @@ class Repeated:
                     "seconds": round(outcome.seconds, 3),
                 }
                 if counted:
-                    record["weights"] = keep(outcome.seen, folder, job)
+                    record["weights"] = kept_weights.keep(outcome.seen, folder, job)
                 yield record
 
 
@@ -321,11 +329,6 @@ class _Live(Sequence[Record]):
         return self._chosen()[i]
 
 
-@functools.lru_cache(maxsize=8)
-def text_of(task: SmallTask, text: str, unique: int) -> TokenBatches:
-    return texts.read(task, text, unique)
-
-
 @functools.lru_cache(maxsize=4)
 def program(task: SmallTask, arm: str, vocab_size: int, steps: int) -> SmallProgram:
     row = ARMS[arm]
@@ -336,21 +339,6 @@ def program(task: SmallTask, arm: str, vocab_size: int, steps: int) -> SmallProg
 def weights(small: SmallProgram) -> Callable[[Any], Any]:
     """The weights of one run, to be looked at afterwards."""
     return small.params
-
-
-def keep(params: Any, folder: pathlib.Path, job: Record) -> str:
-    """Writes the weights of a run to a file of the folder; returns its name and checksum."""
-    (folder / "weights").mkdir(exist_ok=True)
-    text = re.sub(r"[^\w.]", "_", job["text"])
-    name = f"{job['arm']}-{text}-{job['seed']}.npz"
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    path = folder / "weights" / name
-    part = path.with_name(f"{name}.part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
-    return f"{name} {zlib.crc32(path.read_bytes()):08x}"
 
 
 def _mean_of_end(losses: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The page of repeated text: tables, curves over λ, the axes of epochs, length and batch; from the results alone."""
 
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from train.run.folder import write
 from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
-from train.study.regimes import figures
+from train.study.regimes import figures, points
 from train.study.regimes.arms import ARMS
 from train.study.regimes.paired import CLOSE, Paired, forgiveness, paired
 from train.study.regimes.repeated import AXIS, ONE_PASS, Repeated
@@ -17,7 +18,7 @@ from train.study.regimes.work import Record
 
 
 def write_report(regime: Repeated, records: Sequence[Record], folder: pathlib.Path) -> list[str]:
-    """Writes report.md and its pictures; returns which controls failed."""
+    """Writes report.md, its pictures, and points.json if all controls hold; returns which of them failed."""
     found = rows(regime, records)
     reasons = failed(regime, found, records)
     parts = [_head(reasons, found, regime, records), _summary(found, regime)]
@@ -37,6 +38,11 @@ def write_report(regime: Repeated, records: Sequence[Record], folder: pathlib.Pa
     parts.append(claims(regime, found, records))
     parts.append(how_it_was_made(regime, records, folder))
     write(folder / "report.md", "\n".join(parts))
+    if not reasons:
+        entries = [
+            json.dumps({name: getattr(row, name) for name in points.FIELDS}) for row in found
+        ]
+        write(folder / points.FILE, "[\n" + ",\n".join(entries) + "\n]\n")
     return reasons
 
 

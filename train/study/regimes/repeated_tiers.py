@@ -10,8 +10,8 @@ beat no decay by more than 0.1 nats, or the set-up does not test decay.
 
 from typing import Any
 
-from train.study.regimes import shared
-from train.study.regimes.repeated import Repeated, program, text_of
+from train.study.regimes import shared, texts
+from train.study.regimes.repeated import Repeated, program
 from train.study.regimes.repeated_report import write_report as write_report
 from train.study.small_runs import SmallTask
 
@@ -74,6 +74,6 @@ def facts(regime: Repeated) -> dict[str, Any]:
 
 def seconds(regime: Repeated) -> float:
     """Of a run with L2 decay on this machine."""
-    data = text_of(regime.task, regime.texts[0], regime.unique)
+    data = texts.read(regime.task, regime.texts[0], regime.unique)
     small = program(regime.task, "l2", data.vocab_size, regime.steps)
     return shared.seconds_of_run(regime.task, small, data, regime.steps, regime.seeds)

@@ -23,7 +23,7 @@ class Row:
     Attributes:
         arm, text: which.
         learning_rate, weight_decay: of the runs that count.
-        search: how the learning rate was found.
+        search: how the learning rate was found; no trials where it was given.
         losses: on held-out text, by seed [nats per token].
         training: means over the last twentieth of the training.
         curve: mean losses of tuning by λ, at this learning rate.
@@ -113,9 +113,11 @@ def _row(
     rate, decay = results[0]["learning_rate"], results[0]["weight_decay"]
     curve = regime.profile(arm, text, rate, records)
     l2, none = reference(arm)
+    trials = regime.trials_of(arm, text, records)
+    search = tuned(trials) if trials else Tuned(rate, decay, math.nan, 0, "")
     return Row(
         *(arm, text, rate, decay),
-        tuned(regime.trials_of(arm, text, records)),
+        search,
         losses,
         sum(r["training_loss"] for r in results) / len(results),
         curve,

@@ -11,7 +11,8 @@ import numpy as np
 from train.config.fields import UserError
 from train.data.batches import TokenBatches
 from train.study.population import side_by_side
-from train.study.regimes.repeated import APART, text_of
+from train.study.regimes import texts
+from train.study.regimes.repeated import APART
 from train.study.small_runs import SmallTask, compiled, numbers
 
 ROUNDS = 3
@@ -38,7 +39,7 @@ def check_ranges(regime: Any, ranges: Sequence[tuple[str, float, float]]) -> Non
 
 def facts(regime: Any) -> dict[str, Any]:
     """About the texts of a regime, with their digests."""
-    return {text: text_of(regime.task, text, regime.unique).summary() for text in regime.texts}
+    return {text: texts.read(regime.task, text, regime.unique).summary() for text in regime.texts}
 
 
 def seconds_of_run(

@@ -5,6 +5,7 @@ library holds as `pydoc_data.topics`. Any other name is a text as for --data.tex
 """
 
 import dataclasses
+import functools
 import hashlib
 import pydoc_data.topics
 
@@ -20,6 +21,7 @@ PIECE = 1024  # tokens of the text that stay together
 HELD_OUT_EVERY = 8  # topics of `reference`
 
 
+@functools.lru_cache(maxsize=8)
 def read(task: SmallTask, text: str, unique: int) -> TokenBatches:
     """A text, cut to `unique` training tokens; 0 leaves it whole. The held-out part stays whole.
 

@@ -169,6 +169,53 @@ def test_the_report_and_its_pictures(regime, lines, folder):
         assert is_drawn(folder / name)
 
 
+def test_points_of_a_finished_comparison_are_run_again_without_a_search(regime, lines, folder):
+    repeated_report.write_report(regime, lines, folder)
+    path = folder / "points.json"
+    table = {(e["arm"], e["text"]): e for e in json.loads(path.read_text())}
+    first = {(row.arm, row.text): row for row in rows.rows(regime, lines)}
+    assert set(table) == set(first)
+    again = dataclasses.replace(
+        regime, points=str(path), fresh_seeds=2, texts=("two",), arms=("huber",)
+    )
+    again.check()
+    other = simulated(again)
+    # none, L2, its A/A control, Muon, Huber, and two arms in one pass
+    assert len(other) == again.expected() == 7 * regime.seeds
+    assert {r["seed"] // 1000 for r in other} == {2}
+    (row,) = (row for row in rows.rows(again, other) if row.arm == "huber")
+    assert row.learning_rate == table["huber", "two"]["learning_rate"] == 0.004
+    assert row.weight_decay == first["huber", "two"].weight_decay
+    assert row.verdict == "better" and row.forgiving is None and not row.curve
+    assert repeated_report.write_report(again, other, folder) == []
+    made = command.parse(
+        "repeated", repeated_tiers, ["smoke", "--points", str(path), "--texts", "one"]
+    )
+    assert made.folder == f"{TIERS['smoke']().folder}-points"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("{", "holds no points"),
+        ('[{"arm": "l2"}]', "'text'"),
+        ('[{"arm": "l2", "text": "stdlib", "learning_rate": -1, "weight_decay": 1}]', "negative"),
+        (
+            '[{"arm": "nome", "text": "stdlib", "learning_rate": 1, "weight_decay": 1}]',
+            "nearest: nome",
+        ),
+    ],
+)
+def test_a_file_without_the_points_is_refused(content, words, tmp_path):
+    path = tmp_path / "points.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"--points .*points\.json") as error:
+        dataclasses.replace(TIERS["smoke"](), points=str(path)).check()
+    assert words in str(error.value)
+
+
 def test_an_unfinished_comparison_is_no_result(regime, lines, folder):
     half = [r for r in lines if r["text"] == "one" or r["seed"] >= FIRST_SEED]
     reasons = repeated_report.write_report(regime, known(regime, half).records, folder)
