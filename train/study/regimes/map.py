@@ -25,11 +25,12 @@ from train.run.folder import write
 from train.study.compare import verdicts
 from train.study.regimes import bfloat16_report, compress_report, ending_report, grokking_report
 from train.study.regimes import rows as repeated_rows
-from train.study.regimes.arms import ARMS
+from train.study.regimes.arms import ARMS, DECAYS
 from train.study.regimes.figures import save
 from train.study.regimes.work import known
 from train.study.results import RESULTS, read
 
+ORDER = "repeated text"  # the column by whose gains rows are sorted
 FULL = 0.1  # nats at which colours end
 # Rows of the one pass by the name of the arm there.
 ONE_PASS = {"adamw": "l2", "none": "none", "huber": "huber", "p_norm": "p_norm"} | {
@@ -152,17 +153,17 @@ def _repeated(folder: pathlib.Path, tier: str) -> tuple[dict[str, Column], list[
     found = repeated_rows.rows(made, records)
     failed = repeated_rows.failed(made, found, records)
     columns: dict[str, Column] = {}
-    for title, prefix in (("repeated text", ""), ("repeated text,\nMuon", "muon_")):
+    for title, prefix in ((ORDER, ""), ("repeated text,\nMuon", "muon_")):
         mine = [
             (row.arm.removeprefix(prefix), row.to_l2, row.verdict)
             for row in found
             if row.arm.startswith("muon_") == bool(prefix)
-            and ARMS[row.arm].kind in ("decay", "muon", "optimizer")
+            and ARMS[row.arm].kind in ("decay", "muon")
             and (row.to_l2 is not None or row.arm == "none")
         ]
         columns[title] = _per_arm(mine, "better", "worse")
     none = [(row.arm, row.to_l2, row.verdict) for row in found if row.arm == "none"]
-    columns["repeated text"] = {**columns["repeated text"], **_per_arm(none, "better", "worse")}
+    columns[ORDER] = {**columns[ORDER], **_per_arm(none, "better", "worse")}
     return columns, failed
 
 
@@ -243,8 +244,14 @@ READERS = {
 
 
 def arms_of(columns: Mapping[str, Column]) -> list[str]:
-    """Rows, in the order of `ARMS`; L2 decay, which all are compared with, is left out where it has no cell."""
-    return [arm for arm in ARMS if any(arm in column for column in columns.values())]
+    """Rows: no decay, L2, and the other decays, those that gain most on repeated text first."""
+    order = columns.get(ORDER, {})
+    there = [arm for arm in DECAYS if any(arm in column for column in columns.values())]
+    others = sorted(
+        (arm for arm in there if arm not in ("none", "l2")),
+        key=lambda arm: -order[arm].gain if arm in order else math.inf,
+    )
+    return ["none", "l2", *others]
 
 
 def table(columns: Mapping[str, Column], forgiving: Mapping[str, str]) -> str:
@@ -286,7 +293,7 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
     arms, titles = arms_of(columns), list(columns)
     with plt.rc_context(RC_PARAMS | {"axes.grid": False}):
         picture, panel = plt.subplots(
-            figsize=(2.6 + 1.15 * (len(titles) + 1), 1.3 + 0.3 * len(arms)), layout="constrained"
+            figsize=(2.3 + 0.92 * (len(titles) + 1), 1.0 + 0.24 * len(arms)), layout="constrained"
         )
         better, worse = (np.array(plt.matplotlib.colors.to_rgb(c)) for c in ("#10305a", "#b4521e"))
         for i, arm in enumerate(arms):
@@ -307,11 +314,11 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
                     (j, -i),
                     ha="center",
                     va="center",
-                    fontsize=7,
+                    fontsize=7.5,
                     color="white" if dark else "black",
                 )
             panel.annotate(
-                forgiving.get(arm, ""), (len(titles), -i), ha="center", va="center", fontsize=7
+                forgiving.get(arm, ""), (len(titles), -i), ha="center", va="center", fontsize=7.5
             )
         panel.set_xlim(-0.6, len(titles) + 0.6)
         panel.set_ylim(-len(arms) + 0.4, 0.6)
@@ -319,10 +326,13 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
             range(len(titles) + 1), [*titles, "forgiveness\n(factors of 2)"], fontsize=7.5
         )
         panel.xaxis.tick_top()
-        panel.set_yticks([-i for i in range(len(arms))], [ARMS[arm].title for arm in arms])
+        panel.set_yticks([-i for i in range(len(arms))], [ARMS[a].title for a in arms], fontsize=8)
         panel.tick_params(length=0)
         for side in panel.spines.values():
             side.set_visible(False)
-        words = "gain over L2 decay; filled: resolved on every text; hollow: not"
-        picture.suptitle(words, fontsize=8, x=0.01, ha="left")
+        words = (
+            "Gain over L2 decay in nats per token, unless the column says otherwise"
+            " (blue: better; hollow: not resolved)"
+        )
+        picture.suptitle(words, fontsize=8.5, x=0.01, ha="left")
         return save(picture, path)
