@@ -8,6 +8,7 @@ The column λ holds another number for three arms: ω of `log_time`; for CPR, th
 bound κ; for hyperball, the λ of the head, since the norms of hidden matrices are fixed.
 """
 
+import dataclasses
 from typing import Any
 
 import optax
@@ -51,6 +52,8 @@ def alpha(preserve_mean: bool) -> Optimizer:
         s.weight_decay,
         refresh=optax_decay.spectra.every(max(1, s.steps // LATE)),
         assignment=optax_decay.spectra.linear(preserve_mean=preserve_mean),
+        # The default leaves out matrices with fewer than 50 eigenvalues, which here are all.
+        select=optax_decay.spectra.hidden_matrices(min_eigenvalues=16),
         mask=MASK,
         axes=s.axes,
     )
@@ -130,6 +133,14 @@ LINKS: dict[str, tuple[str, Optimizer, float]] = {
         2.0,
     ),
 }
+TUNINGS = 5  # searches for the point of L2 decay that a comparison may make at most
+
+
+def tuned_again(arm: str, k: int) -> str:
+    """Name of an arm whose point comes from its k-th search."""
+    return arm if k == 1 else f"{arm}_tuned_{k}"
+
+
 ON_MUON = (
     "l2",
     "huber",
@@ -213,6 +224,12 @@ def _arms() -> dict[str, Arm]:
             row.workers,
             row.curvature,
         )
+    for name in ("l2", "muon_l2"):
+        for k in range(2, TUNINGS + 1):
+            title = f"{arms[name].title}, tuned again ({k})"
+            arms[tuned_again(name, k)] = dataclasses.replace(
+                arms[name], title=title, kind="control"
+            )
     return arms
 
 

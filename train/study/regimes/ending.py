@@ -63,7 +63,7 @@ class Ending:
 
     def check(self) -> None:
         """Raises UserError for the first field that is out of its range."""
-        known = [name for name, arm in ARMS.items() if arm.workers == 1 and name != "again"]
+        known = [name for name, arm in ARMS.items() if arm.workers == 1 and arm.kind != "control"]
         for arm in self.arms:
             if arm not in known:
                 raise UserError(

@@ -23,7 +23,7 @@ from train.study.regimes.repeated import AGAIN
 from train.study.regimes.shared import check_ranges, seeds_of
 from train.study.regimes.work import Record
 
-NOT_HERE = ("again", "width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected")
+NOT_HERE = ("width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected")
 USUAL = tuple(
     name
     for name, arm in ARMS.items()

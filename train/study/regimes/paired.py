@@ -7,12 +7,20 @@ seed by seed, m their mean and s their deviation over n seeds,
 
 is the interval, and max |m ± t₉₀ s/√n| with the interval of 90 % is the bound of equivalence: two one-sided tests of
 5 % each say that the arms differ by less than that.
+
+An arm stands at the point where its search has ended, and another search would have ended elsewhere. Arms that are
+searched for k times show this luck: with v the variance of their means over the same seeds, less what the noise of
+single runs adds to it,
+
+    m ± t √(s²/n + v (1 + 1/k))     where the reference is the mean of k searches, and the arm has one
+
+with the degrees of freedom of Welch and Satterthwaite.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import special
@@ -39,10 +47,46 @@ class Paired:
     seeds: int
 
 
-def paired(arm: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:
+@dataclasses.dataclass(frozen=True)
+class Luck:
+    """What a search adds to the variance of a difference from the mean of some searches.
+
+    Attributes:
+        variance: v (1 + 1/k) [nats²].
+        freedom: degrees of freedom of v.
+    """
+
+    variance: float
+    freedom: float
+
+
+NO_LUCK = Luck(0.0, math.inf)
+
+
+def luck(groups: Sequence[Sequence[Mapping[int, float]]]) -> Luck:
+    """From groups of k ≥ 2 searches for one arm each: the losses of every search, over the same seeds."""
+    between, within, freedom = 0.0, 0.0, 0
+    searches = [len(group) for group in groups]
+    for group in groups:
+        seeds = sorted(set.intersection(*(set(losses) for losses in group)))
+        table = np.array([[losses[seed] for seed in seeds] for losses in group])
+        k, n = table.shape
+        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        between += (k - 1) * float(table.mean(axis=1).var(ddof=1))
+        within += float((rest**2).sum()) / (n - 1) / n
+        freedom += k - 1
+    if not freedom:
+        return NO_LUCK
+    variance = max(0.0, between - within) / freedom
+    return Luck(variance * (1 + 1 / min(searches)), freedom)
+
+
+def paired(
+    arm: Mapping[int, float], reference: Mapping[int, float], luck: Luck = NO_LUCK
+) -> Paired | None:
     """The difference over the seeds that both have; None below two of them.
 
-    A run of the arm that diverged makes the difference infinite.
+    A run of the arm that diverged makes the difference infinite. `luck` belongs to arms that were searched for.
     """
     seeds = sorted(set(arm) & set(reference))
     if len(seeds) < 2:
@@ -52,11 +96,13 @@ def paired(arm: Mapping[int, float], reference: Mapping[int, float]) -> Paired |
         value = math.inf if np.isfinite(b).all() else math.nan
         return Paired(Interval(value, -math.inf, math.inf), math.inf, math.nan, len(seeds))
     d = a - b
-    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d))
+    mean, noise = float(d.mean()), float(d.var(ddof=1)) / len(d)
+    error = math.sqrt(noise + luck.variance)
     if error == 0:
         return Paired(Interval(mean, mean, mean), abs(mean), math.nan, len(seeds))
-    two, one = (error * float(special.stdtrit(len(d) - 1, q)) for q in ((1 + LEVEL) / 2, LEVEL))
-    p = 2 * float(special.stdtr(len(d) - 1, -abs(mean) / error))
+    freedom = error**4 / (noise**2 / (len(d) - 1) + luck.variance**2 / luck.freedom)
+    two, one = (error * float(special.stdtrit(freedom, q)) for q in ((1 + LEVEL) / 2, LEVEL))
+    p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
     return Paired(Interval(mean, mean - two, mean + two), abs(mean) + one, p, len(seeds))
 
 

@@ -1,8 +1,12 @@
 """Repeated text: U unique tokens, seen E times. Here weight decay decides the loss on held-out text.
 
 Every arm is tuned over learning rate and λ together, with the same number of trials of full length on seeds that no
-result uses; its grid moves until the best point is inside. At the best learning rate, a sweep over λ with a few seeds
-gives the curve of the arm and the λ of the runs that count. Those share their seeds with all other arms.
+result uses; its grid moves until the best point is inside. The bottom of a paraboloid through the trials gives the
+learning rate. There, a sweep over λ with a few seeds gives the curve of the arm and, by a parabola, the λ of the runs
+that count. Those share their seeds with all other arms.
+
+A search that is repeated with other seeds ends at another point. L2 decay is therefore tuned several times; the spread
+of its losses is the luck of a search, and belongs to every interval.
 
 Muon is a control in one pass over the whole text, where it is known to beat AdamW; on repeated text it need not.
 
@@ -18,15 +22,17 @@ from typing import Any
 import numpy as np
 
 from train.config.fields import UserError, nearest
-from train.study.compare.tuning import FIRST_SEED, next_trials, tuned
+from train.study.compare.tuning import FIRST_SEED, next_trials
 from train.study.population import Member, population
 from train.study.regimes import kept_weights, points, sweep, texts
-from train.study.regimes.arms import ARMS
+from train.study.regimes.arms import ARMS, TUNINGS, tuned_again
+from train.study.regimes.optimum import optimum, valley
 from train.study.regimes.work import Record
 from train.study.small_runs import SmallProgram, SmallTask
 
 APART = 1000  # between the seeds of two repetitions
 AGAIN = 500  # from the seeds of an arm to those of the A/A control
+BETWEEN = 100  # between the tuning seeds of two searches for one arm
 CONTROLS = ("none", "l2", "muon_l2")
 SETTING = ("arm", "text", "unique", "steps", "batch_size")
 AXIS = ("none", "l2", "huber")
@@ -45,7 +51,9 @@ class Repeated:
     )
     texts: tuple[str, ...] = ("stdlib", "reference")
     """Texts as in --data.text of a run, or reference: the English reference of Python. A claim needs all."""
-    arms: tuple[str, ...] = tuple(name for name in ARMS if name not in (*CONTROLS, "again"))
+    arms: tuple[str, ...] = tuple(
+        n for n in ARMS if n not in CONTROLS and ARMS[n].kind != "control"
+    )
     """Names in train/study/regimes/arms.py; no decay, L2 and Muon with L2 are always there."""
     unique: int = 19_200
     """Unique training tokens."""
@@ -55,6 +63,8 @@ class Repeated:
     """Runs that each arm is tuned with on each text."""
     sweep_seeds: int = 3
     """Runs of every λ in a sweep."""
+    tunings: int = 3
+    """Searches for the point of L2 decay, on Adam and on Muon; their spread is the luck of a search."""
     seeds: int = 12
     """Runs that count, of each arm on each text."""
     epochs: tuple[int, ...] = (1, 4, 64)
@@ -82,8 +92,8 @@ class Repeated:
     def check(self) -> None:
         """Raises UserError for the first field that is out of its range."""
         for arm in self.arms:
-            if arm not in ARMS or arm == "again":
-                others = [name for name in ARMS if name != "again"]
+            others = [name for name in ARMS if ARMS[name].kind != "control"]
+            if arm not in others:
                 raise UserError(
                     f"arms: {arm!r} is not one of {', '.join(others)}; nearest: {nearest(arm, others)}."
                 )
@@ -91,7 +101,8 @@ class Repeated:
             raise UserError(f"trials = {self.trials} do not fill a grid of 9 points; nearest: 9.")
         for name, low, high in (
             ("seeds", 2, AGAIN),
-            ("sweep_seeds", 2, AGAIN),
+            ("sweep_seeds", 2, BETWEEN),
+            ("tunings", 1, TUNINGS),
             ("fresh_seeds", 0, 900),
             ("steps", 2, 10**9),
         ):
@@ -141,9 +152,21 @@ class Repeated:
                     raise UserError(f"{unit}: {error}") from None
 
     @property
-    def tuning_seeds(self) -> list[int]:
-        first = FIRST_SEED + APART * self.fresh_seeds
-        return [first + i for i in range(self.sweep_seeds)]
+    def repeats(self) -> list[str]:
+        """L2 decay at the points of further searches."""
+        if self.points:
+            return []
+        return [
+            tuned_again(arm, k) for k in range(2, self.tunings + 1) for arm in ("l2", "muon_l2")
+        ]
+
+    def first_seed(self, arm: str) -> int:
+        """Of the search and the sweep of an arm."""
+        which = int(arm.rpartition("_tuned_")[2]) - 1 if arm in self.repeats else 0
+        return FIRST_SEED + APART * self.fresh_seeds + BETWEEN * which
+
+    def tuning_seeds(self, arm: str) -> list[int]:
+        return [self.first_seed(arm) + i for i in range(self.sweep_seeds)]
 
     @property
     def counted_seeds(self) -> list[int]:
@@ -156,13 +179,13 @@ class Repeated:
         further = [f"epochs {e}" for e in self.epochs]
         further += [f"steps × {x:g}" for x in self.lengths] + [f"batch × {x}" for x in self.batches]
         controls, others = self.names[: len(CONTROLS)], self.names[len(CONTROLS) :]
-        return list(dict.fromkeys([*controls, ONE_PASS, *further, *others]))
+        return list(dict.fromkeys([*controls, ONE_PASS, *self.repeats, *further, *others]))
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
         tuning = 0 if self.points else self.trials + 7 * self.sweep_seeds - 2
-        arms = len(self.names) * len(self.texts) * tuning
-        arms += (len(self.names) + 3) * len(self.texts) * self.seeds
+        names = len(self.names) + len(self.repeats)
+        arms = names * len(self.texts) * tuning + (names + 3) * len(self.texts) * self.seeds
         if self.points:
             return arms
         further = len(self.epochs) + sum(self.lengths) + len(self.batches)
@@ -203,12 +226,17 @@ class Repeated:
             base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
             if not self.points:
                 yield from self._search(base, results)
-                best = tuned(self.trials_of(unit, text, results))
-                yield from self._sweep(base, best.learning_rate, best.weight_decay, results)
+                best = optimum(self.trials_of(unit, text, results))
+                yield from self._sweep(base, *best, results)
             rate, decay = self.point(unit, text, results)
             point = {"learning_rate": rate, "weight_decay": decay}
             yield [base | point | {"seed": seed} for seed in self.counted_seeds]
-            if unit in AXIS and text == self.texts[0] and len(self.units()) > len(self.names) + 1:
+            if (
+                unit in AXIS
+                and text == self.texts[0]
+                and self.epochs + self.lengths + self.batches
+                and not self.points
+            ):
                 # The other settings are swept at this rate.
                 yield from self._sweep(base, *middle(unit), results)
             if unit == "l2":
@@ -221,23 +249,25 @@ class Repeated:
         row = ARMS[base["arm"]]
         while True:
             tried = self.trials_of(base["arm"], base["text"], results)
-            plain = [t | {"seed": t["seed"] - APART * self.fresh_seeds} for t in tried]
+            shift = self.first_seed(base["arm"]) - FIRST_SEED
+            plain = [t | {"seed": t["seed"] - shift} for t in tried]
             new = next_trials(row.learning_rates, row.weight_decays, plain, self.trials)
             if not new:
                 return
-            yield [base | t | {"seed": t["seed"] + APART * self.fresh_seeds} for t in new]
+            yield [base | t | {"seed": t["seed"] + shift} for t in new]
 
     def _sweep(
         self, base: Record, rate: float, centre: float, results: list[Record]
     ) -> Iterator[list[Record]]:
-        records = _Live(results, base | {"learning_rate": rate}, set(self.tuning_seeds))
-        for decays in sweep.values(centre, records, self.tuning_seeds):
+        seeds = self.tuning_seeds(base["arm"])
+        records = _Live(results, base | {"learning_rate": rate}, set(seeds))
+        for decays in sweep.values(centre, records, seeds):
             there = {(r["weight_decay"], r["seed"]) for r in records}
             point = base | {"learning_rate": rate}
             jobs = [
                 point | {"weight_decay": decay, "seed": seed}
                 for decay in decays
-                for seed in self.tuning_seeds
+                for seed in seeds
                 if (decay, seed) not in there
             ]
             if jobs:
@@ -255,19 +285,19 @@ class Repeated:
         return mine[: self.trials]
 
     def point(self, arm: str, text: str, results: Sequence[Record]) -> tuple[float, float]:
-        """Learning rate and λ of the runs that count: the search's best rate, and the sweep's best λ there."""
+        """Learning rate and λ of the runs that count: the rate of the search, and the bottom of the sweep there."""
         if self.points:
             return points.read(self.points)[arm, text]
-        rate = tuned(self.trials_of(arm, text, results)).learning_rate
-        return rate, sweep.lowest(self.profile(arm, text, rate, results))
+        rate, _ = optimum(self.trials_of(arm, text, results))
+        return rate, valley(self.profile(arm, text, rate, results))
 
     def profile(
         self, arm: str, text: str, rate: float, results: Sequence[Record], unit: str = ""
     ) -> dict[float, float]:
         """Mean losses of tuning by λ, at one learning rate."""
         base = dict(zip(SETTING, (arm, text, *self.settings(unit or arm))))
-        mine = _Live(results, base | {"learning_rate": rate}, set(self.tuning_seeds))
-        return sweep.profile(mine, self.tuning_seeds)
+        seeds = self.tuning_seeds(arm)
+        return sweep.profile(_Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
 
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
         """Trains jobs; the final weights of those that count are kept in a folder."""
@@ -279,7 +309,7 @@ class Repeated:
                 self.task, batch_size=batch, chunk=min(self.task.chunk, steps)
             )
             data = texts.read(task, text, unique)
-            counted = group[0]["seed"] < FIRST_SEED and arm != "again" and unique > 0
+            counted = group[0]["seed"] < FIRST_SEED and unique > 0 and ARMS[arm].kind != "control"
             members = [
                 Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
             ]

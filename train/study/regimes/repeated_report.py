@@ -10,9 +10,10 @@ from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
 from train.study.regimes import figures, points
 from train.study.regimes.arms import ARMS
+from train.study.regimes.optimum import valley
 from train.study.regimes.paired import CLOSE, Paired, forgiveness, paired
 from train.study.regimes.repeated import AXIS, ONE_PASS, Repeated
-from train.study.regimes.rows import Row, counted, failed, overall, rows
+from train.study.regimes.rows import Row, counted, failed, luck_of, overall, rows
 from train.study.regimes.sweep import lowest
 from train.study.regimes.work import Record
 
@@ -21,7 +22,7 @@ def write_report(regime: Repeated, records: Sequence[Record], folder: pathlib.Pa
     """Writes report.md, its pictures, and points.json if all controls hold; returns which of them failed."""
     found = rows(regime, records)
     reasons = failed(regime, found, records)
-    parts = [_head(reasons, found, regime, records), _summary(found, regime)]
+    parts = [_head(reasons, found, regime, records), _summary(found, regime, records)]
     for name, title, made in (
         ("curves.png", "Held-out loss over λ", figures.curves(found, folder / "curves.png")),
         (
@@ -73,7 +74,20 @@ def _turned(x: Paired) -> Paired:
     return Paired(type(x.interval)(-x.interval.value, low, high), x.within, x.p, x.seeds)
 
 
-def _summary(found: Sequence[Row], regime: Repeated) -> str:
+def _luck(regime: Repeated, records: Sequence[Record]) -> str:
+    """What the luck of a search comes to."""
+    chance = luck_of(regime, records)
+    if not math.isfinite(chance.freedom):
+        return "The luck of the search for η and λ is not in the intervals."
+    share = math.sqrt(chance.variance / (1 + 1 / regime.tunings))
+    return (
+        f"L2 decay was tuned {regime.tunings} times with other seeds, on Adam and on Muon, and arms are compared with"
+        f" the mean of these. The deviation of one search's loss, {share:.4f} nats from {chance.freedom:.0f} degrees of"
+        " freedom, is in all intervals."
+    )
+
+
+def _summary(found: Sequence[Row], regime: Repeated, records: Sequence[Record]) -> str:
     texts = regime.texts
     heads = [f"gain over L2, {t}" for t in texts] + [f"forgiveness, {t}" for t in texts]
     lines = [f"| arm | {' | '.join(heads)} | verdict |", "| --- |" + " --- |" * (len(heads) + 1)]
@@ -99,8 +113,7 @@ def _summary(found: Sequence[Row], regime: Repeated) -> str:
             " (Student's t). Arms on Muon are compared with L2 on Muon, optimizers with AdamW. Verdicts are corrected"
             " by Holm over all arms and texts, and a claim needs every text; where nothing is resolved, the arms"
             " differ by less than the bound (two one-sided tests of 5 %, not corrected). Forgiveness: how many factors"
-            f" of two of λ lie within {CLOSE} nats of the best. The luck of the search for η and λ is not in the"
-            " intervals.\n",
+            f" of two of λ lie within {CLOSE} nats of the best. {_luck(regime, records)}\n",
         ]
     )
 
@@ -223,11 +236,11 @@ def _timescale(regime: Repeated, records: Sequence[Record]) -> list[tuple[str, s
     for unit in (u for u in regime.units() if u.startswith(("steps", "batch"))):
         curve = _axis(regime, records, "l2", unit)
         if curve:
-            found[unit] = _optimum(curve)
+            found[unit] = valley(curve)
     base = regime.profile("l2", text, rate, records)
     if len(base) < 3 or not found:
         return []
-    here = _optimum(base)
+    here = valley(base)
     lines = []
     for unit, there in found.items():
         _, steps, batch = regime.settings(unit)
@@ -243,17 +256,3 @@ def _timescale(regime: Repeated, records: Sequence[Record]) -> list[tuple[str, s
             )
         )
     return lines
-
-
-def _optimum(curve: Mapping[float, float]) -> float:
-    """Of a parabola over log λ through the lowest point and its neighbours."""
-    points = sorted((math.log2(x), y) for x, y in curve.items() if x > 0)
-    i = min(range(len(points)), key=lambda k: points[k][1])
-    if i in (0, len(points) - 1):
-        return 2.0 ** points[i][0]
-    (a, u), (b, v), (c, w) = points[i - 1 : i + 2]
-    if not all(map(math.isfinite, (u, w))):
-        return 2.0**b
-    top = (b - a) ** 2 * (v - w) - (b - c) ** 2 * (v - u)
-    bottom = (b - a) * (v - w) - (b - c) * (v - u)
-    return 2.0 ** (b - 0.5 * top / bottom) if bottom else 2.0**b

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from train.study.compare.statistics import holm
 from train.study.compare.tuning import FIRST_SEED, Tuned, tuned
 from train.study.regimes.arms import ARMS
-from train.study.regimes.paired import Forgiveness, Paired, forgiveness, paired
+from train.study.regimes.paired import Forgiveness, Luck, Paired, forgiveness, luck, paired
 from train.study.regimes.repeated import AGAIN, Repeated
 from train.study.regimes.work import Record
 
@@ -27,7 +27,8 @@ class Row:
         losses: on held-out text, by seed [nats per token].
         training: means over the last twentieth of the training.
         curve: mean losses of tuning by λ, at this learning rate.
-        to_l2: losses less those of L2 decay on the same direction; of optimizers, less those of AdamW with L2.
+        to_l2: losses less those of L2 decay on the same direction, the mean over its searches; of optimizers, less
+            those of AdamW with L2.
         to_none: losses less those of no decay on the same direction; None for optimizers.
         forgiving: the range of λ that costs little.
         p: of `to_l2`, adjusted by Holm over the report; nan for controls.
@@ -85,14 +86,40 @@ def counted(
     }
 
 
+def searches(
+    regime: Repeated, records: Sequence[Record], arm: str, text: str
+) -> list[dict[int, float]]:
+    """Losses of L2 decay at the points of all its searches on a text, those that are finished."""
+    names = [arm, *(name for name in regime.repeats if name.startswith(f"{arm}_tuned"))]
+    found = [counted(records, name, text) for name in names]
+    return [losses for losses in found if len(losses) == regime.seeds]
+
+
+def reference_losses(
+    regime: Repeated, records: Sequence[Record], arm: str, text: str
+) -> dict[int, float]:
+    """Of L2 decay: the mean over its searches, seed by seed."""
+    found = searches(regime, records, arm, text)
+    if not found:
+        return counted(records, arm, text)
+    return {seed: sum(one[seed] for one in found) / len(found) for seed in found[0]}
+
+
+def luck_of(regime: Repeated, records: Sequence[Record]) -> Luck:
+    """Of a search in this regime, from all texts and directions."""
+    groups = [searches(regime, records, a, t) for a in ("l2", "muon_l2") for t in regime.texts]
+    return luck([group for group in groups if len(group) > 1])
+
+
 def rows(regime: Repeated, records: Sequence[Record]) -> list[Row]:
     """All arms whose runs that count are there, text by text."""
     found: list[Row] = []
+    chance = luck_of(regime, records)
     for text in regime.texts:
         for arm in regime.names:
             losses = counted(records, arm, text)
             if len(losses) == regime.seeds:
-                found.append(_row(regime, records, arm, text, losses))
+                found.append(_row(regime, records, arm, text, losses, chance))
     family = {
         f"{row.arm}\n{row.text}": row.to_l2.p
         for row in found
@@ -106,7 +133,12 @@ def rows(regime: Repeated, records: Sequence[Record]) -> list[Row]:
 
 
 def _row(
-    regime: Repeated, records: Sequence[Record], arm: str, text: str, losses: dict[int, float]
+    regime: Repeated,
+    records: Sequence[Record],
+    arm: str,
+    text: str,
+    losses: dict[int, float],
+    chance: Luck,
 ) -> Row:
     mine = [r for r in records if (r["arm"], r["text"]) == (arm, text)]
     results = [r for r in mine if r["seed"] < FIRST_SEED and r["unique"] > 0]
@@ -121,8 +153,8 @@ def _row(
         losses,
         sum(r["training_loss"] for r in results) / len(results),
         curve,
-        paired(losses, counted(records, l2, text)) if arm != l2 else None,
-        paired(losses, counted(records, none, text)) if none and arm != none else None,
+        paired(losses, reference_losses(regime, records, l2, text), chance) if arm != l2 else None,
+        paired(losses, counted(records, none, text), chance) if none and arm != none else None,
         forgiveness(curve),
     )
 

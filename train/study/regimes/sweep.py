@@ -1,7 +1,7 @@
 """A sweep over λ with a few seeds: it goes on until the best λ is inside, and a loss of 0.02 nats is on both sides.
 
-Points are a factor of two apart. The mean losses by λ are the curve of an arm; its lowest point is the λ that the runs
-that count are made with, and its width at 0.02 nats says how forgiving the arm is.
+Points are a factor of two apart. The mean losses by λ are the curve of an arm; the bottom of its valley is the λ that
+the runs that count are made with, and its width at 0.02 nats says how forgiving the arm is.
 """
 
 import collections
