@@ -42,6 +42,8 @@ def optimum(trials: Sequence[Mapping[str, Any]]) -> Point:
     best = tuned(trials)
     here = (best.learning_rate, best.weight_decay)
     bare = best.weight_decay == 0
+    if not math.isfinite(best.loss):
+        return here
     rows = [
         (math.log2(rate), math.log2(decay) if decay else 0.0, loss, runs)
         for (rate, decay), (loss, runs) in means(trials).items()

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special
 
 from train.study.compare.statistics import holm
-from train.study.regimes.paired import forgiveness, paired
+from train.study.regimes.paired import NO_LUCK, forgiveness, luck, paired
 
 # Student's t of 4 degrees of freedom: 97.5 % and 95 %.
 T975, T95 = 2.7764, 2.1318
@@ -62,6 +63,48 @@ def test_intervals_and_bounds_hold_in_simulated_comparisons():
             p[str(arm)] = found.p
         wrong += min(holm(p).values()) <= 0.05
     assert wrong / 500 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
+
+
+def test_the_luck_of_a_search_by_hand():
+    first = {1: 2.0, 2: 2.4, 3: 2.2}
+    second = {seed: loss + 0.03 for seed, loss in first.items()}
+    found = luck([[first, second]])  # no noise of runs: all of it is luck
+    assert found.variance == pytest.approx(0.03**2 / 2 * 1.5) and found.freedom == 1
+    assert luck([]) == NO_LUCK
+    same = luck([[first, first, first], [second, second, second]])
+    assert same.variance == 0 and same.freedom == 4
+    arm = {seed: loss + x for (seed, loss), x in zip(first.items(), (0.10, 0.12, 0.11))}
+    plain, wide = paired(arm, first), paired(arm, first, found)
+    assert plain is not None and wide is not None
+    error = math.sqrt(1e-4 / 3 + found.variance)
+    freedom = error**4 / ((1e-4 / 3) ** 2 / 2 + found.variance**2)
+    assert wide.interval.value == plain.interval.value and wide.p > plain.p
+    assert wide.interval.high - 0.11 == pytest.approx(
+        error * special.stdtrit(freedom, 0.975), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.004, 0.015])
+def test_intervals_hold_with_the_luck_of_searches(chance):
+    """Twelve seeds, three searches for two references on two texts, one for the arm; nothing differs."""
+    rng, draws, held, false = np.random.default_rng(2), 1000, 0, 0
+
+    def searched(common):
+        return dict(enumerate(common + chance * rng.standard_normal() + rng.normal(0, 0.015, 12)))
+
+    for _ in range(draws):
+        groups = []
+        for _ in range(4):
+            common = rng.normal(0, 0.05, 12)
+            groups.append([searched(common) for _ in range(3)])
+        arm = searched(common)
+        reference = {seed: float(np.mean([x[seed] for x in groups[-1]])) for seed in arm}
+        found = paired(arm, reference, luck(groups))
+        assert found is not None
+        held += found.interval.holds(0.0)
+        false += found.p <= 0.05
+    assert 0.93 < held / draws < 0.985
+    assert false == draws - held
 
 
 def test_runs_that_diverge_and_too_few_seeds():
