@@ -32,48 +32,59 @@ def valley(curve: Mapping[float, float]) -> float:
     return rounded(2.0 ** (b - 0.5 * top / bottom)) if bottom else lowest
 
 
-def optimum(trials: Sequence[Mapping[str, Any]]) -> Point:
+def optimum(
+    trials: Sequence[Mapping[str, Any]],
+    near: float = NEAR,
+    among: Sequence[Mapping[str, Any]] | None = None,
+) -> Point:
     """Learning rate and λ of the lowest loss, from the runs of a search.
 
-    With x = log2 η and y = log2 λ, loss = c + a·(x, y) + (x, y)ᵀ H (x, y) / 2 is fitted to the means of all points
-    within `NEAR` of the best, each weighted with its runs. H has to be positive definite, and the bottom within the
-    points; else the best point is the answer. Where no decay is best, the fit is over x alone.
+    With x = log2 η and y = log2 λ, loss = c_s + a·(x, y) + (x, y)ᵀ H (x, y) / 2 is fitted to all runs whose points are
+    near the best; c_s is the effect of seed s. H has to be positive definite, and the bottom within the points; else
+    the best point is the answer. Where no decay is best, the fit is over x alone.
+
+    Args:
+        trials: lines with "learning_rate", "weight_decay", "seed" and "loss".
+        near: how far above the best point others may be [nats].
+        among: the runs whose points may be the best one; None: all.
     """
-    best = tuned(trials)
+    best = tuned(trials if among is None else among)
     here = (best.learning_rate, best.weight_decay)
     bare = best.weight_decay == 0
     if not math.isfinite(best.loss):
         return here
-    rows = [
-        (math.log2(rate), math.log2(decay) if decay else 0.0, loss, runs)
-        for (rate, decay), (loss, runs) in means(trials).items()
-        if loss < best.loss + NEAR and (decay == 0) == bare
+    close = {p for p, (loss, _) in means(trials).items() if loss < best.loss + near}
+    runs = [
+        r
+        for r in trials
+        if (r["learning_rate"], r["weight_decay"]) in close and (r["weight_decay"] == 0) == bare
     ]
-    x, y, loss, runs = np.array(rows).T
-    if not bare and (len(set(x)) < 3 or len(set(y)) < 3):
+    names = ("learning_rate",) if bare else ("learning_rate", "weight_decay")
+    points = np.log2([[r[name] for name in names] for r in runs])
+    if any(len(set(column)) < 3 for column in points.T):
         return here
-    points = np.stack([x] if bare else [x, y], 1)
-    found = _bottom(points, loss, runs)
+    found = _bottom(points, [r["loss"] for r in runs], [r["seed"] for r in runs])
     if found is None:
         return here
     rate = rounded(2.0 ** found[0])
     return (rate, 0.0) if bare else (rate, rounded(2.0 ** found[1]))
 
 
-def _bottom(points: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> np.ndarray | None:
+def _bottom(points: np.ndarray, losses: Sequence[float], seeds: Sequence[int]) -> np.ndarray | None:
     """Of the paraboloid through points [n, d]; None where they do not determine one with a bottom among them."""
     centre = points.mean(axis=0)
     z = points - centre
     pairs = [(i, j) for i in range(z.shape[1]) for j in range(i, z.shape[1])]
-    columns = [np.ones(len(z)), *z.T, *(z[:, i] * z[:, j] for i, j in pairs)]
-    a, weight = np.stack(columns, 1), np.sqrt(runs)
-    if len(z) <= a.shape[1]:
+    own = [np.equal(seeds, seed).astype(float) for seed in sorted(set(seeds))]
+    a = np.stack([*own, *z.T, *(z[:, i] * z[:, j] for i, j in pairs)], 1)
+    if len(a) <= a.shape[1]:
         return None
-    solution, _, rank, _ = np.linalg.lstsq(a * weight[:, None], loss * weight, rcond=None)
+    solution, _, rank, _ = np.linalg.lstsq(a, np.asarray(losses), rcond=None)
     if rank < a.shape[1]:
         return None
-    slope, curvature = solution[1 : 1 + z.shape[1]], np.zeros((z.shape[1],) * 2)
-    for (i, j), value in zip(pairs, solution[1 + z.shape[1] :]):
+    solution = solution[len(own) :]
+    slope, curvature = solution[: z.shape[1]], np.zeros((z.shape[1],) * 2)
+    for (i, j), value in zip(pairs, solution[z.shape[1] :]):
         curvature[i, j] += value
         curvature[j, i] += value
     if np.linalg.eigvalsh(curvature).min() <= 0:

@@ -1,9 +1,9 @@
 """Repeated text: U unique tokens, seen E times. Here weight decay decides the loss on held-out text.
 
-Every arm is tuned over learning rate and λ together, with the same number of trials of full length on seeds that no
-result uses; its grid moves until the best point is inside. The bottom of a paraboloid through the trials gives the
-learning rate. There, a sweep over λ with a few seeds gives the curve of the arm and, by a parabola, the λ of the runs
-that count. Those share their seeds with all other arms.
+Every arm is tuned over learning rate and λ together, with runs of full length on seeds that no result uses. First a
+coarse grid of single trials, which moves until its best point is inside; the bottom of a paraboloid through them is the
+centre of a finer grid, whose points have a few seeds each; the bottom of a paraboloid through that is the point of the
+runs that count. Those share their seeds with all other arms. A sweep over λ gives the curve of the arm.
 
 A search that is repeated with other seeds ends at another point. L2 decay is therefore tuned several times; the spread
 of its losses is the luck of a search, and belongs to every interval.
@@ -15,6 +15,7 @@ Further units vary the number of epochs at equal steps, the length, and the batc
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,17 +23,19 @@ from typing import Any
 import numpy as np
 
 from train.config.fields import UserError, nearest
-from train.study.compare.tuning import FIRST_SEED, next_trials
+from train.study.compare.tuning import FIRST_SEED, Point, next_trials
 from train.study.population import Member, population
-from train.study.regimes import kept_weights, points, sweep, texts
+from train.study.regimes import finer, kept_weights, points, sweep, texts
 from train.study.regimes.arms import ARMS, TUNINGS, tuned_again
-from train.study.regimes.optimum import optimum, valley
+from train.study.regimes.optimum import optimum
 from train.study.regimes.work import Record
 from train.study.small_runs import SmallProgram, SmallTask
 
 APART = 1000  # between the seeds of two repetitions
 AGAIN = 500  # from the seeds of an arm to those of the A/A control
 BETWEEN = 100  # between the tuning seeds of two searches for one arm
+FINER = 50  # from the seeds of a search to those of its finer grid
+NEAR = 0.1  # nats above the best point, for points that decide where the runs that count stand
 CONTROLS = ("none", "l2", "muon_l2")
 SETTING = ("arm", "text", "unique", "steps", "batch_size")
 AXIS = ("none", "l2", "huber")
@@ -60,9 +63,13 @@ class Repeated:
     steps: int = 1200
     """Updates of every run; steps × batch_size × length / unique is the number of epochs."""
     trials: int = 15
-    """Runs that each arm is tuned with on each text."""
+    """Runs of the coarse grid of each arm on each text."""
+    finer_points: int = 15
+    """Points that a finer grid may have, at least 9."""
+    finer_seeds: int = 2
+    """Runs of each of these points, and of every λ in the sweep of an arm."""
     sweep_seeds: int = 3
-    """Runs of every λ in a sweep."""
+    """Runs of every λ in a sweep over epochs, length and batch."""
     tunings: int = 3
     """Searches for the point of L2 decay, on Adam and on Muon; their spread is the luck of a search."""
     seeds: int = 12
@@ -101,7 +108,9 @@ class Repeated:
             raise UserError(f"trials = {self.trials} do not fill a grid of 9 points; nearest: 9.")
         for name, low, high in (
             ("seeds", 2, AGAIN),
-            ("sweep_seeds", 2, BETWEEN),
+            ("finer_points", 9, 10**6),
+            ("finer_seeds", 1, FINER),
+            ("sweep_seeds", 2, FINER),
             ("tunings", 1, TUNINGS),
             ("fresh_seeds", 0, 900),
             ("steps", 2, 10**9),
@@ -165,8 +174,11 @@ class Repeated:
         which = int(arm.rpartition("_tuned_")[2]) - 1 if arm in self.repeats else 0
         return FIRST_SEED + APART * self.fresh_seeds + BETWEEN * which
 
-    def tuning_seeds(self, arm: str) -> list[int]:
+    def seeds_of_sweep(self, arm: str) -> list[int]:
         return [self.first_seed(arm) + i for i in range(self.sweep_seeds)]
+
+    def finer_seeds_of(self, arm: str) -> list[int]:
+        return [self.first_seed(arm) + FINER + i for i in range(self.finer_seeds)]
 
     @property
     def counted_seeds(self) -> list[int]:
@@ -183,7 +195,7 @@ class Repeated:
 
     def expected(self) -> float:
         """Runs, about; in units of one of `steps`."""
-        tuning = 0 if self.points else self.trials + 7 * self.sweep_seeds - 2
+        tuning = 0 if self.points else self.trials + 13 * self.finer_seeds
         names = len(self.names) + len(self.repeats)
         arms = names * len(self.texts) * tuning + (names + 3) * len(self.texts) * self.seeds
         if self.points:
@@ -220,14 +232,15 @@ class Repeated:
         if unit not in ARMS:
             for arm in AXIS:
                 base = dict(zip(SETTING, (arm, self.texts[0], unique, steps, batch)))
-                yield from self._sweep(base, *middle(arm), results)
+                yield from self._sweep(base, *middle(arm), results, self.seeds_of_sweep(arm))
             return
         for text in self.texts:
             base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
             if not self.points:
                 yield from self._search(base, results)
-                best = optimum(self.trials_of(unit, text, results))
-                yield from self._sweep(base, *best, results)
+                yield from self._finer(base, results)
+                centre = (self.rate_of_curve(unit, text, results), self._start(base, results)[1])
+                yield from self._sweep(base, *centre, results, self.finer_seeds_of(unit))
             rate, decay = self.point(unit, text, results)
             point = {"learning_rate": rate, "weight_decay": decay}
             yield [base | point | {"seed": seed} for seed in self.counted_seeds]
@@ -238,7 +251,7 @@ class Repeated:
                 and not self.points
             ):
                 # The other settings are swept at this rate.
-                yield from self._sweep(base, *middle(unit), results)
+                yield from self._sweep(base, *middle(unit), results, self.seeds_of_sweep(unit))
             if unit == "l2":
                 yield [
                     base | {"arm": "again"} | point | {"seed": seed + AGAIN}
@@ -256,10 +269,32 @@ class Repeated:
                 return
             yield [base | t | {"seed": t["seed"] + shift} for t in new]
 
+    def _start(self, base: Record, results: Sequence[Record]) -> Point:
+        """The centre of the finer grid."""
+        return optimum(self.trials_of(base["arm"], base["text"], results))
+
+    def _grid(self, base: Record, results: Sequence[Record]) -> finer.Grid:
+        seeds = self.finer_seeds_of(base["arm"])
+        records = _Live(results, base, set(seeds))
+        return finer.grid(*self._start(base, results), records, seeds, self.finer_points)
+
+    def _finer(self, base: Record, results: list[Record]) -> Iterator[list[Record]]:
+        seeds = self.finer_seeds_of(base["arm"])
+        while wanted := self._grid(base, results).wanted:
+            yield [
+                base | {"learning_rate": rate, "weight_decay": decay, "seed": seed}
+                for rate, decay in wanted
+                for seed in seeds
+            ]
+
     def _sweep(
-        self, base: Record, rate: float, centre: float, results: list[Record]
+        self,
+        base: Record,
+        rate: float,
+        centre: float,
+        results: list[Record],
+        seeds: Sequence[int],
     ) -> Iterator[list[Record]]:
-        seeds = self.tuning_seeds(base["arm"])
         records = _Live(results, base | {"learning_rate": rate}, set(seeds))
         for decays in sweep.values(centre, records, seeds):
             there = {(r["weight_decay"], r["seed"]) for r in records}
@@ -284,19 +319,38 @@ class Repeated:
         ]
         return mine[: self.trials]
 
-    def point(self, arm: str, text: str, results: Sequence[Record]) -> tuple[float, float]:
-        """Learning rate and λ of the runs that count: the rate of the search, and the bottom of the sweep there."""
+    def point(self, arm: str, text: str, results: Sequence[Record]) -> Point:
+        """Learning rate and λ of the runs that count: the bottom of a paraboloid through the runs of the tuning."""
         if self.points:
             return points.read(self.points)[arm, text]
-        rate, _ = optimum(self.trials_of(arm, text, results))
-        return rate, valley(self.profile(arm, text, rate, results))
+        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
+        on_grid = set(self._grid(base, results).points)
+        mine = [
+            r
+            for r in _Live(results, base, set(self.finer_seeds_of(arm)))
+            if (r["learning_rate"], r["weight_decay"]) in on_grid
+        ]
+        return optimum([*self.trials_of(arm, text, results), *mine], NEAR, mine)
 
-    def profile(
-        self, arm: str, text: str, rate: float, results: Sequence[Record], unit: str = ""
-    ) -> dict[float, float]:
-        """Mean losses of tuning by λ, at one learning rate."""
-        base = dict(zip(SETTING, (arm, text, *self.settings(unit or arm))))
-        seeds = self.tuning_seeds(arm)
+    def rate_of_curve(self, arm: str, text: str, results: Sequence[Record]) -> float:
+        """The learning rate of the finer grid that is nearest to that of the runs that count."""
+        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
+        rate = self.point(arm, text, results)[0]
+        rates = {r for r, _ in self._grid(base, results).points}
+        return min(rates, key=lambda r: abs(math.log(r / rate)))
+
+    def curve(self, arm: str, text: str, results: Sequence[Record]) -> dict[float, float]:
+        """Mean losses of tuning by λ, at one learning rate; empty where nothing was tuned."""
+        if self.points:
+            return {}
+        rate, seeds = self.rate_of_curve(arm, text, results), self.finer_seeds_of(arm)
+        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
+        return sweep.profile(_Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
+
+    def profile(self, arm: str, unit: str, results: Sequence[Record]) -> dict[float, float]:
+        """Mean losses by λ in a setting of a further unit, or in that of all arms, at the middle learning rate."""
+        base = dict(zip(SETTING, (arm, self.texts[0], *self.settings(unit))))
+        seeds, rate = self.seeds_of_sweep(arm), middle(arm)[0]
         return sweep.profile(_Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
 
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
@@ -330,7 +384,7 @@ class Repeated:
                 yield record
 
 
-def middle(arm: str) -> tuple[float, float]:
+def middle(arm: str) -> Point:
     """Learning rate and λ in the middle of an arm's first grid."""
     row = ARMS[arm]
     return row.learning_rates[1], row.weight_decays[len(row.weight_decays) // 2]

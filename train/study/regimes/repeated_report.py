@@ -156,9 +156,9 @@ def _axes(regime: Repeated, records: Sequence[Record]) -> str:
     start = len(lines)
     for unit in (u for u in regime.units() if u not in (*ARMS, ONE_PASS)):
         unique, steps, batch = regime.settings(unit)
-        bare = _axis(regime, records, "none", unit)
+        bare = regime.profile("none", unit, records)
         for arm in AXIS[1:]:
-            curve = _axis(regime, records, arm, unit)
+            curve = regime.profile(arm, unit, records)
             if not curve:
                 continue
             best, close = lowest(curve), forgiveness(curve)
@@ -174,11 +174,6 @@ def _axes(regime: Repeated, records: Sequence[Record]) -> str:
         " λ is known to a factor of two."
     )
     return "\n".join([*lines, "", words, ""])
-
-
-def _axis(regime: Repeated, records: Sequence[Record], arm: str, unit: str) -> dict[float, float]:
-    rate = ARMS[arm].learning_rates[1]
-    return regime.profile(arm, regime.texts[0], rate, records, unit)
 
 
 def claims(regime: Repeated, found: Sequence[Row], records: Sequence[Record]) -> str:
@@ -231,13 +226,12 @@ def _verdict(found: Sequence[Row], arm: str, texts: Sequence[str]) -> str:
 
 def _timescale(regime: Repeated, records: Sequence[Record]) -> list[tuple[str, str, str]]:
     """Best λ ∝ 1/steps and ∝ batch, from L2 decay at one learning rate."""
-    text, rate = regime.texts[0], ARMS["l2"].learning_rates[1]
     found = {}
     for unit in (u for u in regime.units() if u.startswith(("steps", "batch"))):
-        curve = _axis(regime, records, "l2", unit)
+        curve = regime.profile("l2", unit, records)
         if curve:
             found[unit] = valley(curve)
-    base = regime.profile("l2", text, rate, records)
+    base = regime.profile("l2", "l2", records)
     if len(base) < 3 or not found:
         return []
     here = valley(base)

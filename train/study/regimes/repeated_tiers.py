@@ -1,9 +1,9 @@
 """Repeated text: U unique tokens, seen E times. Every decay, tuned, with its curve over λ and how forgiving it is.
 
-Each arm is tuned over learning rate and λ together, with the same number of trials of full length on seeds that no
-result uses. A sweep over λ at the best learning rate then gives the curve of the arm and the λ of the runs that count.
-Runs that count share their seeds, so that arms are compared seed by seed: Student's t, corrected by Holm. L2 decay is
-tuned several times, which shows the luck of a search; it is in all intervals.
+Each arm is tuned over learning rate and λ together, with runs of full length on seeds that no result uses: a coarse
+grid of single trials, then a finer grid, and the bottom of a paraboloid fitted to both. Runs that count share their
+seeds, so that arms are compared seed by seed: Student's t, corrected by Holm. L2 decay is tuned several times, which
+shows the luck of a search; it is in all intervals.
 
 Controls: L2 decay against itself must hold 0; in one pass over the whole text Muon must beat AdamW; and L2 decay must
 beat no decay by more than 0.1 nats, or the set-up does not test decay.
@@ -25,7 +25,8 @@ def smoke() -> Repeated:
         unique=9_600,
         steps=300,
         trials=9,
-        sweep_seeds=2,
+        finer_points=9,
+        finer_seeds=1,
         tunings=1,
         seeds=3,
         epochs=(),

@@ -26,7 +26,7 @@ class Row:
         search: how the learning rate was found; no trials where it was given.
         losses: on held-out text, by seed [nats per token].
         training: means over the last twentieth of the training.
-        curve: mean losses of tuning by λ, at this learning rate.
+        curve: mean losses of tuning by λ, at the learning rate of the finer grid next to this one.
         to_l2: losses less those of L2 decay on the same direction, the mean over its searches; of optimizers, less
             those of AdamW with L2.
         to_none: losses less those of no decay on the same direction; None for optimizers.
@@ -143,7 +143,7 @@ def _row(
     mine = [r for r in records if (r["arm"], r["text"]) == (arm, text)]
     results = [r for r in mine if r["seed"] < FIRST_SEED and r["unique"] > 0]
     rate, decay = results[0]["learning_rate"], results[0]["weight_decay"]
-    curve = regime.profile(arm, text, rate, records)
+    curve = regime.curve(arm, text, records)
     l2, none = reference(arm)
     trials = regime.trials_of(arm, text, records)
     search = tuned(trials) if trials else Tuned(rate, decay, math.nan, 0, "")
