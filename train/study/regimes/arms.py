@@ -224,14 +224,20 @@ def _arms() -> dict[str, Arm]:
             row.workers,
             row.curvature,
         )
-    for name in ("l2", "muon_l2"):
-        for k in range(2, TUNINGS + 1):
-            title = f"{arms[name].title}, tuned again ({k})"
-            arms[tuned_again(name, k)] = dataclasses.replace(
-                arms[name], title=title, kind="control"
-            )
     return arms
 
 
+def _tuned_again(arms: dict[str, Arm]) -> dict[str, Arm]:
+    """L2 decay under the names of its further searches."""
+    return {
+        tuned_again(name, k): dataclasses.replace(
+            arms[name], title=f"{arms[name].title}, tuned again ({k})", kind="control"
+        )
+        for name in ("l2", "muon_l2")
+        for k in range(2, TUNINGS + 1)
+    }
+
+
 ARMS = _arms()
+ARMS |= _tuned_again(ARMS)
 DECAYS = tuple(name for name, arm in ARMS.items() if arm.kind == "decay")
