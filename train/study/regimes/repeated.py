@@ -1,9 +1,7 @@
 """Repeated text: U unique tokens, seen E times. Here weight decay decides the loss on held-out text.
 
-Every arm is tuned over learning rate and λ together, with runs of full length on seeds that no result uses. First a
-coarse grid of single trials, which moves until its best point is inside; the bottom of a paraboloid through them is the
-centre of a finer grid, whose points have a few seeds each; the bottom of a paraboloid through that is the point of the
-runs that count. Those share their seeds with all other arms. A sweep over λ gives the curve of the arm.
+Every arm is tuned over learning rate and λ together (`arm_tuning.py`), with runs of full length on seeds that no result
+uses. Runs that count share their seeds with those of all other arms.
 
 A search that is repeated with other seeds ends at another point. L2 decay is therefore tuned several times; the spread
 of its losses is the luck of a search, and belongs to every interval.
@@ -15,7 +13,6 @@ Further units vary the number of epochs at equal steps, the length, and the batc
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,19 +20,17 @@ from typing import Any
 import numpy as np
 
 from train.config.fields import UserError, nearest
-from train.study.compare.tuning import FIRST_SEED, Point, next_trials
+from train.study.compare.tuning import FIRST_SEED, Point
 from train.study.population import Member, population
-from train.study.regimes import finer, kept_weights, points, sweep, texts
+from train.study.regimes import kept_weights, points, sweep, texts
+from train.study.regimes.arm_tuning import FINER, ArmTuning
 from train.study.regimes.arms import ARMS, TUNINGS, tuned_again
-from train.study.regimes.optimum import optimum
 from train.study.regimes.work import Record
 from train.study.small_runs import SmallProgram, SmallTask
 
 APART = 1000  # between the seeds of two repetitions
 AGAIN = 500  # from the seeds of an arm to those of the A/A control
 BETWEEN = 100  # between the tuning seeds of two searches for one arm
-FINER = 50  # from the seeds of a search to those of its finer grid
-NEAR = 0.1  # nats above the best point, for points that decide where the runs that count stand
 CONTROLS = ("none", "l2", "muon_l2")
 SETTING = ("arm", "text", "unique", "steps", "batch_size")
 AXIS = ("none", "l2", "huber")
@@ -177,9 +172,6 @@ class Repeated:
     def seeds_of_sweep(self, arm: str) -> list[int]:
         return [self.first_seed(arm) + i for i in range(self.sweep_seeds)]
 
-    def finer_seeds_of(self, arm: str) -> list[int]:
-        return [self.first_seed(arm) + FINER + i for i in range(self.finer_seeds)]
-
     @property
     def counted_seeds(self) -> list[int]:
         return [APART * self.fresh_seeds + i for i in range(self.seeds)]
@@ -232,15 +224,12 @@ class Repeated:
         if unit not in ARMS:
             for arm in AXIS:
                 base = dict(zip(SETTING, (arm, self.texts[0], unique, steps, batch)))
-                yield from self._sweep(base, *middle(arm), results, self.seeds_of_sweep(arm))
+                yield from sweep.wanted(base, middle(arm), results, self.seeds_of_sweep(arm))
             return
         for text in self.texts:
             base = dict(zip(SETTING, (unit, text, unique, steps, batch)))
             if not self.points:
-                yield from self._search(base, results)
-                yield from self._finer(base, results)
-                centre = (self.rate_of_curve(unit, text, results), self._start(base, results)[1])
-                yield from self._sweep(base, *centre, results, self.finer_seeds_of(unit))
+                yield from self.tuning(unit, text).wanted(results)
             rate, decay = self.point(unit, text, results)
             point = {"learning_rate": rate, "weight_decay": decay}
             yield [base | point | {"seed": seed} for seed in self.counted_seeds]
@@ -251,107 +240,31 @@ class Repeated:
                 and not self.points
             ):
                 # The other settings are swept at this rate.
-                yield from self._sweep(base, *middle(unit), results, self.seeds_of_sweep(unit))
+                yield from sweep.wanted(base, middle(unit), results, self.seeds_of_sweep(unit))
             if unit == "l2":
                 yield [
                     base | {"arm": "again"} | point | {"seed": seed + AGAIN}
                     for seed in self.counted_seeds
                 ]
 
-    def _search(self, base: Record, results: list[Record]) -> Iterator[list[Record]]:
-        row = ARMS[base["arm"]]
-        while True:
-            tried = self.trials_of(base["arm"], base["text"], results)
-            shift = self.first_seed(base["arm"]) - FIRST_SEED
-            plain = [t | {"seed": t["seed"] - shift} for t in tried]
-            new = next_trials(row.learning_rates, row.weight_decays, plain, self.trials)
-            if not new:
-                return
-            yield [base | t | {"seed": t["seed"] + shift} for t in new]
-
-    def _start(self, base: Record, results: Sequence[Record]) -> Point:
-        """The centre of the finer grid."""
-        return optimum(self.trials_of(base["arm"], base["text"], results))
-
-    def _grid(self, base: Record, results: Sequence[Record]) -> finer.Grid:
-        seeds = self.finer_seeds_of(base["arm"])
-        records = _Live(results, base, set(seeds))
-        return finer.grid(*self._start(base, results), records, seeds, self.finer_points)
-
-    def _finer(self, base: Record, results: list[Record]) -> Iterator[list[Record]]:
-        seeds = self.finer_seeds_of(base["arm"])
-        while wanted := self._grid(base, results).wanted:
-            yield [
-                base | {"learning_rate": rate, "weight_decay": decay, "seed": seed}
-                for rate, decay in wanted
-                for seed in seeds
-            ]
-
-    def _sweep(
-        self,
-        base: Record,
-        rate: float,
-        centre: float,
-        results: list[Record],
-        seeds: Sequence[int],
-    ) -> Iterator[list[Record]]:
-        records = _Live(results, base | {"learning_rate": rate}, set(seeds))
-        for decays in sweep.values(centre, records, seeds):
-            there = {(r["weight_decay"], r["seed"]) for r in records}
-            point = base | {"learning_rate": rate}
-            jobs = [
-                point | {"weight_decay": decay, "seed": seed}
-                for decay in decays
-                for seed in seeds
-                if (decay, seed) not in there
-            ]
-            if jobs:
-                yield jobs
-
-    def trials_of(self, arm: str, text: str, results: Sequence[Record]) -> list[Record]:
-        """The first runs of tuning: those of the search."""
-        mine = [
-            r
-            for r in results
-            if (r["arm"], r["text"], r["unique"], r["steps"], r["batch_size"])
-            == (arm, text, self.unique, self.steps, self.task.batch_size)
-            and r["seed"] >= FIRST_SEED
-        ]
-        return mine[: self.trials]
+    def tuning(self, arm: str, text: str) -> ArmTuning:
+        """How an arm is tuned on a text."""
+        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
+        return ArmTuning(
+            *(base, self.first_seed(arm), self.trials, self.finer_points, self.finer_seeds)
+        )
 
     def point(self, arm: str, text: str, results: Sequence[Record]) -> Point:
-        """Learning rate and λ of the runs that count: the bottom of a paraboloid through the runs of the tuning."""
+        """Learning rate and λ of the runs that count."""
         if self.points:
             return points.read(self.points)[arm, text]
-        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
-        on_grid = set(self._grid(base, results).points)
-        mine = [
-            r
-            for r in _Live(results, base, set(self.finer_seeds_of(arm)))
-            if (r["learning_rate"], r["weight_decay"]) in on_grid
-        ]
-        return optimum([*self.trials_of(arm, text, results), *mine], NEAR, mine)
-
-    def rate_of_curve(self, arm: str, text: str, results: Sequence[Record]) -> float:
-        """The learning rate of the finer grid that is nearest to that of the runs that count."""
-        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
-        rate = self.point(arm, text, results)[0]
-        rates = {r for r, _ in self._grid(base, results).points}
-        return min(rates, key=lambda r: abs(math.log(r / rate)))
-
-    def curve(self, arm: str, text: str, results: Sequence[Record]) -> dict[float, float]:
-        """Mean losses of tuning by λ, at one learning rate; empty where nothing was tuned."""
-        if self.points:
-            return {}
-        rate, seeds = self.rate_of_curve(arm, text, results), self.finer_seeds_of(arm)
-        base = dict(zip(SETTING, (arm, text, *self.settings(arm))))
-        return sweep.profile(_Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
+        return self.tuning(arm, text).point(results)
 
     def profile(self, arm: str, unit: str, results: Sequence[Record]) -> dict[float, float]:
         """Mean losses by λ in a setting of a further unit, or in that of all arms, at the middle learning rate."""
         base = dict(zip(SETTING, (arm, self.texts[0], *self.settings(unit))))
         seeds, rate = self.seeds_of_sweep(arm), middle(arm)[0]
-        return sweep.profile(_Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
+        return sweep.profile(sweep.Live(results, base | {"learning_rate": rate}, set(seeds)), seeds)
 
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
         """Trains jobs; the final weights of those that count are kept in a folder."""
@@ -388,29 +301,6 @@ def middle(arm: str) -> Point:
     """Learning rate and λ in the middle of an arm's first grid."""
     row = ARMS[arm]
     return row.learning_rates[1], row.weight_decays[len(row.weight_decays) // 2]
-
-
-class _Live(Sequence[Record]):
-    """The records among growing results that have some fields and seeds."""
-
-    def __init__(self, results: Sequence[Record], fields: Record, seeds: set[int]):
-        self._results, self._fields, self._seeds = results, fields, seeds
-
-    def _chosen(self) -> list[Record]:
-        return [
-            r
-            for r in self._results
-            if r["seed"] in self._seeds and all(r[k] == v for k, v in self._fields.items())
-        ]
-
-    def __len__(self) -> int:
-        return len(self._chosen())
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._chosen())
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._chosen()[i]
 
 
 @functools.lru_cache(maxsize=4)

@@ -143,9 +143,10 @@ def _row(
     mine = [r for r in records if (r["arm"], r["text"]) == (arm, text)]
     results = [r for r in mine if r["seed"] < FIRST_SEED and r["unique"] > 0]
     rate, decay = results[0]["learning_rate"], results[0]["weight_decay"]
-    curve = regime.curve(arm, text, records)
+    tuning = regime.tuning(arm, text)
+    curve = {} if regime.points else tuning.curve(records)
     l2, none = reference(arm)
-    trials = regime.trials_of(arm, text, records)
+    trials = tuning.trials_in(records)
     search = tuned(trials) if trials else Tuned(rate, decay, math.nan, 0, "")
     return Row(
         *(arm, text, rate, decay),

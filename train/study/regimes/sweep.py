@@ -10,9 +10,36 @@ from typing import Any
 
 import numpy as np
 
+from train.study.compare.tuning import Point
 from train.study.regimes.paired import CLOSE
+from train.study.regimes.work import Record
 
 WIDEST = 9  # values of λ
+
+
+class Live(Sequence[Mapping[str, Any]]):
+    """The records among growing results that have some fields and seeds."""
+
+    def __init__(
+        self, results: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], seeds: set[int]
+    ):
+        self._results, self._fields, self._seeds = results, fields, seeds
+
+    def _chosen(self) -> list[Mapping[str, Any]]:
+        return [
+            r
+            for r in self._results
+            if r["seed"] in self._seeds and all(r[k] == v for k, v in self._fields.items())
+        ]
+
+    def __len__(self) -> int:
+        return len(self._chosen())
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._chosen())
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._chosen()[i]
 
 
 def profile(records: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[float, float]:
@@ -60,3 +87,28 @@ def values(
 def rounded(decay: float) -> float:
     """Three significant digits, so that a λ is one number wherever it is computed."""
     return float(f"{decay:.3g}")
+
+
+def wanted(
+    base: Record, centre: Point, results: Sequence[Record], seeds: Sequence[int]
+) -> Iterator[list[Record]]:
+    """The jobs of a sweep, list by list, without those that are there; `results` has to grow by each.
+
+    Args:
+        base: fields of all its jobs.
+        centre: learning rate, and the λ to begin with.
+        results: lines of any kind.
+        seeds: of every λ.
+    """
+    point = {**base, "learning_rate": centre[0]}
+    records = Live(results, point, set(seeds))
+    for decays in values(centre[1], records, seeds):
+        there = {(r["weight_decay"], r["seed"]) for r in records}
+        jobs = [
+            point | {"weight_decay": decay, "seed": seed}
+            for decay in decays
+            for seed in seeds
+            if (decay, seed) not in there
+        ]
+        if jobs:
+            yield jobs

@@ -118,7 +118,7 @@ def test_search_sweep_and_results_have_seeds_of_their_own(regime, lines):
     fresh = dataclasses.replace(regime, fresh_seeds=3)
     other = {r["seed"] for r in simulated(fresh)}
     assert not other & {r["seed"] for r in lines} and min(other) == 3000
-    trials = [len(regime.trials_of(arm, "one", lines)) for arm in ("l2", "huber", "nadamw")]
+    trials = [len(regime.tuning(arm, "one").trials_in(lines)) for arm in ("l2", "huber", "nadamw")]
     assert trials == [15, 15, 15]
     finer = {r["seed"] for r in main if r["seed"] % 100 >= 50 and r["seed"] >= FIRST_SEED}
     assert finer == {FIRST_SEED + 50, FIRST_SEED + 51}
