@@ -29,7 +29,7 @@ USUAL = tuple(
     for name, arm in ARMS.items()
     if (arm.kind == "decay" or name == "muon_l2") and name not in NOT_HERE
 )
-FACTORS = (10**-0.5, 1.0, 10**0.5, 10.0)  # of the middle λ of an arm
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the middle λ of an arm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Grokking:
 
     def check(self) -> None:
         """Raises UserError for the first field that is out of its range."""
-        known = [name for name in ARMS if name not in NOT_HERE and ARMS[name].workers == 1]
-        known = [name for name in known if not ARMS[name].curvature]
+        known = [n for n in ARMS if n not in NOT_HERE and ARMS[n].workers == 1]
+        known = [n for n in known if not ARMS[n].curvature and ARMS[n].kind != "control"]
         for arm in self.arms:
             if arm not in known:
                 raise UserError(
@@ -92,7 +92,7 @@ class Grokking:
         return self.names
 
     def expected(self) -> float:
-        """Runs, in units of one of `steps`: about two of four λ of an arm are done early."""
+        """Runs, in units of one of `steps`: about half of the λ of an arm are done early."""
         return self.seeds * (1 + (len(self.names) - 1) * 0.55 * len(FACTORS))
 
     def points(self, arm: str) -> list[tuple[float, float]]:

@@ -1,7 +1,7 @@
 """Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
 
 Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
-four λ with the same seeds; a seed decides the initial weights and which half is held out. A run that has not reached
+five λ with the same seeds; a seed decides the initial weights and which half is held out. A run that has not reached
 95 % at its end is censored: it counts as longer than all that have.
 
 Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be

@@ -225,7 +225,7 @@ def _ending(folder: pathlib.Path, tier: str) -> tuple[dict[str, Column], list[st
     found = []
     for row in ending_report.rows(made, records):
         if row.less is not None:
-            found.append((row.point.arm, row.less, row.verdict.partition("; ")[2]))
+            found.append((row.point.arm, row.less, row.verdict))
     cells = {
         arm: Cell(cell.gain * math.log(2), cell.resolved)
         for arm, cell in _per_arm(found, "rises less", "rises more").items()
