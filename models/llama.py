@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, Placement, apply_layers
+from models.layers import Embedding, Linear, Placement, apply_layers, side_by_side
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -150,12 +150,11 @@ class Attention(nnx.Module):
         self.implementation = config.attention
 
     def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
-        query_BTHE = rotate(self.query(x_BTD), angles_TE)
-        key_BTKE = rotate(self.key(x_BTD), angles_TE)
+        query_BTHE, key_BTKE, value_BTKE = side_by_side(x_BTD, self.query, self.key, self.value)
         mixed_BTHE = attention(
-            query_BTHE,
-            key_BTKE,
-            self.value(x_BTD),
+            rotate(query_BTHE, angles_TE),
+            rotate(key_BTKE, angles_TE),
+            value_BTKE,
             scale=self.scale,
             implementation=self.implementation,
         )

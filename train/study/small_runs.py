@@ -173,8 +173,8 @@ class SmallProgram:
         return resolve(family.axes(self.model), shapes)
 
     @property
-    def forward(self) -> Callable[[Any, jax.Array], jax.Array]:
-        return functools.partial(families.of(self.model).forward, self.model)
+    def forward(self) -> families.Forward:
+        return families.Forward(self.model)
 
     def optimizer(self, own: Numbers) -> tuple[optax.GradientTransformationExtraArgs, Any]:
         """The whole chain, and its learning rate by step."""
