@@ -43,20 +43,30 @@ class Linear(nnx.Module):
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
 
-def side_by_side(x: jax.Array, *maps: Linear) -> list[jax.Array]:
-    """The results of several linear maps of one array, [map(x) for map in maps].
+def joins() -> bool:
+    """Whether several linear maps of one array are one product: on one GPU."""
+    return platform() == "gpu" and not split_by_mesh()
 
-    On one GPU this is one product with all their matrices. It reads `x` once instead of once per map, and the backward
-    pass needs no sum of the gradients that the maps would have.
+
+def joined(x: jax.Array, *maps: Linear) -> jax.Array:
+    """The results of linear maps of one array without their biases, behind one another: [..., outputs of all maps].
+
+    One product with all their matrices reads `x` once instead of once per map, and its backward pass needs no sum of
+    the gradients that the maps would have.
     """
-    if platform() != "gpu" or split_by_mesh():
-        return [one(x) for one in maps]
     matrices = [one.kernel[...].reshape(math.prod(one.inputs), -1).astype(x.dtype) for one in maps]
     y = product(x.reshape(-1, matrices[0].shape[0]), jnp.concatenate(matrices, axis=1))
-    ends = list(itertools.accumulate(matrix.shape[1] for matrix in matrices))
-    parts = jnp.split(y, ends[:-1], axis=1)
-    before = x.shape[: x.ndim - len(maps[0].inputs)]
-    return [one.biased(part.reshape(*before, *one.outputs)) for one, part in zip(maps, parts)]
+    return y.reshape(*x.shape[: x.ndim - len(maps[0].inputs)], -1)
+
+
+def side_by_side(x: jax.Array, *maps: Linear) -> list[jax.Array]:
+    """The results of several linear maps of one array, [map(x) for map in maps]; on one GPU from one product."""
+    if not joins():
+        return [one(x) for one in maps]
+    y = joined(x, *maps)
+    ends = list(itertools.accumulate(math.prod(one.outputs) for one in maps))
+    parts = jnp.split(y, ends[:-1], axis=-1)
+    return [one.biased(part.reshape(*y.shape[:-1], *one.outputs)) for one, part in zip(maps, parts)]
 
 
 class LayerNorm(nnx.Module):

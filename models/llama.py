@@ -31,7 +31,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, Linear, Placement, apply_layers, side_by_side
+from models.layers import (
+    Embedding,
+    Linear,
+    Placement,
+    apply_layers,
+    joined,
+    joins,
+    side_by_side,
+)
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -161,6 +169,38 @@ class Attention(nnx.Module):
         return self.out(checkpoint_name(mixed_BTHE, "attention"))
 
 
+@jax.custom_vjp
+def _gated(y_BTG: jax.Array) -> jax.Array:
+    """silu(gate) · up, where gate and up stand behind one another: [B, T, 2F] to [B, T, F]. For GPUs.
+
+    With σ = sigmoid(gate) the gradients are
+
+        ∂gate = ∂h σ up (1 + gate (1 − σ)),      ∂up = ∂h σ gate
+
+    XLA would compute and keep σ, and read gate, up and ∂h once for each of the two. Here ∂h σ stands in front of a
+    choice between the other factors, so that one kernel reads everything once.
+    """
+    gate_BTF, up_BTF = jnp.split(y_BTG.astype(jnp.float32), 2, axis=-1)
+    return (jax.nn.silu(gate_BTF) * up_BTF).astype(y_BTG.dtype)
+
+
+def _gated_forward(y_BTG: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _gated(y_BTG), y_BTG
+
+
+def _gated_backward(y_BTG: jax.Array, dh_BTF: jax.Array) -> tuple[jax.Array]:
+    F = dh_BTF.shape[-1]
+    twice = lambda x: jnp.concatenate([x, x], axis=-1).astype(jnp.float32)
+    gate, up, dh = twice(y_BTG[..., :F]), twice(y_BTG[..., F:]), twice(dh_BTF)
+    sigmoid = jax.nn.sigmoid(gate)
+    first = jnp.arange(2 * F) < F
+    rest = jnp.where(first, up * (1 + gate * (1 - sigmoid)), gate)
+    return ((dh * sigmoid * rest).astype(y_BTG.dtype),)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
+
+
 class SwiGLU(nnx.Module):
     """Gated MLP (arXiv 2002.05202)."""
 
@@ -171,6 +211,8 @@ class SwiGLU(nnx.Module):
         self.down = Linear((F,), (D,), std, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        if joins():
+            return self.down(_gated(joined(x_BTD, self.gate, self.up)))
         return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
