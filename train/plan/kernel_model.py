@@ -3,9 +3,10 @@
     time of a kernel = max(operations / rate of products, bytes / rate of memory)
 
 Bytes are those of the arguments a kernel reads and the results it writes, slices counted as what they are. Of two
-branches the one that moves more counts in every step, or the other one: that of a step in which nothing rare is due. Nothing is found in a cache, nothing overlaps, products reach
-the peak, starting a kernel takes no time. The first three make it longer than it has to be, the others shorter. It is a
-model of the program and not of the device: it shows what a program makes any device do besides its products.
+branches the one that moves more counts in every step, or the other one: that of a step in which nothing rare is due.
+Nothing is found in a cache, nothing overlaps, products reach the peak, starting a kernel takes no time. The first three
+make it longer than it has to be, the others shorter. It is a model of the program and not of the device: it shows what
+a program makes any device do besides its products.
 
 Reads the text of XLA's program for a GPU after all its passes, `ahead_of_time.Report.text`.
 """
@@ -122,8 +123,24 @@ def kernels(text: str, rare: bool = True) -> list[Kernel]:
 
 
 def conditions(text: str) -> int:
-    """The number of conditionals of a program."""
-    return sum(i.code == "conditional" for body in computations(text).values() for i in body)
+    """The number of conditionals of a program, without those inside the branches of others."""
+    program = computations(text)
+
+    def inside(name: str) -> int:
+        found = 0
+        for i in program[name]:
+            found += i.code == "conditional"
+            if i.code in ("while", "call", "async-start"):
+                found += sum(inside(called) for called in _called(i))
+        return found
+
+    return inside("ENTRY")
+
+
+def _called(i: Instruction) -> list[str]:
+    """Names of the computations that an instruction runs, without those in lists of branches."""
+    names = "body|calls|to_apply|true_computation|false_computation"
+    return re.findall(rf"(?:{names})=%([\w.\-]+)", i.rest)
 
 
 def _walk(
@@ -132,9 +149,7 @@ def _walk(
     body = program[name]
     sizes = {i.name: i for i in body}
     for i in body:
-        called = re.findall(
-            r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", i.rest
-        )
+        called = _called(i)
         branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
         if i.code == "while":
             count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', i.rest)
