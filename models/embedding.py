@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from models.products import aligned, padded, platform
+from models.products import aligned, padded, platform, split_by_mesh
 
 BLOCK = 128  # positions
 SMALL = (
@@ -28,7 +28,7 @@ def rows(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
     On one GPU the gradient is `gradient`. Elsewhere it is that of indexing: CPUs and TPUs add in a fixed order, and
     several devices would have to sort the positions of all of them.
     """
-    if platform() != "gpu" or jax.sharding.get_abstract_mesh().size > 1:
+    if platform() != "gpu" or split_by_mesh():
         return table_VD[tokens]
     return _rows(table_VD.shape[0], table_VD, tokens)
 
@@ -64,7 +64,7 @@ def gradient(V: int, tokens_N: jax.Array, dx_ND: jax.Array) -> jax.Array:
         hot_VN = jnp.arange(V)[:, None] == tokens_N
         return _product(hot_VN, dx_ND).astype(dx_ND.dtype)
     order_N = jnp.argsort(tokens_N)
-    sums_VD = jnp.zeros((V, dx_ND.shape[1]), jnp.float32)
+    sums_VD = jnp.zeros_like(dx_ND, jnp.float32, shape=(V, dx_ND.shape[1]))
     return _add(sums_VD, tokens_N[order_N], dx_ND[order_N]).astype(dx_ND.dtype)
 
 

@@ -34,7 +34,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
+from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers, side_by_side
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -121,9 +121,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         mixed_BTHE = attention(
-            self.query(x_BTD),
-            self.key(x_BTD),
-            self.value(x_BTD),
+            *side_by_side(x_BTD, self.query, self.key, self.value),
             scale=self.scale,
             implementation=self.implementation,
         )

@@ -50,16 +50,25 @@ def uses_cpu_kernel(a: jax.Array) -> bool:
     return a.dtype == jnp.bfloat16 and on_cpu()
 
 
+def split_by_mesh() -> bool:
+    """Whether arrays here may be split over several devices. Inside `jax.shard_map` over all axes they are not."""
+    return bool(_splits())
+
+
+def _splits() -> list[int]:
+    """Sizes above 1 of the mesh axes that arrays here may be split over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types)
+    return [n for n, kind in kinds if n > 1 and kind != AxisType.Manual]
+
+
 def aligned(size: int) -> int:
     """The size to which an axis of a matrix is padded: itself on CPUs, and where it is a multiple of `ALIGNED`.
 
     Other sizes become a multiple of `TILE` where that adds less than 2 %, else the next multiple of `ALIGNED`. An axis
     that a mesh of several devices may split evenly keeps its size, because padding would move data between them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_sizes, mesh.axis_types)
-    split = any(n > 1 and size % n == 0 for n, kind in kinds if kind != AxisType.Manual)
-    if on_cpu() or size % ALIGNED == 0 or split:
+    if on_cpu() or size % ALIGNED == 0 or any(size % n == 0 for n in _splits()):
         return size
     tiles = -(-size // TILE) * TILE
     return tiles if tiles <= 1.02 * size else -(-size // ALIGNED) * ALIGNED

@@ -15,6 +15,9 @@ COMMANDS = {
     "run": Command("train.main", "trains a run; this is also what happens without a command"),
     "tokenise": Command("train.data.tokenise", "encodes a text once, for many runs"),
     "plan": Command("train.plan.main", "memory, work and traffic of a run, without a device"),
+    "plan population": Command(
+        "train.plan.population", "kernels of many runs as one program, compiled for a GPU"
+    ),
     "tune": Command("train.study.tune.main", "finds learning rate and decay for your text"),
     "compare": Command(
         "train.study.regimes.main", "which decay and optimizer gains what, and where"

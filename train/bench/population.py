@@ -1,6 +1,5 @@
 """Benchmarks many runs side by side in one program against runs one after the other (train/study/population.py)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +37,6 @@ def population_table(options: Options) -> Table:
     kind = "cpu" if backend == "cpu" else "accelerator"
     task = TASKS[kind]
     model = task.model(VOCABULARY)
-    if backend == "gpu":
-        model = dataclasses.replace(model, attention="cudnn")
     program = SmallProgram(task, model, adamw)
     runs = {"one by one": _chunk(compiled(program), task, None)}
     device = (jax.local_devices()[0],)

@@ -98,8 +98,16 @@ class TokenBatches:
         Returns:
           int32 [rows, length + 1]: inputs `[:, :-1]` and targets `[:, 1:]`.
         """
-        row = np.arange(self.batch_size)[slice(None) if rows is None else rows]
-        epoch, position = np.divmod(step * self.batch_size + row, self.windows)
+        return self._rows(step * self.batch_size + np.arange(self.batch_size)[rows or slice(None)])
+
+    def batches(self, start: int, stop: int) -> np.ndarray:
+        """`batch` of the steps from `start` up to `stop`, int32 [steps, rows, length + 1]; faster than one by one."""
+        numbers = self._rows(np.arange(start * self.batch_size, stop * self.batch_size))
+        return numbers.reshape(stop - start, *self.shape)
+
+    def _rows(self, row: np.ndarray) -> np.ndarray:
+        """The rows of these numbers; the rows of all batches, one after the other, are numbered from 0."""
+        epoch, position = np.divmod(row, self.windows)
         number, offset = np.empty_like(row), np.empty_like(row)
         for e in np.unique(epoch).tolist():
             here = epoch == e

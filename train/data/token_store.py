@@ -69,6 +69,8 @@ class TokenSequence:
 
     def windows(self, start: np.ndarray, length: int) -> np.ndarray:
         """The `length` tokens from each `start` on, also across arrays; int32 [rows, length]."""
+        if len(self.arrays) == 1:
+            return self.arrays[0][start[:, None] + np.arange(length)].astype(np.int32)
         out = np.empty((len(start), length), np.int32)
         first = np.searchsorted(self._starts, start, side="right") - 1
         for row, (begin, shard) in enumerate(zip(start.tolist(), first.tolist())):

@@ -2,10 +2,11 @@
 
     time of a kernel = max(operations / rate of products, bytes / rate of memory)
 
-Bytes are those of the arguments a kernel reads and the results it writes, slices counted as what they are; of two
-branches the one that moves more counts, in every step. Nothing is found in a cache, nothing overlaps, products reach
-the peak, starting a kernel takes no time. The first three make it longer than it has to be, the others shorter. It is a
-model of the program and not of the device: it shows what a program makes any device do besides its products.
+Bytes are those of the arguments a kernel reads and the results it writes, slices counted as what they are. Of two
+branches the one that moves more counts in every step, or the other one: that of a step in which nothing rare is due.
+Nothing is found in a cache, nothing overlaps, products reach the peak, starting a kernel takes no time. The first three
+make it longer than it has to be, the others shorter. It is a model of the program and not of the device: it shows what
+a program makes any device do besides its products.
 
 Reads the text of XLA's program for a GPU after all its passes, `ahead_of_time.Report.text`.
 """
@@ -13,7 +14,8 @@ Reads the text of XLA's program for a GPU after all its passes, `ahead_of_time.R
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "c64": 8, "token": 0}
@@ -67,6 +69,10 @@ class Kernel:
     bytes: int
     source: str
 
+    def least(self, rate: float, bandwidth: float) -> float:
+        """Seconds of all its runs at so many operations and bytes per second."""
+        return self.times * max(self.operations / rate, self.bytes / bandwidth)
+
 
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -105,30 +111,57 @@ def _closed(rest: str) -> tuple[str, str]:
     return rest, ""
 
 
-def kernels(text: str) -> list[Kernel]:
-    """Every kernel of a step, those in loops once with the number of their runs."""
+def kernels(text: str, rare: bool = True) -> list[Kernel]:
+    """Every kernel of a step, those in loops once with the number of their runs.
+
+    Args:
+        text: a compiled program for a GPU.
+        rare: whether of two branches the one that moves more counts; otherwise the one that moves less does.
+    """
     program = computations(text)
-    return list(_walk(program, "ENTRY", 1))
+    return list(_walk(program, "ENTRY", 1, max if rare else min))
 
 
-def _walk(program: dict[str, list[Instruction]], name: str, times: int) -> Iterator[Kernel]:
+def conditions(text: str) -> int:
+    """The number of conditionals of a program, without those inside the branches of others."""
+    program = computations(text)
+
+    def inside(name: str) -> int:
+        found = 0
+        for i in program[name]:
+            found += i.code == "conditional"
+            if i.code in ("while", "call", "async-start"):
+                found += sum(inside(called) for called in _called(i))
+        return found
+
+    return inside("ENTRY")
+
+
+def _called(i: Instruction) -> list[str]:
+    """Names of the computations that an instruction runs, without those in lists of branches."""
+    names = "body|calls|to_apply|true_computation|false_computation"
+    return re.findall(rf"(?:{names})=%([\w.\-]+)", i.rest)
+
+
+def _walk(
+    program: dict[str, list[Instruction]], name: str, times: int, choose: Callable[..., Any]
+) -> Iterator[Kernel]:
     body = program[name]
     sizes = {i.name: i for i in body}
     for i in body:
-        called = re.findall(
-            r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", i.rest
-        )
+        called = _called(i)
         branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
         if i.code == "while":
             count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', i.rest)
-            yield from _walk(program, called[0], times * int(count.group(1) if count else 1))
+            turns = int(count.group(1) if count else 1)
+            yield from _walk(program, called[0], times * turns, choose)
         elif i.code == "conditional":
             names = re.findall(r"%([\w.\-]+)", branches.group(1)) if branches else called
-            ways = [list(_walk(program, branch, times)) for branch in names]
-            yield from max(ways, key=lambda way: sum(k.times * k.bytes for k in way))
+            ways = [list(_walk(program, branch, times, choose)) for branch in names]
+            yield from choose(ways, key=lambda way: sum(k.times * k.bytes for k in way))
         elif i.code in ("call", "async-start"):
             for inner in called:
-                yield from _walk(program, inner, times)
+                yield from _walk(program, inner, times, choose)
         elif i.code not in FREE and not i.code.endswith("-done"):
             yield _kernel(program, i, sizes, times)
 
@@ -227,6 +260,5 @@ def least(text: str, rate: float, bandwidth: float) -> dict[str, float]:
     found: dict[str, float] = {}
     for kernel in kernels(text):
         if kernel.kind != "collectives":
-            seconds = kernel.times * max(kernel.operations / rate, kernel.bytes / bandwidth)
-            found[kernel.kind] = found.get(kernel.kind, 0.0) + seconds
+            found[kernel.kind] = found.get(kernel.kind, 0.0) + kernel.least(rate, bandwidth)
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))

@@ -112,8 +112,6 @@ def population(
     chosen = tuple(jax.local_devices() if devices is None else devices)
     wanted = max(places, len(members))
     size = planned(program, wanted, data, steps, chosen, memory)
-    rounds = max(1, math.ceil(wanted / size))
-    size = _multiple(math.ceil(wanted / rounds), len(chosen))  # equal rounds
     for first in range(0, len(members), size):
         group = list(members[first : first + size])
         yield from _group(program, group, size, data, steps, chosen, look)
@@ -184,15 +182,13 @@ def side_by_side(program: SmallProgram, devices: tuple[jax.Device, ...]) -> Comp
         raise ValueError("runs side by side have no simulated workers: train them one at a time.")
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     first, second = P(AXIS), P(None, AXIS)
-    state = jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0))
+    state = jax.eval_shape(program.init, _described())
     states, own = member_axes(state), Numbers(0, 0, None, 0)
     split, numbers_split = _by_sharing(state, P(), first), Numbers(first, first, P(), first)
 
     def over(function: Any, axes: Any, out: Any, specs: Any, out_specs: Any) -> Any:
         mapped = jax.vmap(function, axes, out)
-        if devices == (
-            jax.local_devices()[0],
-        ):  # also for kernels that `shard_map` cannot hold, such as cuDNN's
+        if len(devices) == 1:
             return mapped
         # Members exchange nothing, so there is nothing to check about which values devices agree on.
         return jax.shard_map(
@@ -205,7 +201,24 @@ def side_by_side(program: SmallProgram, devices: tuple[jax.Device, ...]) -> Comp
         *((split, numbers_split, second), (split, second)),
     )
     held_out_loss = over(program.held_out_loss, (states, None), 0, (split, P()), first)
-    return Compiled(jax.jit(init), jax.jit(advance, donate_argnums=0), jax.jit(held_out_loss))
+    # The states decide where the other two run.
+    return Compiled(
+        jax.jit(init, out_shardings=_placed(split, mesh)),
+        jax.jit(advance, donate_argnums=0),
+        jax.jit(held_out_loss),
+    )
+
+
+def _described(*sides: int) -> Numbers:
+    """Shapes of the numbers of one run, or of so many members."""
+    return jax.eval_shape(lambda: numbers(jnp.ones(sides), jnp.ones(sides), 1, jnp.ones(sides)))
+
+
+def _placed(specs: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shardings over the devices, in a tree like the partition specs."""
+    if mesh.size == 1:
+        return jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+    return jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
 
 
 def planned(
@@ -216,7 +229,10 @@ def planned(
     devices: tuple[jax.Device, ...],
     memory: int | None = None,
 ) -> int:
-    """The number of members that train at once: as many as the compiled program's own figure says fit.
+    """The number of members that train at once: in as few rounds of one size as the compiled program says fit.
+
+    The last program that is compiled here is the one that trains. There are few of them: where all members do not fit,
+    the figure of that program says how many rounds are needed.
 
     Args:
         program, data, steps, devices, memory: as for `population`.
@@ -226,14 +242,15 @@ def planned(
         A multiple of the number of devices; at least one member per device, whether it fits or not.
     """
     limit = free_memory(devices[0]) if memory is None else memory
-    size = _multiple(members, len(devices))
-    while size > len(devices):
+    rounds = 1
+    while True:
+        size = _multiple(math.ceil(members / rounds), len(devices))
+        if size == len(devices):
+            return size
         need = bytes_needed(program, size, data, steps, devices)
         if need <= limit:
-            break
-        fitting = int(size * limit / need) // len(devices) * len(devices)
-        size = max(len(devices), min(fitting, size - len(devices)))
-    return size
+            return size
+        rounds = max(rounds + 1, math.ceil(rounds * need / max(1, limit)))
 
 
 def bytes_needed(
@@ -243,8 +260,12 @@ def bytes_needed(
     steps: int,
     devices: tuple[jax.Device, ...],
 ) -> int:
-    """Bytes per device that the compiled program of so many members takes: states, tokens and workspace."""
-    memory: Any = advance_program(program, members, data, steps, devices).memory_analysis()
+    """Bytes per device that the compiled program of so many members takes: states, tokens and workspace.
+
+    On GPUs the workspace includes that of cuDNN's and cuBLAS's kernels, which XLA reserves with its own.
+    """
+    lowered = advance_program(program, members, data.shape, steps, devices)
+    memory: Any = lowered.compile().memory_analysis()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -256,25 +277,22 @@ def bytes_needed(
 def advance_program(
     program: SmallProgram,
     members: int,
-    data: TokenBatches,
+    shape: tuple[int, int],
     steps: int,
     devices: tuple[jax.Device, ...],
 ) -> Any:
-    """The compiled program that trains so many members for a chunk of steps."""
+    """The lowered program that trains so many members for a chunk of steps; the devices need not be there.
+
+    Args:
+        program, members, steps, devices: as for `planned`.
+        shape: of the tokens of one member in one step, [B, T + 1].
+    """
     runs = side_by_side(program, devices)
-    own = numbers([1.0] * members, [0.0] * members, steps, [0] * members)
+    own = _described(members)
     chunk = min(steps, program.task.chunk)
-    rows, length = data.batch(0).shape
-    tokens = jax.ShapeDtypeStruct((chunk, members, rows, length), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((chunk, members, *shape), jnp.int32)
     state = jax.eval_shape(runs.init, own)
-    if len(devices) > 1:  # as `init` leaves it, so that this is the program that trains
-        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-        shared, split = (jax.NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
-        placed = _by_sharing(jax.eval_shape(program.init, numbers(1.0, 0.0, 1, 0)), shared, split)
-        state = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, placed
-        )
-    return runs.advance.lower(state, own, tokens).compile()  # type: ignore[attr-defined]
+    return runs.advance.lower(state, own, tokens)  # type: ignore[attr-defined]
 
 
 def free_memory(device: jax.Device) -> int:
@@ -298,7 +316,7 @@ def _one_by_one(
         began = time.perf_counter()
         own = numbers(member.learning_rate, member.weight_decay, steps, member.seed)
         source = dataclasses.replace(data, seed=member.seed)
-        state, losses = train(runs, own, source.batch, steps, program.task.chunk)
+        state, losses = train(runs, own, source.batches, steps, program.task.chunk)
         held_out = np.stack(data.held_out(program.task.eval_batches))
         final = float(runs.held_out_loss(state, jnp.asarray(held_out)))
         seen = jax.device_get(jax.jit(look)(state)) if look else None
@@ -321,14 +339,14 @@ def _group(
     own, runs = numbers(rates, decays, steps, seeds), side_by_side(program, devices)
     sources = {seed: dataclasses.replace(data, seed=seed) for seed in seeds}
 
-    def batch(step: int) -> np.ndarray:
-        rows = {seed: source.batch(step) for seed, source in sources.items()}
-        return np.stack([rows[seed] for seed in seeds])
+    def tokens(start: int, stop: int) -> np.ndarray:
+        rows = {seed: source.batches(start, stop) for seed, source in sources.items()}
+        return np.stack([rows[seed] for seed in seeds], axis=1)
 
-    state, losses = train(runs, own, batch, steps, program.task.chunk)
+    state, losses = train(runs, own, tokens, steps, program.task.chunk)
     held_out = np.stack(data.held_out(program.task.eval_batches))
     final = np.asarray(runs.held_out_loss(state, jnp.asarray(held_out)))
-    axes = member_axes(jax.eval_shape(program.init, numbers(1.0, 0.0, steps, 0)))
+    axes = member_axes(jax.eval_shape(program.init, _described()))
     seen = jax.device_get(jax.jit(jax.vmap(look, (axes,)))(state)) if look else None
     each = (time.perf_counter() - began) / len(members)
     for i, member in enumerate(members):

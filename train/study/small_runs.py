@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from models import gpt, llama
+from models.products import platform
 from optax_decay.axes import resolve
 from train.config.fields import UserError
 from train.data import batches
@@ -67,8 +68,8 @@ class SmallTask:
         names = ("width", "mlp_width", "layers", "heads", "init_std", "dtype")
         shape = {name: getattr(self, name) for name in names} | {"vocab_size": vocab_size}
         if self.family == "gpt":
-            return gpt.Config(positions=self.length, **shape)
-        return llama.Config(**shape)
+            return fastest(gpt.Config(positions=self.length, **shape))
+        return fastest(llama.Config(**shape))
 
     def read_text(self, text: str) -> batches.TokenBatches:
         """A text as in --data.text of a run.
@@ -87,6 +88,12 @@ class SmallTask:
             )
         except (OSError, ValueError) as error:
             raise UserError(f"There is nothing to train on: {error}.") from None
+
+
+def fastest(model: Any) -> Any:
+    """The model with the attention kernel that is the fastest where it runs: cuDNN's, on GPUs and in bfloat16."""
+    fused = model.dtype == "bfloat16" and platform() == "gpu"
+    return dataclasses.replace(model, attention="cudnn") if fused else model
 
 
 class Setting(NamedTuple):
@@ -173,8 +180,8 @@ class SmallProgram:
         return resolve(family.axes(self.model), shapes)
 
     @property
-    def forward(self) -> Callable[[Any, jax.Array], jax.Array]:
-        return functools.partial(families.of(self.model).forward, self.model)
+    def forward(self) -> families.Forward:
+        return families.Forward(self.model)
 
     def optimizer(self, own: Numbers) -> tuple[optax.GradientTransformationExtraArgs, Any]:
         """The whole chain, and its learning rate by step."""
@@ -244,20 +251,20 @@ def compiled(program: SmallProgram) -> Compiled:
 
 
 def train(
-    runs: Compiled, own: Numbers, batch: Callable[[int], np.ndarray], steps: int, chunk: int
+    runs: Compiled, own: Numbers, batches: Callable[[int, int], np.ndarray], steps: int, chunk: int
 ) -> tuple[State, np.ndarray]:
     """The last state, and the loss of every step.
 
     Args:
         runs: one run, or some side by side.
         own: their numbers.
-        batch: tokens by step, [B, T + 1], or of some seeds [seeds, B, T + 1].
+        batches: tokens of the steps from one up to another, [steps, B, T + 1], or of some runs [steps, runs, B, T + 1].
         steps: of the whole run.
         chunk: steps per call of the compiled program.
     """
     state, losses = runs.init(own), []
     for start in range(0, steps, chunk):
-        tokens = np.stack([batch(i) for i in range(start, min(start + chunk, steps))])
+        tokens = batches(start, min(start + chunk, steps))
         state, some = runs.advance(state, own, jnp.asarray(tokens))
         losses.append(some)
     none = np.zeros((0, *np.shape(own.learning_rate)), np.float32)

@@ -1,5 +1,6 @@
 """Text, tokens, batches: exact, split once, and a pure function of (seed, step)."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -216,6 +217,29 @@ def test_a_batch_depends_on_seed_and_step_alone(folder):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(forward[0], forward[1])
     assert not np.array_equal(load(folder, seed=1).batch(0), forward[0])
+
+
+@pytest.mark.parametrize("arrays", [1, 3])
+@pytest.mark.parametrize("documents", [False, True])
+def test_batches_of_many_steps_are_those_of_each(folder, arrays, documents):
+    """Across the ends of epochs, of arrays and of documents."""
+    made = load(folder, seed=5)
+    whole, separator = made.train.arrays[0], made.vocab_size - 1
+    parts = [
+        token_store.TokenSequence.from_array(x, separator) for x in np.array_split(whole, arrays)
+    ]
+    train = token_store.TokenSequence(
+        [x for part in parts for x in part.arrays], [x for part in parts for x in part.ends]
+    )
+    made = dataclasses.replace(made, train=train, documents=documents)
+    epoch = made.windows // made.batch_size
+    found = made.batches(epoch - 2, epoch + 5)
+    assert found.dtype == np.int32 and found.shape == (7, *made.shape)
+    each = [made.batch(step) for step in range(epoch - 2, epoch + 5)]
+    np.testing.assert_array_equal(found, each)
+    if not documents:  # wherever the arrays are divided
+        whole = dataclasses.replace(load(folder, seed=5), documents=False)
+        np.testing.assert_array_equal(found, whole.batches(epoch - 2, epoch + 5))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optax_decay
+from models import embedding, layers, loss, products
 from tests.cases import CASES
 from tests.support import toy
 from tests.support.runs import write_text
@@ -20,7 +21,7 @@ from train.study import results
 from train.study.compare.arms import ARMS, after_adam, directed
 from train.study.compare.runs import program
 from train.study.population import Member, member_axes, population, recorded, side_by_side
-from train.study.small_runs import SmallProgram, SmallTask
+from train.study.small_runs import SmallProgram, SmallTask, numbers
 
 TINY = SmallTask(
     width=16, mlp_width=24, layers=1, heads=2, length=12, batch_size=4, eval_batches=2, chunk=4
@@ -137,7 +138,8 @@ def below(names, inside):
 
 def decompositions(small, data):
     """Computations of a compiled population that hold a decomposition, and those that run under a condition."""
-    text = engine.advance_program(small, 2, data, STEPS, tuple(jax.devices()[:1])).as_text()
+    one = tuple(jax.devices()[:1])
+    text = engine.advance_program(small, 2, data.shape, STEPS, one).compile().as_text()
     inside = computations(text)
     branches = {
         name
@@ -176,7 +178,8 @@ def test_counters_with_an_axis_of_members_would_lose_the_condition(data, monkeyp
 
 def test_devices_exchange_nothing(data):
     small = program(TINY, "adamw", data.vocab_size)
-    text = engine.advance_program(small, 8, data, STEPS, tuple(jax.devices())).as_text()
+    lowered = engine.advance_program(small, 8, data.shape, STEPS, tuple(jax.devices()))
+    text = lowered.compile().as_text()
     assert "num_partitions=8" in text
     exchanges = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     assert not re.search(exchanges, text)
@@ -188,16 +191,75 @@ def test_as_many_members_at_once_as_memory_allows(data, monkeypatch):
     three, four = (engine.bytes_needed(small, n, data, STEPS, one) for n in (3, 4))
     assert three < four
     assert engine.planned(small, 4, data, STEPS, one, four) == 4
-    assert engine.planned(small, 4, data, STEPS, one, four - 1) == 3
+    assert engine.planned(small, 4, data, STEPS, one, four - 1) == 2  # two rounds, not 3 and 1
+    assert engine.planned(small, 5, data, STEPS, one, three) == 3
     assert engine.planned(small, 4, data, STEPS, one, 1) == 1
     groups, plain = [], engine._group
     monkeypatch.setattr(engine, "_group", lambda *a: groups.append(len(a[1])) or plain(*a))
     found = trained(small, data, together=True, devices=one, memory=four - 1)
     whole = trained(small, data, together=True, devices=one)
-    assert groups == [2, 2, 4]  # rounds of one size, not 3 and 1
+    assert groups == [2, 2, 4]
     for a, b in zip(found, whole, strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert engine.free_memory(one[0]) > 2**20
+
+
+def test_planning_compiles_two_programs_and_training_takes_the_second(data):
+    """On a GPU, compiling a population takes as long as training it for hundreds of steps."""
+    small, one = program(TINY, "adamw", data.vocab_size), tuple(jax.devices()[:1])
+    limit = engine.bytes_needed(small, 4, data, STEPS, one) - 1
+    side_by_side.cache_clear()
+    compiled = []
+
+    def note(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        found = trained(small, data, together=True, devices=one, memory=limit)
+        assert (
+            len(found) == 4 and compiled.count("jit(advance)") == 3
+        )  # and that of the last, shorter chunk
+        trained(small, data, together=True, devices=one, memory=limit)
+        assert compiled.count("jit(advance)") == 3
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_members_train_where_they_are_told_to(data):
+    """Also on one device that is not the usual one."""
+    device = jax.devices()[3]
+    runs = side_by_side(program(TINY, "adamw", data.vocab_size), (device,))
+    state = runs.init(numbers([0.01] * 2, [0.1] * 2, STEPS, [0, 1]))
+    assert all(x.devices() == {device} for x in jax.tree.leaves(state))
+    held_out = jnp.asarray(np.stack(data.held_out(1)))
+    assert runs.held_out_loss(state, held_out).devices() == {device}
+
+
+def test_on_a_gpu_no_gradient_is_scattered_and_maps_are_joined(data, monkeypatch):
+    """Traced for a GPU, the program of a population adds to no row twice and has one product for each input.
+
+    Products forward: query with key and value, attention's two, out, gate with up, down, head. Backward: two for each
+    of them, and one for the embedding.
+    """
+
+    def products_and_scatters():
+        small = program(TINY, "adamw", data.vocab_size)
+        side_by_side.cache_clear()
+        lowered = engine.advance_program(small, 3, data.shape, 4, tuple(jax.devices()[:1]))
+        text = lowered.as_text()
+        return text.count("stablehlo.dot_general"), text.count("stablehlo.scatter")
+
+    here = products_and_scatters()
+    for module in (products, layers, loss, embedding):
+        monkeypatch.setattr(module, "platform", lambda: "gpu")
+    jax.clear_caches()
+    there = products_and_scatters()
+    assert there == (3 * 7 + 1, 0)
+    assert here[0] > there[0] and here[1] > 0
+    side_by_side.cache_clear()
+    jax.clear_caches()
 
 
 def test_results_are_lines_and_only_what_is_missing_is_trained(tmp_path):

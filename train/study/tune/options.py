@@ -12,7 +12,7 @@ from train.config.fields import Config, UserError, model_config, preset_of
 from train.config.tree import flatten
 from train.data.batches import STORE, TokenBatches
 from train.step import families, optimizer
-from train.study.small_runs import Setting, SmallProgram, SmallTask
+from train.study.small_runs import Setting, SmallProgram, SmallTask, fastest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,5 +221,7 @@ def small_program(tune: Tune, small: Config, data: TokenBatches) -> SmallProgram
         return optimizer.chain(tree.replace(small, changes), setting.axes)
 
     model = model_config(small, data.vocab_size)
+    if small.model.attention is None:
+        model = fastest(model)
     curvature = small.optimizer.direction.curvature
     return SmallProgram(task, model, build, workers(small), curvature)  # type: ignore[arg-type]
