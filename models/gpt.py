@@ -34,7 +34,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers
+from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers, with_positions
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -179,7 +179,7 @@ class GPT(nnx.Module):
         shapes.check_tokens(tokens_BT, self.config.positions)
         config, place = self.config, place or Placement()
         x_BTD = place.look_up(self.embed.embedding[...], tokens_BT)
-        x_BTD += self.position.embedding[...][: tokens_BT.shape[1]]
+        x_BTD = with_positions(x_BTD, self.position.embedding[...][: tokens_BT.shape[1]])
         x_BTD = place(x_BTD.astype(config.dtype))
 
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
