@@ -34,7 +34,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models import loss, shapes
 from models.attention import attention
-from models.layers import Embedding, LayerNorm, Linear, Placement, apply_layers, side_by_side
+from models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Placement,
+    apply_layers,
+    side_by_side,
+    with_positions,
+)
 
 AXES = (
     (r"embed/embedding", "V -> D"),
@@ -177,7 +185,7 @@ class GPT(nnx.Module):
         shapes.check_tokens(tokens_BT, self.config.positions)
         config, place = self.config, place or Placement()
         x_BTD = place.look_up(self.embed.embedding[...], tokens_BT)
-        x_BTD += self.position.embedding[...][: tokens_BT.shape[1]]
+        x_BTD = with_positions(x_BTD, self.position.embedding[...][: tokens_BT.shape[1]])
         x_BTD = place(x_BTD.astype(config.dtype))
 
         def layer(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.embedding import rows
-from models.products import on_cpu, platform, product, split_by_mesh
+from models.products import contiguous, on_cpu, platform, product, split_by_mesh
 
 GPU_LAYERS = 48  # models with more layers run them in a loop on GPUs
 
@@ -110,6 +110,18 @@ class Embedding(nnx.Module):
     def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
         noise = jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.embedding = nnx.Param(std * noise)
+
+
+def with_positions(x_BTD: jax.Array, position_TD: jax.Array) -> jax.Array:
+    """x + position.
+
+    On one GPU, the features of the sum stay contiguous in memory. XLA would otherwise put the batch last, as it likes
+    for the gradient of the positions, which is summed over the batch. All activations that are added to x would follow,
+    and they would be transposed before and after every norm.
+    """
+    y_BTD = x_BTD + position_TD
+    one = jax.sharding.get_abstract_mesh().size <= 1
+    return contiguous(y_BTD) if one and platform() == "gpu" else y_BTD
 
 
 def apply_layers(layer, x: jax.Array, stacks: Any, config: Any) -> jax.Array:

@@ -111,7 +111,7 @@ def gradients(a: jax.Array, b: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax
     return _matmul(dy, b.mT)[..., :k], _matmul(a.mT, dy)[..., :k, :m]
 
 
-def _rows(x: jax.Array) -> jax.Array:
+def contiguous(x: jax.Array) -> jax.Array:
     """`x` in a memory layout whose last axis is contiguous."""
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
@@ -122,7 +122,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _matmul_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     # XLA for CPUs cannot run this product with another layout of the result.
-    return _rows(_matmul(_rows(a), _rows(b)))
+    return contiguous(_matmul(contiguous(a), contiguous(b)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -60,6 +60,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_decay.matrices.alignment import with_aligned
+from optax_decay.matrices.inverse import inverse
 from optax_decay.matrices.whole import vary_like
 
 # Points of the quadrature in φ: 2048/K points per half wave of the fastest sine keep its error below 1e-5 of H.
@@ -98,8 +99,14 @@ class Estimate(NamedTuple):
 def cayley(gram: jax.Array, centre: jax.Array) -> jax.Array:
     """``(G-θ)(G+θ)^-1`` of a positive semidefinite ``[n, n]`` G, by one Cholesky factorisation."""
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    factor = jnp.linalg.cholesky(gram + centre * identity)
-    y = identity - 2 * centre * jax.scipy.linalg.cho_solve((factor, True), identity)
+
+    def by_library(a: jax.Array) -> jax.Array:
+        return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), identity)
+
+    solved = jax.lax.platform_dependent(
+        gram + centre * identity, cpu=by_library, cuda=by_library, rocm=by_library, default=inverse
+    )
+    y = identity - 2 * centre * solved
     return (y + y.T) / 2
 
 

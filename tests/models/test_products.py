@@ -94,14 +94,20 @@ def as_on(platform, monkeypatch):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_rows_of_logits_are_read(monkeypatch, platform):
-    (z,) = draws((5, 37))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [37, 40, 44])  # groups of 1, 8 and 4 logits
+def test_rows_of_logits_are_read(monkeypatch, platform, dtype, tokens):
+    (z,) = draws((5, tokens))
     z *= np.array([1, 30, 1e-3, 1e4, 1])[:, None].astype(np.float32)
     z[4] = -1e30  # a maximum that is no better than nothing
+    z[0, 8:16] = -np.inf  # a whole group
+    z = np.asarray(jnp.asarray(z, dtype), np.float32)
     targets = np.array([0, 36, 7, 20, 3])
     as_on(platform, monkeypatch)
-    hit = np.arange(37) == targets[:, None]
-    top, target = jax.jit(loss.logsumexp_and_target, static_argnums=3)(z, targets, hit, 37)
+    hit = np.arange(tokens) == targets[:, None]
+    read = jax.jit(loss.logsumexp_and_target, static_argnums=3)
+    top, target = read(jnp.asarray(z, dtype), targets, hit, tokens)
+    assert top.dtype == target.dtype == jnp.float32
     wide = z.astype(np.float64)
     largest = wide.max(axis=1, keepdims=True)
     right = np.log(np.exp(wide - largest).sum(axis=1)) + largest[:, 0]
@@ -122,6 +128,42 @@ def test_loss_in_parts_on_gpus(monkeypatch):
     graded = [jax.jit(jax.value_and_grad(f, argnums=(0, 1))) for f in (parts_of(targets), whole)]
     found = [f(x, w) for f in graded]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), *found)
+
+
+@pytest.mark.parametrize("tokens", [61, 64])  # with padding and without
+def test_rounded_logits_on_gpus(monkeypatch, as_for_users, tokens):
+    """The loss and its gradients against float64, from the same rounded factors."""
+    x, w = draws((48, 16), (16, tokens))
+    x, w = (np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64) for array in (x, w))
+    targets = np.random.default_rng(1).integers(0, tokens, 48)
+    targets[5:8] = -1
+    as_on("gpu", monkeypatch)
+
+    def graded(stored):
+        monkeypatch.setattr(loss, "stored", lambda x: jnp.dtype(stored))
+        # XLA for CPUs would skip the rounding.
+        graded = jax.value_and_grad(lambda a: loss.nats(a[0][None], a[1], targets[None])[0])
+        run = jax.jit(graded, compiler_options={"xla_allow_excess_precision": False})
+        total, (dx, dw) = run((jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.float32)))
+        return np.float64(total), np.asarray(dx, np.float64), np.asarray(dw, np.float64)
+
+    z = x @ w
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    real = targets >= 0
+    dz = np.where(real[:, None], p - (np.arange(tokens) == targets[:, None]), 0)
+    total = -np.sum(np.log(p[np.arange(48), targets])[real])
+    found, wide = graded("bfloat16"), graded("float32")
+    # Logits and the logarithm of their sum move by at most r, and p by a factor of at most exp(2r). Then dz is rounded,
+    # and dx once more.
+    r = BF16 * np.abs(z).max(axis=1, keepdims=True)
+    wrong = np.where(real[:, None], p * np.expm1(2 * r), 0) * (1 + BF16) + BF16 * np.abs(dz)
+    assert abs(found[0] - total) <= 2 * np.sum(r[real]) and abs(wide[0] - total) < 1e-4 * total
+    assert np.all(np.abs(found[1] - dz @ w.T) <= wrong @ np.abs(w).T + BF16 * np.abs(found[1]))
+    assert np.all(np.abs(found[2] - x.T @ dz) <= np.abs(x).T @ wrong + 1e-4)
+    # The bounds are for the worst case; these are the errors. Logits here are of deviation 4.
+    error = lambda g: np.linalg.norm(g[2] - x.T @ dz) / np.linalg.norm(x.T @ dz)
+    assert error(wide) < 0.002 < error(found) < 0.008
 
 
 def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users):

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import optax_decay
-from models import attention, gpt, llama, loss, products
+from models import attention, gpt, layers, llama, loss, products
 from train.plan import ahead_of_time, alignment, kernel_model
 from train.step import families
 from train.step import update as step_lib
@@ -155,8 +155,8 @@ def step_on_a_gpu(**changes):
     return step_of(config), config.layers
 
 
-def step_of(config):
-    """A training step of 16 sequences of 256 tokens, compiled for an H200."""
+def step_of(config, sequences=16):
+    """A training step of sequences of 256 tokens, compiled for an H200."""
     device = devices_of("h200")[0]
     if not importlib.util.find_spec("nvidia.cudnn"):
         pytest.skip("cuDNN is not installed: pip install --no-deps nvidia-cudnn-cu12")
@@ -174,7 +174,7 @@ def step_of(config):
         1,
         jax.tree.map(lambda x: everywhere, state),
     )
-    tokens = place(jax.ShapeDtypeStruct((16, 257), jnp.int32))
+    tokens = place(jax.ShapeDtypeStruct((sequences, 257), jnp.int32))
     return ahead_of_time.read(update.lower(state, tokens), device)
 
 
@@ -191,6 +191,33 @@ def test_a_step_on_a_gpu_copies_nothing_and_attends_once(remat, forward_runs):
     # XLA takes queries, keys and values in one product and slices them out of it; where layers are recomputed it slices
     # weights too. A loop over layers copies 22 times an activation in each.
     assert copied < 6 * depth * 2 * activation
+
+
+@pytest.mark.parametrize("vocabulary", [8192, 8001])
+def test_the_loss_reads_the_logits_twice_and_writes_the_gradient_once(vocabulary):
+    """Beside the three products: logsumexp, and one pass for the gradient."""
+    config = llama.Config(
+        vocab_size=vocabulary, width=256, mlp_width=688, layers=1, heads=4, dtype="bfloat16"
+    )
+    kernels = kernel_model.kernels(step_of(config).text)
+    of_loss = [k for k in kernels if "(loss)" in k.source and k.kind in ("elementwise", "copies")]
+    logits = 2 * 16 * 256 * vocabulary
+    moved = sum(kernel.times * kernel.bytes for kernel in of_loss)
+    # The head, once in float32 and twice in bfloat16, and its gradient in float32.
+    head = 4 * 256 * vocabulary
+    assert 3 * logits < moved < 3.1 * logits + 6 * head
+
+
+def test_a_gpt_on_a_gpu_transposes_no_activations(monkeypatch):
+    config = gpt.Config(
+        vocab_size=8192, positions=256, width=384, mlp_width=640, layers=1, heads=4,
+        dtype="bfloat16", attention="cudnn",
+    )  # fmt: skip
+    batch_last = "bf16[256,384,32]"
+    assert batch_last not in step_of(config, sequences=32).text
+    monkeypatch.setattr(layers, "contiguous", lambda x: x)
+    jax.clear_caches()
+    assert batch_last in step_of(config, sequences=32).text
 
 
 ODD = {
