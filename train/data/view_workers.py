@@ -11,6 +11,7 @@ Grain's: in version 0.2.18 those outlive a killed program, each starts JAX, and 
 
 import concurrent.futures
 import contextlib
+import fcntl
 import os
 import pathlib
 import pickle
@@ -27,6 +28,9 @@ import numpy as np
 from train.data.views import ViewMaker, Views, Wanted
 from train.errors import UserError
 
+BUFFER = (
+    1 << 20
+)  # bytes of views that a worker is ahead of the program, where the system has such a setting
 PARTS = 4  # of a batch for each worker, so that none waits long for the last one
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START = f"import sys; sys.path[0] = {str(ROOT)!r}; from {__name__} import serve; serve()"
@@ -87,6 +91,9 @@ def _started(maker: ViewMaker) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # the system may allow less
+            fcntl.fcntl(_pipe(process.stdout), fcntl.F_SETPIPE_SZ, BUFFER)
     with contextlib.suppress(OSError):  # it is gone already; the first request says so
         _send(maker, _pipe(process.stdin))
     return process
@@ -94,13 +101,16 @@ def _started(maker: ViewMaker) -> subprocess.Popen[bytes]:
 
 def _ask(process: subprocess.Popen[bytes], wanted: Sequence[Wanted], views: Views) -> None:
     """Has a worker fill the arrays."""
-    answers = _pipe(process.stdout)
+    answers, problems = _pipe(process.stdout), []
     try:
         _send(list(wanted), _pipe(process.stdin))
-        problem = pickle.load(answers)
-        if problem is None:
-            for array in views:
-                _fill(array, answers)
+        for i in range(len(wanted)):
+            answer = pickle.load(answers)
+            if isinstance(answer, str):
+                problems.append(answer)
+            else:
+                views.label[i], views.noise[i] = answer
+                _fill(views.image[i], answers)
     except (OSError, EOFError, pickle.UnpicklingError):
         code = process.wait()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -108,8 +118,8 @@ def _ask(process: subprocess.Popen[bytes], wanted: Sequence[Wanted], views: View
             f"A worker process that decodes images has ended ({how}). If it was killed, the machine may have run out"
             " of memory: nearest, fewer --images.workers. Everything up to the last checkpoint is safe."
         ) from None
-    if problem is not None:
-        raise UserError(problem)
+    if problems:
+        raise UserError(problems[0])
 
 
 def _send(value: Any, to: IO[bytes]) -> None:
@@ -155,17 +165,14 @@ def serve() -> None:
         maker: ViewMaker = pickle.load(requests)
         while True:
             wanted: list[Wanted] = pickle.load(requests)
-            views, problem = maker.empty(len(wanted)), None
-            try:
-                for i, one in enumerate(wanted):
-                    for array, value in zip(views, maker.make(one)):
-                        array[i] = value
-            except UserError as error:
-                problem = str(error)
-            pickle.dump(problem, answers)
-            if problem is None:
-                for array in views:
-                    answers.write(memoryview(array).cast("B"))
-            answers.flush()
+            for one in wanted:
+                try:
+                    image, *answer = maker.make(one)
+                except UserError as error:
+                    _send(str(error), answers)
+                    continue
+                pickle.dump(answer, answers)
+                answers.write(memoryview(np.ascontiguousarray(image)).cast("B"))
+                answers.flush()
     except (EOFError, BrokenPipeError):
         os._exit(0)  # the program is gone, and so is whoever would read what Python says at its end
