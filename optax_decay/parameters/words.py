@@ -20,14 +20,18 @@ _HEAD = _component(
 )
 # Layers that take in the features of the residual stream, and layers that put them out.
 _INWARD = _component(
-    *("[qkv]", "qkv", "wqkv", "kv", "query", "key", "value", "query_key_value", "c_attn"),
-    *("w[qkv]", "to_(?:[qkv]|qkv|kv)", "(?:[qkv]|qkv|kv|query|key|value|in)_proj"),
+    *("[qkv]", "qkv", "kv", "query", "key", "value", "query_key_value", "c_attn"),
+    *(
+        "w_?(?:[qkv]|qkv|kv|query|key|value)",
+        "to_(?:[qkv]|qkv|kv)",
+        "(?:[qkv]|qkv|kv|query|key|value|in)_proj",
+    ),
     *("gate", "up", "gate_up", "wi(?:_[01])?", "w13?", "w3", "w_?(?:in|up|gate)", "c_fc", "fc_?1"),
     *("(?:gate|up|gate_up|up_gate)_proj", r"router(?:_\d+)?"),
     *("weight_[ih]h", "dense_[ih]", "[hi][ifgonrz]"),  # the gates of recurrent cells
 )
 _OUTWARD = _component(
-    *("o", "out", "wo", "to_out", "(?:o|out|c|down)_proj", "down", "w2", "w_?(?:out|down)"),
+    *("o", "out", "w_?o", "to_out", "(?:o|out|c|down)_proj", "down", "w2", "w_?(?:out|down)"),
     "fc_?2",
 )
 _NORM = _component(r"\w*norm\w*", r"ln(?:_\w+)?\d*", r"bn\d*", "scale")
@@ -41,9 +45,11 @@ _EXPERTS = _component(
 TOKEN = _component("cls", r"\w*_token", "registers?", r"\w*_tokens", "query_tokens")
 FUSED = {  # the number of matrices that one array holds side by side
     3: _component(
-        "w?qkv(?:_proj)?", "to_qkv", "query_key_value", "c_attn", "in_proj", r"fused_qkv"
+        "(?:w_?)?qkv(?:_proj)?", "to_qkv", "query_key_value", "c_attn", "in_proj", r"fused_qkv"
     ),
-    2: _component("kv(?:_proj)?", "to_kv", r"(?:gate_up|up_gate)(?:_proj)?", "wi", "w13", "mlp_in"),
+    2: _component(
+        "(?:w_?)?kv(?:_proj)?", "to_kv", r"(?:gate_up|up_gate)(?:_proj)?", "wi", "w13", "mlp_in"
+    ),
 }
 
 
