@@ -11,7 +11,6 @@ Grain's: in version 0.2.18 those outlive a killed program, each starts JAX, and 
 
 import concurrent.futures
 import contextlib
-import fcntl
 import os
 import pathlib
 import pickle
@@ -19,6 +18,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import IO, Any
@@ -28,9 +28,7 @@ import numpy as np
 from train.data.views import ViewMaker, Views, Wanted
 from train.errors import UserError
 
-BUFFER = (
-    1 << 20
-)  # bytes of views that a worker is ahead of the program, where the system has such a setting
+BUFFER = 1 << 20  # bytes that a worker may be ahead of the program
 PARTS = 4  # of a batch for each worker, so that none waits long for the last one
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START = f"import sys; sys.path[0] = {str(ROOT)!r}; from {__name__} import serve; serve()"
@@ -44,6 +42,7 @@ class Workers:
         self._maker = maker
         self._processes = [_started(maker) for _ in range(count)]
         self._threads = concurrent.futures.ThreadPoolExecutor(count)  # one to talk to each worker
+        self._free = threading.Lock()  # for one batch at a time
         self.close = weakref.finalize(self, _end, self._processes)
 
     @property
@@ -76,8 +75,9 @@ class Workers:
                 except Exception as error:
                     failed[start] = error
 
-        for _ in self._threads.map(work, self._processes):
-            pass
+        with self._free:
+            for _ in self._threads.map(work, self._processes):
+                pass
         if failed:
             raise failed[min(failed)]
         return views
@@ -91,9 +91,11 @@ def _started(maker: ViewMaker) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):  # the system may allow less
-            fcntl.fcntl(_pipe(process.stdout), fcntl.F_SETPIPE_SZ, BUFFER)
+    # macOS and Windows have no such setting, and Linux may allow less.
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(_pipe(process.stdout), fcntl.F_SETPIPE_SZ, BUFFER)
     with contextlib.suppress(OSError):  # it is gone already; the first request says so
         _send(maker, _pipe(process.stdin))
     return process
@@ -112,7 +114,7 @@ def _ask(process: subprocess.Popen[bytes], wanted: Sequence[Wanted], views: View
                 views.label[i], views.noise[i] = answer
                 _fill(views.image[i], answers)
     except (OSError, EOFError, pickle.UnpicklingError):
-        code = process.wait()
+        code = _waited(process)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise UserError(
             f"A worker process that decodes images has ended ({how}). If it was killed, the machine may have run out"
@@ -147,11 +149,16 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         with contextlib.suppress(OSError):
             _pipe(process.stdin).close()
     for process in processes:
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:  # it reads from a disk that does not answer
-            process.kill()
+        _waited(process)
         _pipe(process.stdout).close()
+
+
+def _waited(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that ends by itself, or else is ended."""
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk that does not answer
+        return process.wait(5)
+    process.kill()
+    return process.wait()
 
 
 def serve() -> None:

@@ -1,5 +1,6 @@
 """Worker processes make the same images as threads, report what is broken, and never outlive the program."""
 
+import concurrent.futures
 import os
 import pathlib
 import signal
@@ -44,6 +45,9 @@ def test_images_do_not_depend_on_the_number_of_workers(folder, workers):
     for a, b in zip(threads.held_out(9), processes.held_out(9), strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
         np.testing.assert_array_equal(a["label"], b["label"])
+    with concurrent.futures.ThreadPoolExecutor(4) as callers:  # several at once, as other loops may
+        for step, batch in enumerate(callers.map(processes.batch, range(12))):
+            np.testing.assert_array_equal(batch["image"], threads.batch(step)["image"])
     pool.close()
     assert all(process.returncode == 0 for process in pool._processes)
 
