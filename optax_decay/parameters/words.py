@@ -26,6 +26,7 @@ _INWARD = _component(
         "to_(?:[qkv]|qkv|kv)",
         "(?:[qkv]|qkv|kv|query|key|value|in)_proj",
         "(?:[qkv]|qkv|kv|gating)_einsum",
+        "w?(?:q|kv)_[ab](?:_proj(?:_with_mqa)?)?",  # of latent attention
     ),
     *("gate", "up", "gate_up", "wi(?:_[01])?", "w13?", "w3", "w_?(?:in|up|gate)", "c_fc", "fc_?1"),
     *("(?:gate|up|gate_up|up_gate)_proj", r"router(?:_\d+)?"),
@@ -38,7 +39,7 @@ _OUTWARD = _component(
 # Of these, layers with an axis of attention heads.
 _TO_HEADS = _component(
     *("[qkv]", "query", "key", "value", "w_?(?:[qkv]|query|key|value)"),
-    *("(?:[qkv]|query|key|value)_proj", "[qkv]_einsum"),
+    *("(?:[qkv]|query|key|value)_proj", "[qkv]_einsum", "w?(?:q|kv)_b(?:_proj)?"),
 )
 _FROM_HEADS = _component(
     *("o", "out", "w_?(?:o|out)", "(?:o|out)_proj", "(?:attn|attention)_out(?:_proj)?"),

@@ -243,7 +243,34 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("tree", [HAND_WRITTEN, GEMMA, LLAMA, LAYERS])
+# What MaxText 0.2.5 makes of decoder_block=deepseek: latent attention, a stack of one dense layer, experts.
+DEEPSEEK = {
+    "token_embedder/embedding": ((128, 64), "V -> D"),
+    "decoder/dense_layers/mlp/wi_0/kernel": ((64, 1, 96), "D L F : L | D -> F"),
+    "decoder/dense_layers/mlp/wo/kernel": ((96, 1, 64), "F L D : L | F -> D"),
+    "decoder/dense_layers/self_attention/wkv_b/kernel": (
+        (512, 1, 4, 256),
+        "J L H K : L | J -> H K",
+    ),
+    "decoder/dense_layers/self_attention/kv_norm/scale": ((512, 1), "J L : L | J"),
+    "decoder/dense_layers/post_self_attention_layer_norm/scale": ((64, 1), "D L : L | D"),
+    "decoder/moe_layers/post_self_attention_layer_norm/scale": ((64, 2), "D L : L | D"),
+    "decoder/moe_layers/self_attention/wkv_a/kernel": ((64, 2, 576), "D L I : L | D -> I"),
+    "decoder/moe_layers/self_attention/wkv_b/kernel": ((512, 2, 4, 256), "J L H K : L | J -> H K"),
+    "decoder/moe_layers/self_attention/query/kernel": ((64, 2, 4, 192), "D L H M : L | D -> H M"),
+    "decoder/moe_layers/self_attention/out/kernel": ((4, 2, 128, 64), "H L N D : L | H N -> D"),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/gate/kernel": (
+        (64, 2, 4),
+        "D L G : L | D -> G",
+    ),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/wi_0": ((4, 2, 64, 32), "E L | D -> W"),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/wo": ((4, 2, 32, 64), "E L | W -> D"),
+    "decoder/decoder_norm/scale": ((64,), "D"),
+    "decoder/logits_dense/kernel": ((64, 128), "D -> V"),
+}
+
+
+@pytest.mark.parametrize("tree", [HAND_WRITTEN, GEMMA, LLAMA, LAYERS, DEEPSEEK])
 def test_models_written_by_hand(tree):
     """Bare arrays with the names of papers' programs: einsum kernels, kernels in a list, several in one array."""
     shapes = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, (shape, _) in tree.items()}
