@@ -94,8 +94,7 @@ class Images:
     folder: str | None = None
     """Where data sets are prepared; None: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     workers: Annotated[int, Range(0, 512)] = 0
-    """Processes that decode and change images; 0: threads do, which six cores keep busy. With more cores, as many
-    workers as cores; each takes 0.1 GB. The images stay the same."""
+    """Processes that decode images; 0: threads do, which six cores keep busy. Above, as many as cores. Same images."""
     split: str = "train"
     """Part to train on, such as train[:95%]."""
     held_out: str | None = None
