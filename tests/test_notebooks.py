@@ -179,8 +179,8 @@ def test_the_set_up_installs_uploaded_wheels_or_from_an_address(tmp_path, kind):
         ).split('tags=["setup"]\n')[1]
         setup = setup.split("# %%")[0]
         wanted = {
-            "optax_decay @ git+https://git.example/decay",
-            "optax_decay_train @ git+https://git.example/decay#subdirectory=train",
+            "git+https://git.example/decay",
+            "git+https://git.example/decay#subdirectory=train",
         }
     forget = f"import sys; sys.path = [p for p in sys.path if p != {str(NOTEBOOKS.parent)!r}]\n"
     fake = "import subprocess; subprocess.run = lambda command, check: print(*command[5:], sep='\\n')\n"

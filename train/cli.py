@@ -13,7 +13,7 @@ import tyro
 from train import disk, help
 from train.commands import COMMANDS
 from train.config import tree
-from train.config.derived import derived
+from train.config.derived import derived, with_timescale_alone
 from train.config.experiments import EXPERIMENTS
 from train.config.fields import Config
 from train.config.saved import belongs, from_json
@@ -75,7 +75,7 @@ def _checked(config: Config, start: Config, origin: str) -> Config:
     if origin == "experiment":
         config = _without_idle(config, start)
     check_values(config)
-    config = derived(config)
+    config = derived(with_timescale_alone(config, start))
     check(config)
     return config
 

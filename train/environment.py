@@ -139,6 +139,12 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         sys.exit(__doc__)
     if read_marker() != wanted_marker():
+        if VENV.is_symlink():  # others may be using it, with another lock or another Python
+            sys.exit(
+                f"{VENV} is a link to {os.path.realpath(VENV)}, which does not hold what requirements.lock and Python"
+                f" {platform.python_version()} ask for, and is left as it is. Remove the link, and this command makes a"
+                " .venv of its own; or use that environment: source .venv/bin/activate"
+            )
         if pathlib.Path(sys.prefix).resolve() == VENV:
             # The Python inside `.venv` cannot rebuild it, so the Python that created it takes over.
             base = sys._base_executable  # pyrefly: ignore

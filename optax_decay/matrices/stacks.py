@@ -112,7 +112,7 @@ def map_matrices(
         total = len(x)
         x = jnp.pad(x, ((0, -total % devices), (0, 0), (0, 0)))
         spec = jax.P(axes)
-        x = jax.lax.with_sharding_constraint(_in_hops(x, axes), spec)
+        x = _constrained(_in_hops(x, axes), spec)
         y = jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names=set(axes))(x)
         y = _in_hops(y, axes, back=True)[:total]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
@@ -163,8 +163,14 @@ def _in_hops(x: jax.Array, axes: tuple[str, ...], back: bool = False) -> jax.Arr
     hops = [axes[i:] for i in range(len(axes) - 1, 0, -1)]
     free = [jax.P.UNCONSTRAINED] * (x.ndim - 1)
     for hop in hops[::-1] if back else hops:
-        x = jax.lax.with_sharding_constraint(x, jax.P(hop, *free))
+        x = _constrained(x, jax.P(hop, *free))
     return x
+
+
+def _constrained(x: jax.Array, spec: jax.P) -> jax.Array:
+    """On the mesh of the surrounding program, which jax 0.7 does not look up itself where the array brought it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, jax.NamedSharding(mesh, spec))
 
 
 def _map_chunks(function: Function, x: jax.Array, *, entries_at_once: int) -> jax.Array:

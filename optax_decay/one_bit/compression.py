@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decay.parameters.meshes import mark_varying, varying_axes
+from optax_decay.parameters.meshes import gather_alike, mark_varying, varying_axes
 
 AxisName = str | tuple[str, ...]
 
@@ -159,11 +159,10 @@ def sign_compressed_means(
     for (signs, scale), error in zip(received(packed, scales), server_errors):
         recoded.append(encode(decode_sum(signs, scale.astype(error.dtype)) + error))
     packed = jnp.concatenate([signs.reshape(-1) for signs, _, _ in recoded])
-    # Under jax.vmap, which does not track what varies, jax 0.10 supports only the plain form.
-    to = "invarying" if tracks_varying(axis_name) else "varying"
-    packed = jax.lax.all_gather(packed, axis_name, to=to)
-    scales = jnp.concatenate([s for _, s, _ in recoded])
-    scales = jax.lax.all_gather(scales, axis_name, to=to)
+    # Under jax.vmap, which does not track what varies, jax supports only the plain form.
+    gather = gather_alike if tracks_varying(axis_name) else jax.lax.all_gather
+    packed = gather(packed, axis_name)
+    scales = gather(jnp.concatenate([s for _, s, _ in recoded]), axis_name)
     means = []
     for (signs, scale), x in zip(received(packed, scales), xs):
         whole = decode(signs.swapaxes(0, 1), scale.astype(x.dtype).swapaxes(0, 1))

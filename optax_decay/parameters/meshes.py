@@ -32,5 +32,12 @@ def mark_varying(x: jax.Array, names: Iterable[str]) -> jax.Array:
     return jax.lax.pvary(x, missing)  # type: ignore[attr-defined]
 
 
+def gather_alike(x: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
+    """``jax.lax.all_gather`` in ``shard_map``, with a result that counts as the same on every device."""
+    if hasattr(jax.lax, "pcast"):  # jax >= 0.8
+        return jax.lax.all_gather(x, axis_name, to="invarying")
+    return jax.lax.all_gather_invariant(x, axis_name)  # type: ignore[attr-defined]
+
+
 # `jax.reshard` stood in `jax.sharding` before jax 0.8.
 reshard = jax.reshard if hasattr(jax, "reshard") else jax.sharding.reshard

@@ -26,6 +26,7 @@ from optax_decay.parameters.words import (
     is_of_norm,
     is_of_positions,
     names_of,
+    side_of_heads,
 )
 
 
@@ -136,7 +137,7 @@ class Neighbours:
         place = re.sub(r"[^/.]+$", "", path)
         if len(self.beside[place]) > 1 and "weight_" not in path:  # cells have two, and one bias
             return None
-        for name in ("bias", "b"):
+        for name in ("bias", "b", "B"):
             beside = place + name
             if beside != path and beside in self.shapes:
                 return tuple(self.shapes[beside][i] for i in self._own(beside))
@@ -160,7 +161,7 @@ class Neighbours:
     def describe(self, path: str, shape: tuple[int, ...]) -> KnownAxes | None:
         """What the name of a parameter and its neighbours say of its axes; None if they do not say enough."""
         stacked, own = self.stacked[path], self._own(path)
-        name = components(path)[-1]
+        name = components(path)[-1].lower()
         owner = path[: -len(name)].rstrip("/.")
         basis = f"the name {'/'.join(path.split('/')[-2:])!r}"
         if stacked:
@@ -174,7 +175,8 @@ class Neighbours:
             batch = tuple(sorted((*stacked, *own_batch)))
             return KnownAxes(kind, shape, batch, more.pop("kernel", ()), inputs, outputs, text)
 
-        alone = name == "b" and path[:-1] + "w" not in self.shapes  # then it may be a matrix
+        beside = {path[:-1] + "w", path[:-1] + "W"} & {*self.shapes}
+        alone = name == "b" and not beside  # then it may be a matrix
         if (
             (name in VECTORS and not alone)
             or len(own) <= 1
@@ -232,7 +234,7 @@ class Neighbours:
             others = self.reversed[name]
             usual = name == "weight" or re.fullmatch(r"weight_[ih]h", name) is not None
             said = (
-                name in ("kernel", "w", "weight", "lora_a", "lora_b")
+                name in ("kernel", "w", "weight", "linear", "lora_a", "lora_b")
                 or is_inside(path)
                 or is_head(path)
             )
@@ -247,19 +249,19 @@ class Neighbours:
     def _heads(self, path, own, known) -> KnownAxes | None:
         """A matrix with an axis of attention heads on one of its sides."""
         sizes = tuple(self.shapes[path][i] for i in own)
-        last = components(path)[-2:]
-        inward = any(re.fullmatch(r"query|key|value|[qkv]|w[qkv]|[qkv]_proj", x) for x in last)
-        outward = any(re.fullmatch(r"o|out|wo|(?:o|out)_proj", x) for x in last)
+        side = side_of_heads(path)
         features = self._features(path, own)
-        if features and inward != outward:
+        if features and side:
             heads = tuple(i for i in own if i not in features)
-            usual = features == (own[:1] if inward else own[-1:])
+            usual = features == (own[:1] if side == "out" else own[-1:])
             because = "" if usual else ", and the sizes of its neighbours"
             return known(
-                "linear", *((features, heads) if inward else (heads, features)), because=because
+                "linear",
+                *((features, heads) if side == "out" else (heads, features)),
+                because=because,
             )
-        if inward != outward:
-            split = 1 if inward else 2
+        if side:
+            split = 1 if side == "out" else 2
         else:
             bias = self.bias(path)
             because = ", and the sizes of its neighbours"

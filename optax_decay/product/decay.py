@@ -257,6 +257,11 @@ def as_multipliers(multiplier: Multiplier) -> tuple[PerMatrix, ...]:
     several = isinstance(multiplier, Sequence) and not isinstance(multiplier, PerMatrix | str)
     chosen = tuple(multiplier) if several else (multiplier,)
     for item in chosen:
+        if isinstance(item, int | float):
+            raise ValueError(
+                f"multiplier={item!r} is a number; multiply weight_decay by it, or write"
+                f" multiplier=optax_decay.multipliers.constant({float(item)}) to have a factor in a product."
+            )
         if not isinstance(item, PerMatrix):
             raise ValueError(
                 f"multiplier={item!r} is not one of optax_decay.multipliers, such as spectral_alpha() or constant(2.0)."

@@ -104,6 +104,7 @@ def quantity_text(x: float) -> str:
     """A count in three digits: 1.34B, 58.1M, 512."""
     if math.isinf(x):
         return "∞"
+    x = float(f"{x:.3g}")  # first, so that 999999.9 is a million, not 1e+03 thousand
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if x >= size:
             return f"{x / size:.3g}{letter}"

@@ -66,6 +66,24 @@ def test_a_linked_environment_of_another_checkout_stays_as_it_is(checkout):
     assert not list((checkout / "of-another").rglob("checkout.pth"))
 
 
+@pytest.mark.parametrize("change", ["lock", "python"])
+def test_a_linked_environment_that_does_not_fit_is_never_cleared(checkout, change):
+    """It belongs to another checkout, where somebody may be using it."""
+    (checkout / ".venv").rename(checkout / "of-another")
+    (checkout / ".venv").symlink_to(checkout / "of-another")
+    if change == "lock":
+        with (checkout / "requirements.lock").open("a") as lock:
+            lock.write("# changed\n")
+    else:
+        (checkout / "of-another/installed").write_text("0 python 3.11.0 linux x86_64\n")
+    before = sorted(checkout.glob("of-another/**/*"))
+    done = launch(checkout, "-c", "print('ran')")
+    assert done.returncode == 1 and "ran" not in done.stdout
+    assert f".venv is a link to {checkout}/of-another" in done.stderr
+    assert "Remove the link" in done.stderr and "Traceback" not in done.stderr
+    assert len(before) > 5 and sorted(checkout.glob("of-another/**/*")) == before
+
+
 @pytest.mark.parametrize("change", ["lock", "interrupted", "python"])
 def test_anything_else_is_set_up_again_and_a_failure_is_told(checkout, change):
     marker = checkout / ".venv/installed"

@@ -93,6 +93,8 @@ class Images:
     """Data set as tfds names it, prepared as array_record: NAME, NAME/CONFIG or NAME/CONFIG:VERSION."""
     folder: str | None = None
     """Where data sets are prepared; None: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    workers: Annotated[int, Range(0, 512)] = 0
+    """Processes that decode images; 0: threads do, which six cores keep busy. Above, as many as cores. Same images."""
     split: str = "train"
     """Part to train on, such as train[:95%]."""
     held_out: str | None = None

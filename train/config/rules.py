@@ -7,7 +7,7 @@ MAY_CHANGE = (
     *("run.save_every", "run.keep", "run.keep_every", "run.migrate", "run.restart"),
     *("run.tensorboard", "run.wandb"),
     # The digest of the tokens decides.
-    *("data.text", "data.tokenizer", "data.cache", "images.folder"),
+    *("data.text", "data.tokenizer", "data.cache", "images.folder", "images.workers"),
     *("mesh.replica", "mesh.data", "mesh.fsdp", "mesh.tensor"),
 )
 

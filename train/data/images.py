@@ -1,8 +1,9 @@
 """Batches of labelled images that are a pure function of (seed, step), like the batches of tokens in `batches.py`.
 
-Images come from any tfds classification data set that is prepared as array_record. Threads decode them with Pillow. An
-epoch visits every image once, in an order that depends on (seed, epoch); the view of an image depends on (seed, step,
-row). The parameters that mix two images are drawn here, once per batch, and the device mixes:
+Images come from any tfds classification data set that is prepared as array_record. Threads or worker processes decode
+them with Pillow (`views.py`). An epoch visits every image once, in an order that depends on (seed, epoch); the view of
+an image depends on (seed, step, row). The parameters that mix two images are drawn here, once per batch, and the device
+mixes:
 
     mixup    (arXiv 1710.09412)  x ← λ x + (1−λ) x',                      y ← λ y + (1−λ) y'
     cutmix   (arXiv 1905.04899)  x' replaces a rectangle of x,            λ: the share of x that is left
@@ -11,29 +12,23 @@ Here λ is drawn from Beta(α, α), and x' is the batch in reverse order. As in 
 batch, each with probability 1/2.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from train.data import augment, datasets
+from train.data import augment, datasets, view_workers, views
 from train.data.batches import permutation
+from train.data.views import Wanted
 from train.errors import UserError
 
-LARGEST = 64_000_000  # pixels of an image that is decoded, such as 8000 x 8000; 200 MB
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # EPS would start another program
-Image.MAX_IMAGE_PIXELS = None  # `decoded` checks, and Pillow would warn as well
 NO_LABEL = -1  # label of the rows that fill up the last evaluation batch
 MEAN = np.array(
     [0.485, 0.456, 0.406], np.float32
@@ -78,6 +73,19 @@ class ImageBatches:
     seed: int
     recipe: Recipe
     digest: str  # SHA-256 over names and sizes of all files, hexadecimal
+    workers: int = 0  # processes that make views; 0: threads of this process do
+
+    @functools.cached_property
+    def maker(self) -> views.ViewMaker:
+        wanted = (self.size, self.seed, self.recipe.magnitude, self.recipe.erasing)
+        return views.ViewMaker(self.train, self.held, self.fields, *wanted)
+
+    @functools.cached_property
+    def _make(self) -> Callable[[Sequence[Wanted]], views.Views]:
+        """Makes views; worker processes start when it is first asked for."""
+        if self.workers:
+            return view_workers.Workers(self.maker, self.workers).make
+        return functools.partial(views.by_threads, self.maker)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -110,23 +118,15 @@ class ImageBatches:
             here = epoch == e
             number[here] = permutation(position[here], len(self.train), (self.seed, e))
 
-        def make(pair: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-            rng = np.random.default_rng((self.seed, step, pair[0]))
-            image, label = self._read(self.train, pair[1])
-            view = augment.training_view(
-                image, self.size, rng, self.recipe.magnitude, self.recipe.erasing
-            )
-            return view, label, int(rng.integers(1 << 32))
-
-        made = list(_threads().map(make, zip(row.tolist(), number.tolist())))
+        made = self._make([Wanted(n, step, r) for n, r in zip(number.tolist(), row.tolist())])
         pixels, labels, box = self._mix(step)
         return {
-            "image": np.stack([view for view, _, _ in made]),
-            "label": np.array([label for _, label, _ in made], np.int32),
+            "image": made.image,
+            "label": made.label,
             "pixels": np.full(len(row), pixels, np.float32),
             "labels": np.full(len(row), labels, np.float32),
             "box": np.tile(np.array(box, np.int32), (len(row), 1)),
-            "noise": np.array([noise for _, _, noise in made], np.uint32),
+            "noise": made.noise,
         }
 
     def _mix(self, step: int) -> tuple[float, float, tuple[int, int, int, int]]:
@@ -165,28 +165,11 @@ class ImageBatches:
         )
 
     def _evaluation(self, numbers: np.ndarray) -> Batch:
-        def make(number: int) -> tuple[np.ndarray, int]:
-            image, label = self._read(self.held, number)
-            return augment.evaluation_view(image, self.size), label
-
-        made = list(_threads().map(make, numbers.tolist()))
+        made = self._make([Wanted(number) for number in numbers.tolist()])
         image = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
         label = np.full(self.batch_size, NO_LABEL, np.int32)
-        image[: len(made)] = np.stack([view for view, _ in made])
-        label[: len(made)] = [label for _, label in made]
+        image[: len(numbers)], label[: len(numbers)] = made.image, made.label
         return {"image": image, "label": label}
-
-    def _read(self, source: datasets.RandomAccessSplit, number: int) -> tuple[Image.Image, int]:
-        example = source[int(number)]
-        try:
-            image = decoded(example[self.fields[0]])
-        # Each of Pillow's formats raises its own exceptions.
-        except Exception as error:
-            where = source.place(int(number))
-            raise UserError(
-                f"{where} holds no image that can be read: {error}. {datasets.PREPARE_AGAIN}"
-            ) from None
-        return image, int(example[self.fields[1]])
 
     def summary(self) -> dict[str, Any]:
         """Facts to print and to store; JSON values only."""
@@ -198,23 +181,6 @@ class ImageBatches:
             "held_out_images": len(self.held),
             "steps_per_epoch": self.steps_per_epoch,
         }
-
-
-def decoded(content: bytes) -> Image.Image:
-    """An encoded image as RGB.
-
-    Raises:
-      Exception: whatever Pillow's decoders raise; ValueError if the image has more than `LARGEST` pixels, before any
-        of them is decoded.
-    """
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if math.prod(image.size) > LARGEST:
-        width, height = image.size
-        raise ValueError(
-            f"it has {width} x {height} pixels; allowed are at most {LARGEST // 10**6} million, since every thread"
-            " decodes one at a time"
-        )
-    return image.convert("RGB")
 
 
 def batch_shapes(rows: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -240,6 +206,7 @@ def load_images(
     split: str = "train",
     held_out: str | None = None,
     data_dir: str | None = None,
+    workers: int = 0,
 ) -> ImageBatches:
     """Opens a prepared tfds data set of labelled images, such as imagenet2012 or cifar10.
 
@@ -252,6 +219,7 @@ def load_images(
       split: part to train on.
       held_out: part to evaluate on; None means validation, or else test.
       data_dir: folder of prepared data sets; see `datasets.data_folder`.
+      workers: processes that make views; 0: threads of this process make them. The views are the same.
 
     Raises:
       UserError: the data set is not prepared, or is not a set of labelled images; the message says how to proceed.
@@ -292,6 +260,7 @@ def load_images(
         seed=seed,
         recipe=recipe,
         digest=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        workers=workers,
     )
 
 
@@ -327,9 +296,3 @@ def top1(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax
         jnp.sum(known & right, dtype=jnp.float32),
         jnp.sum(known, dtype=jnp.float32),
     )
-
-
-@functools.cache
-def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    """Pillow releases Python's global lock while it decodes and resizes, so threads run in parallel."""
-    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))

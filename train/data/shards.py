@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from train import disk
+from train import cores, disk
 from train.data import text_sources, token_store, tokens
 
 
@@ -36,7 +36,7 @@ def make_shards(
     advance: Callable[[int], None],
 ) -> None:
     """Encodes the shards in parallel. The worker processes end when this process ends, even if it is killed."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    count = min(workers or cores.usable(), len(jobs))
     if count <= 1:
         for job in jobs:
             make_shard(job, tokenizer, advance)

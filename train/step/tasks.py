@@ -189,6 +189,7 @@ class ImageTask:
             split=wanted.split,
             held_out=wanted.held_out,
             data_dir=wanted.folder,
+            workers=wanted.workers,
         )
 
     @staticmethod

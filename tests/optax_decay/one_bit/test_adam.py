@@ -12,6 +12,7 @@ from optax_decay.one_bit import compression
 from optax_decay.one_bit.adam import one_bit_adam, scale_by_one_bit_adam
 from optax_decay.one_bit.state import one_bit_phase, state_partition_specs
 from optax_decay.one_bit.warmup import VarianceCriterion
+from optax_decay.parameters import meshes
 from optax_decay.product.decay import decay
 from tests.references.one_bit_adam import OneBitAdam
 from tests.support import workers
@@ -303,7 +304,7 @@ def test_gradients_stay_local_under_local_params():
     def gradient(mark, w, x):
         w = compression.local_params(w, "data") if mark else w
         g = jax.grad(lambda w: jnp.sum(w * x))(w)
-        return jax.lax.pcast(g, "data", to="varying")[None] if not mark else g[None]
+        return meshes.mark_varying(g, ("data",))[None] if not mark else g[None]
 
     for mark, want in ((True, x[:, 0]), (False, np.full(8, x.sum()))):
         run = jax.shard_map(

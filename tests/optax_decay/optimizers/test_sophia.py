@@ -19,6 +19,7 @@ from optax_decay.optimizers.sophia import (
     sophia_g,
     sophia_h,
 )
+from optax_decay.parameters import meshes
 from tests.references import sophia as reference_sophia
 
 P = jax.P
@@ -398,7 +399,7 @@ def train_step(tx, batch_axis=None):
         local = params
         if batch_axis:
             count = jax.lax.psum(count, batch_axis)
-            local = jax.lax.pcast(params, batch_axis, to="varying")
+            local = jax.tree.map(lambda w: meshes.mark_varying(w, (batch_axis,)), params)
         loss, grads = jax.value_and_grad(lambda p: loss_sum(p, batch) / count)(local)
         if batch_axis:
             loss, grads = jax.lax.psum((loss, grads), batch_axis)

@@ -205,6 +205,83 @@ def test_without_axes_names_decide_and_nothing_is_guessed_against_them(axis):
     assert {s.source for s in found.values()} == {"name"}
 
 
+HAND_WRITTEN = {
+    "wte": ((60, 24), "V -> D"),
+    "block/w_q": ((24, 6, 4), "D -> H2 K"),
+    "block/w_kv": ((2, 24, 2, 4), "B | D -> H K"),
+    "block/w_o": ((6, 4, 24), "H2 K -> D"),
+    "block/w_gate": ((24, 40), "D -> F"),
+    "block/w_down": ((40, 24), "F -> D"),
+    "block/ln": ((24,), "D"),
+    "unembed": ((24, 60), "D -> V"),
+}
+GEMMA = {
+    "embedder/input_embedding": ((60, 24), "V -> D"),
+    "layer_0/attn/q_einsum/w": ((6, 24, 4), "H2 D K : D -> H2 K"),
+    "layer_0/attn/kv_einsum/w": ((2, 2, 24, 4), "B H D K : B | D -> H K"),
+    "layer_0/attn/attn_vec_einsum/w": ((6, 4, 24), "H2 K -> D"),
+    "layer_0/mlp/gating_einsum": ((2, 24, 40), "B | D -> F"),
+    "layer_0/mlp/linear": ((40, 24), "F -> D"),
+    "layer_0/pre_attention_norm/scale": ((24,), "D"),
+    "final_norm/scale": ((24,), "D"),
+}
+LLAMA = {
+    "tok_embeddings": ((60, 24), "V -> D"),
+    "layers/0/attention/output/kernel": ((24, 24), "D -> D2"),
+    "layers/0/feed_forward/w1": ((24, 40), "D -> F"),
+    "layers/0/feed_forward/w2": ((40, 24), "F -> D"),
+    "norm": ((24,), "D"),
+    "output": ((24, 60), "D -> V"),
+}
+LAYERS = {
+    "0/W": ((7, 12), "P -> D [embedding]"),
+    "0/B": ((12,), "D"),
+    "1/W": ((12, 9), "D -> F"),
+    "1/B": ((9,), "F"),
+    "2/W": ((9, 5), "F -> C [head]"),
+    "2/A_log": ((5, 3), "C G"),
+}
+
+
+# What MaxText 0.2.5 makes of decoder_block=deepseek: latent attention, a stack of one dense layer, experts.
+DEEPSEEK = {
+    "token_embedder/embedding": ((128, 64), "V -> D"),
+    "decoder/dense_layers/mlp/wi_0/kernel": ((64, 1, 96), "D L F : L | D -> F"),
+    "decoder/dense_layers/mlp/wo/kernel": ((96, 1, 64), "F L D : L | F -> D"),
+    "decoder/dense_layers/self_attention/wkv_b/kernel": (
+        (512, 1, 4, 256),
+        "J L H K : L | J -> H K",
+    ),
+    "decoder/dense_layers/self_attention/kv_norm/scale": ((512, 1), "J L : L | J"),
+    "decoder/dense_layers/post_self_attention_layer_norm/scale": ((64, 1), "D L : L | D"),
+    "decoder/moe_layers/post_self_attention_layer_norm/scale": ((64, 2), "D L : L | D"),
+    "decoder/moe_layers/self_attention/wkv_a/kernel": ((64, 2, 576), "D L I : L | D -> I"),
+    "decoder/moe_layers/self_attention/wkv_b/kernel": ((512, 2, 4, 256), "J L H K : L | J -> H K"),
+    "decoder/moe_layers/self_attention/query/kernel": ((64, 2, 4, 192), "D L H M : L | D -> H M"),
+    "decoder/moe_layers/self_attention/out/kernel": ((4, 2, 128, 64), "H L N D : L | H N -> D"),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/gate/kernel": (
+        (64, 2, 4),
+        "D L G : L | D -> G",
+    ),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/wi_0": ((4, 2, 64, 32), "E L | D -> W"),
+    "decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/wo": ((4, 2, 32, 64), "E L | W -> D"),
+    "decoder/decoder_norm/scale": ((64,), "D"),
+    "decoder/logits_dense/kernel": ((64, 128), "D -> V"),
+}
+
+
+@pytest.mark.parametrize("tree", [HAND_WRITTEN, GEMMA, LLAMA, LAYERS, DEEPSEEK])
+def test_models_written_by_hand(tree):
+    """Bare arrays with the names of papers' programs: einsum kernels, kernels in a list, several in one array."""
+    shapes = {p: jax.ShapeDtypeStruct(shape, jnp.float32) for p, (shape, _) in tree.items()}
+    found = axes.infer(shapes)
+    known = axes.signatures(tuple(found), shapes)
+    said = axes.signatures(tuple((p, rule) for p, (_, rule) in tree.items()), shapes)
+    for path in tree:
+        for what in ("role", "matrix_shape", "batch_shape"):
+            assert getattr(known[path], what) == getattr(said[path], what), (path, what)
+
+
 @pytest.mark.parametrize(
     ("path", "role"),
     [
@@ -220,6 +297,8 @@ def test_without_axes_names_decide_and_nothing_is_guessed_against_them(axis):
         ("transformer.wte.weight", "embedding"),
         ("embeddings/word_embeddings/weight", "embedding"),
         ("patch_embed/kernel", "embedding"),
+        ("output/kernel", "head"),
+        ("blocks/attention/output/kernel", "hidden"),
         ("ln_1/scale", "vector"),
         ("model.layers.0.post_attention_layernorm.weight", "vector"),
     ],

@@ -93,7 +93,7 @@ def test_a_field_that_would_do_nothing_is_refused(flags):
 @pytest.mark.parametrize(
     ("flags", "owner", "nearest"),
     [
-        ("--decay l2 --decay.threshold 0.1", "--decay huber, fair,", "nearest: --decay.mask"),
+        ("--decay l2 --decay.threshold 0.1", "--decay huber, fair,", "nearest: --decay.timescale"),
         (
             "--decay.threshold 0.1 --decay.threshold.factor 2",
             "--decay.threshold mean, rms or running_mean; fixed has",
@@ -277,7 +277,7 @@ def test_none_means_off_or_as_the_preset_has_it():
         # Left to the devices and the clock, or off.
         *("mesh.data", "run.folder", "run.wandb", "run.keep_every"),
         *("images.folder", "images.held_out", "images.average"),
-        *("optimizer.spikes", "decay.spectrum", "width"),
+        *("optimizer.spikes", "decay.spectrum", "decay.timescale", "width"),
     }
 
 

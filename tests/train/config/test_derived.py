@@ -10,6 +10,7 @@ from train.config.derived import derived
 from train.config.fields import Config
 from train.config.saved import from_json, to_json
 from train.config.tree import flatten, parts, replace
+from train.errors import UserError
 
 OPTIMIZERS, SCHEDULES, DECAYS = (
     sorted(next(p for p in parts(Config()) if p.path == path and p.slot.choice).slot.classes)
@@ -68,3 +69,41 @@ def test_so_is_a_run_with_any_decay(decay, tmp_path):
     (tmp_path / "config.json").write_text(to_json(began))
     longer = parse(["--resume", str(tmp_path), "--run.steps", "16"])
     assert longer == replace(began, {"run.steps": 16})
+
+
+@pytest.mark.parametrize("coupling", ["learning_rate", "corrected", "schedule", "independent"])
+def test_a_timescale_in_tokens_is_a_weight_decay(coupling):
+    """At the peak rate, weights that get no gradient fade to 1/e within so many tokens, to first order in a step."""
+    flags = [*("toy", "--data.batch_size", "4", "--data.length", "32", "--decay", "l2")]
+    flags += [*("--decay.coupling", coupling, "--optimizer.learning_rate", "0.02")]
+    config = parse([*flags, "--decay.timescale", "5e4"])
+    strength = flatten(config)["decay.weight_decay"]
+    shrink = strength * (0.02 if coupling in ("learning_rate", "corrected") else 1)
+    assert shrink == pytest.approx(4 * 32 / 5e4, rel=1e-12) and strength != 0.1
+    # The same config again: read from its file, prolonged, and with the number that it stands for.
+    assert from_json(to_json(config), "it") == config == derived(config)
+    again = parse([*flags, "--decay.timescale", "5e4", "--decay.weight_decay", repr(strength)])
+    assert flatten(again)["decay.weight_decay"] == strength
+    # The experiment has a weight_decay of its own, which gives way.
+    images = ["vit_tiny", "--decay", "l2", "--decay.coupling", coupling, "--decay.timescale", "5e4"]
+    shrink = 4 / 5e4 / (1 if coupling in ("schedule", "independent") else 0.5)
+    more = ["--data.batch_size", "4", "--optimizer.learning_rate", "0.5"]
+    found = flatten(parse([*images, *more]))["decay.weight_decay"]
+    assert found == pytest.approx(shrink, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--decay.weight_decay", "0.37"],
+            "stands for decay.weight_decay = 2.048 here, .* 0.37 is",
+        ),
+        (["--decay", "l1"], "does not go with decay.name l1.* allowed are decay.name l2"),
+        (["--decay.schedule", "log_time", "--decay.coupling", "schedule"], "schedule log_time"),
+        (["--data.batch_size", "4096"], "less than the data of one step, .*nearest"),
+    ],
+)
+def test_a_timescale_that_contradicts_other_fields_is_refused(flags, says):
+    with pytest.raises(UserError, match=f"decay.timescale = 50000 .*{says}"):
+        parse(["toy", "--decay", "l2", "--decay.timescale", "5e4", *flags])

@@ -17,7 +17,7 @@ from tests.train.step.test_step import trajectory
 from train import main
 from train.cli import parse
 from train.config.checks import check
-from train.config.derived import derived
+from train.config.derived import FADING, derived
 from train.config.fields import Config, Mesh, UserError, model_config
 from train.config.tree import flatten, parts, replace
 from train.data import images
@@ -130,6 +130,7 @@ OPTIMIZERS = {
 }
 STRENGTH = {
     "weight_decay": 0.5,
+    "timescale": 1e4,  # or refused, by decays under which weights do not fade
     "coupling": "schedule",
     "mask": ("hidden",),
     "schedule.name": "to_zero",
@@ -237,6 +238,7 @@ HOLDERS = {
 }
 IMAGES = {
     "images.split": "train[:60%]",
+    "images.workers": 2,  # changes no image
     "images.magnitude": 0.0,
     "images.erasing": 1.0,
     "images.mixup": 0.0,
@@ -371,6 +373,10 @@ def test_fields_of_a_choice(path, choice):
             chosen |= {"decay.weight_decay": 3.0}
         if choice.endswith("_hyperball"):
             chosen |= {"decay.name": "l2", "decay.mask": ("embedding",)}
+        if field == "timescale" and choice not in FADING:
+            with pytest.raises(UserError, match=f"timescale = 10000 does not go with .*{choice}"):
+                pair(f"{path}.{field}", value, chosen | needs)
+            continue
         try:
             differ(*pair(f"{path}.{field}", value, chosen | needs))
         except AssertionError as error:
@@ -426,6 +432,10 @@ def test_fields_of_the_images(tmp_path):
                 main.read_data(changed)
         elif name == "images.held_out":
             assert len(main.read_data(changed).held) == 5 != len(before.held)
+        elif name == "images.workers":
+            made = main.read_data(changed)
+            assert len(made._make.__self__.pids) == 2
+            assert (made.batch(0)["image"] == before.batch(0)["image"]).all()
         elif name in ("images.smoothing", "images.average"):
             shapes.append(main.assemble(changed, before))
         else:

@@ -19,7 +19,7 @@ from tests.support.pictures import CLASSES, picture
 from train.config.derived import derived
 from train.config.fields import Config, Mesh
 from train.config.tree import replace
-from train.data import augment, datasets, images
+from train.data import augment, datasets, images, views
 from train.errors import UserError
 from train.step import image_task, optimizer, replicas, sharding
 from train.step.update import compiled
@@ -47,7 +47,7 @@ def test_files_are_read_without_tensorflow(prepared):
     made = load(prepared, PLAIN)
     assert (made.classes, len(made.train), len(made.held)) == (CLASSES, 30, 11)
     assert made.name == "shapes/1.2.0" and made.summary()["steps_per_epoch"] == 30 / 8
-    read = [made._read(made.train, i) for i in range(30)]
+    read = [made.maker.read(made.train, i) for i in range(30)]
     numbers = [int(np.asarray(image)[0, 0, 0]) // 3 for image, _ in read]
     assert sorted(numbers) == list(range(30))
     for number, (image, label) in zip(numbers, read):
@@ -200,11 +200,11 @@ def test_what_is_damaged_is_named(prepared, tmp_path):
     number = len(made.train) - 1
     place = f"Example {made.train.ranges[-1].take - 1} of {last} "
     with pytest.raises(UserError, match=f"{place}cannot be read: .*again"):
-        made._read(made.train, number)
+        made.maker.read(made.train, number)
     whole = load(prepared).train[0]
     torn = datasets.RandomAccessSplit([{**whole, "image": whole["image"][:-99]}], made.train.ranges)
     with pytest.raises(UserError, match=f"Example 0 of {first} holds no image"):
-        made._read(torn, 0)
+        made.maker.read(torn, 0)
     last.unlink()
     with pytest.raises(UserError, match=f"{last} is missing"):
         load(prepared, data_dir=str(tmp_path))
@@ -336,10 +336,10 @@ def test_an_image_of_far_too_many_pixels_is_refused_before_it_is_decoded():
     small, large = io.BytesIO(), io.BytesIO()
     Image.new("1", (40, 30)).save(small, "PNG")
     Image.new("1", (13_000, 13_000)).save(large, "PNG")
-    assert images.decoded(small.getvalue()).size == (40, 30)
+    assert views.decoded(small.getvalue()).size == (40, 30)
     with pytest.raises(
         ValueError, match="it has 13000 x 13000 pixels; allowed are at most 64 million"
     ):
-        images.decoded(large.getvalue())
+        views.decoded(large.getvalue())
     with pytest.raises(Image.UnidentifiedImageError):  # Pillow would start Ghostscript
-        images.decoded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+        views.decoded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")

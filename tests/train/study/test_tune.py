@@ -269,6 +269,7 @@ def test_every_decay_and_every_optimizer_can_be_tuned(tmp_path, choice):
 REFUSED = {
     "--model.preset vit-toy": "learns images",
     "--width.base 4": "leave it out",
+    "--decay.timescale 1e6": "decay.timescale: tune finds .* leave it out",
     "--optimizer one_bit_adam --proxy.batch_size 5": "nearest: 6",
     "--proxy.width 12 --proxy.head_width 8": "nearest: --proxy.width 8",
     "--proxy.width 64": "nearest: --proxy.width 16",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import optax_decay
 from train.config.parts.decay_schedules import DecaySchedule, Steady
 from train.config.parts.spectrum import Spectrum
-from train.config.ranges import NotNegative
+from train.config.ranges import NotNegative, Positive
 from train.config.setting import Setting
 
 Role = Literal["hidden", "head", "embedding", "vector"]
@@ -21,6 +21,8 @@ class Strength:
 
     weight_decay: NotNegative = 0.1
     """Coefficient; the coupling says what multiplies it."""
+    timescale: Positive | None = None
+    """Instead of weight_decay: the data in which an update fades to 1/e at the peak rate [tokens; of a ViT images]."""
     coupling: Coupling = "learning_rate"
     """Shrink per step, with r the learning rate: weight_decay times r, r/peak, r*r/peak, or 1."""
     schedule: DecaySchedule = dataclasses.field(default_factory=Steady)

@@ -85,6 +85,10 @@ def check(tune: Tune, real: Config) -> None:
         )
     if real.width is not None:
         raise UserError("width.base: tune chooses it and prints it; leave it out.")
+    if flatten(real).get("decay.timescale") is not None:
+        raise UserError(
+            "decay.timescale: tune finds the decay itself, as decay.weight_decay; leave it out."
+        )
     if (count := workers(real)) > 1 and tune.proxy.batch_size % count:
         raise UserError(
             f"--proxy.batch_size {tune.proxy.batch_size} cannot be split over the {count} workers of optimizer.name ="
