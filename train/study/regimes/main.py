@@ -23,7 +23,6 @@ A report whose controls fail says so at its top; the exit code is then 1.
 import dataclasses
 import importlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from typing import Any
 import jax
 import tyro
 
+from train import cores
 from train.config.fields import UserError, nearest
 from train.display import clock, say
 from train.run.signals import signals
@@ -160,9 +160,7 @@ def default_processes() -> int:
     """One per core that this process may use; one alone on an accelerator, where runs train side by side."""
     if jax.default_backend() != "cpu":
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores.usable()
 
 
 def _introduce(module: Any, regime: Any, done: int, processes: int) -> None:
