@@ -251,6 +251,23 @@ def test_layers_written_out_are_the_loop(monkeypatch, as_for_users, remat):
     )
 
 
+@pytest.mark.parametrize("width", [48, 24])  # heads of 8 features, and of 4 that are padded
+def test_dots_recomputes_the_scores_of_attention_only(monkeypatch, width):
+    """In the program before XLA; for CPUs, XLA may merge what is recomputed with the first computation."""
+    config = dataclasses.replace(llama.PRESETS["toy"], width=width, remat="dots")
+    as_on("gpu", monkeypatch)
+    forward = families.Forward(config)
+    tokens = np.zeros((2, 9), np.int32)
+    params = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+    graded = jax.jit(jax.value_and_grad(functools.partial(step.loss, forward)))
+    text = graded.lower(params, tokens).as_text()
+    again = text[text.index("optimization_barrier") :]
+    again = again[: again.index("func.func")]
+    assert "stablehlo.pad" in again or width == 48
+    # Behind the barrier: the scores again, and two gradients of each of seven matrices and two products of attention.
+    assert len(re.findall(r"stablehlo\.dot_general", again)) == 1 + 2 * (7 + 2)
+
+
 def test_parts_are_equal_and_within_the_limit():
     assert loss.part_count(2048, 8192) == 8
     assert loss.part_count(7, loss.CPU_BYTES) == 7
