@@ -9,7 +9,7 @@ exact, eigh, svd    the eigenvalues are computed, see `spectra`                 
 matrix_products()   matrix products only, see `chebyshev`; `hill` with the median fit      about 0.005
 auto                depends on the score, the size and the platform, and is decided when
                     the program is compiled: ``svd`` for scores that need small
-                    eigenvalues; else ``exact`` on CPU and for matrices of at most 512
+                    eigenvalues; else ``exact`` on CPU and for matrices of at most 256
                     rows; else, for `hill`, matrix products
 =================== ====================================================================== =================
 """
@@ -29,8 +29,8 @@ from optax_decay.spectral.spectra import gram, scale_together, unit_eigenvalues
 RANK_FLOOR = 6e-5
 # The released program multiplies convolution kernels by sqrt(1/2).
 POOLED_SCALE = math.sqrt(0.5)
-# On accelerators, smaller matrices are solved exactly.
-SMALL = 512
+# On accelerators, matrices of at most so many rows are solved exactly. At 512 rows that takes an H200 four times as long.
+SMALL = 256
 
 
 class Measurement(NamedTuple):

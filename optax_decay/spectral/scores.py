@@ -73,7 +73,7 @@ def matrix_products(
     Args:
         dtype: of the factors of the products, ``bfloat16`` or ``float32``. Rounding to bfloat16 changes the exponent
             by less than 0.002.
-        everywhere: use products for every matrix on every platform. False: only for matrices of more than 512 rows on
+        everywhere: use products for every matrix on every platform. False: only for matrices of more than 256 rows on
             accelerators, and ``"exact"`` elsewhere; with bfloat16 this is what ``method="auto"`` does.
 
     Raises:

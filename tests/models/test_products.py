@@ -166,10 +166,11 @@ def test_rounded_logits_on_gpus(monkeypatch, as_for_users, tokens):
     assert error(wide) < 0.002 < error(found) < 0.008
 
 
-def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users):
+@pytest.mark.parametrize("tokens", [62, 64])  # groups of one logit, and of eight
+def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users, tokens):
     """Rows over four devices, the vocabulary over two: one part, and nothing of the size of the logits travels."""
-    x, w = draws((8, 16, 16), (16, 62))
-    targets = np.random.default_rng(1).integers(0, 62, (8, 16))
+    x, w = draws((8, 16, 16), (16, tokens))
+    targets = np.random.default_rng(1).integers(0, tokens, (8, 16))
     targets[1, 2:] = -1
     right = jax.value_and_grad(parts_of(targets), argnums=(0, 1))(x, w)
     as_on("gpu", monkeypatch)
@@ -184,7 +185,7 @@ def test_loss_of_split_logits_on_gpus(monkeypatch, as_for_users):
         found = graded(*placed)
     sent = re.findall(r"f32\[([\d,]*)\]\S* (?:all-|collective|reduce-scatter)[\w-]*\(", text)
     sizes = [math.prod(int(side) for side in shape.split(",") if side) for shape in sent]
-    # The two gradients, 32 x 16 and 16 x 31 on a device; its logits are 32 x 31.
+    # The two gradients, 32 x 16 and 16 x tokens/2 on a device; its logits are 32 x tokens/2.
     assert max(sizes) == 32 * 16
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), found, right)
 
@@ -249,6 +250,23 @@ def test_layers_written_out_are_the_loop(monkeypatch, as_for_users, remat):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *found.values()
     )
+
+
+@pytest.mark.parametrize("width", [48, 24])  # heads of 8 features, and of 4 that are padded
+def test_dots_recomputes_the_scores_of_attention_only(monkeypatch, width):
+    """In the program before XLA; for CPUs, XLA may merge what is recomputed with the first computation."""
+    config = dataclasses.replace(llama.PRESETS["toy"], width=width, remat="dots")
+    as_on("gpu", monkeypatch)
+    forward = families.Forward(config)
+    tokens = np.zeros((2, 9), np.int32)
+    params = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
+    graded = jax.jit(jax.value_and_grad(functools.partial(step.loss, forward)))
+    text = graded.lower(params, tokens).as_text()
+    again = text[text.index("optimization_barrier") :]
+    again = again[: again.index("func.func")]
+    assert "stablehlo.pad" in again or width == 48
+    # Behind the barrier: the scores again, and two gradients of each of seven matrices and two products of attention.
+    assert len(re.findall(r"stablehlo\.dot_general", again)) == 1 + 2 * (7 + 2)
 
 
 def test_parts_are_equal_and_within_the_limit():

@@ -60,6 +60,8 @@ PARTS = {
     "step-130M": Part("Training step, 130M", 50),
     "step-gpt2-124M": Part("Training step, gpt2-124M", 60),
     "peer-350M": Part("PyTorch, 350M", 80, PEERS),
+    "peer-1B": Part("PyTorch, 1B", 80, PEERS),
+    "peer-130M": Part("PyTorch, 130M", 70, PEERS),
     "contract": Part("Every row of the contract table, against the CPU", 240),
 }
 

@@ -277,7 +277,7 @@ PARTS: dict[str, Callable[[bool], Rows]] = {
     "limits": limits,
     **{f"step-{name}": functools.partial(step, name) for name in TOKENS},
     "repeatable": repeatability.rows,
-    **{f"peer-{name}": functools.partial(peer, name) for name in ("60M", "350M")},
+    **{f"peer-{name}": functools.partial(peer, name) for name in ("60M", "130M", "350M", "1B")},
     "optimizers": optimizers,
     "spectra": spectra,
     "population": population,
