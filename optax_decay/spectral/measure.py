@@ -29,7 +29,7 @@ from optax_decay.spectral.spectra import gram, scale_together, unit_eigenvalues
 RANK_FLOOR = 6e-5
 # The released program multiplies convolution kernels by sqrt(1/2).
 POOLED_SCALE = math.sqrt(0.5)
-# On accelerators, matrices of at most so many rows are solved exactly. At 512 rows, an H200 takes four times as long so.
+# On accelerators, smaller matrices are solved exactly. With 512 rows, an H200 would take four times as long.
 SMALL = 256
 
 
