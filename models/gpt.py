@@ -126,10 +126,13 @@ class Attention(nnx.Module):
         self.out = Linear((H, E), (D,), std / last, rngs, config.bias)
         self.scale = shapes.attention_scale(config)
         self.implementation = config.attention
+        # Where a layer is recomputed, the parts of one product and their gradients would be copied.
+        self.together = config.remat == "none"
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        maps = self.query, self.key, self.value
         mixed_BTHE = attention(
-            *side_by_side(x_BTD, self.query, self.key, self.value),
+            *(side_by_side(x_BTD, *maps) if self.together else [one(x_BTD) for one in maps]),
             scale=self.scale,
             implementation=self.implementation,
         )

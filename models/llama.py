@@ -156,9 +156,13 @@ class Attention(nnx.Module):
         self.out = Linear((H, E), (D,), std, rngs)
         self.scale = shapes.attention_scale(config)
         self.implementation = config.attention
+        # Where a layer is recomputed, the parts of one product and their gradients would be copied.
+        self.together = config.remat == "none"
 
     def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array) -> jax.Array:
-        query_BTHE, key_BTKE, value_BTKE = side_by_side(x_BTD, self.query, self.key, self.value)
+        maps = self.query, self.key, self.value
+        parts = side_by_side(x_BTD, *maps) if self.together else [one(x_BTD) for one in maps]
+        query_BTHE, key_BTKE, value_BTKE = parts
         mixed_BTHE = attention(
             rotate(query_BTHE, angles_TE),
             rotate(key_BTKE, angles_TE),

@@ -14,7 +14,9 @@ ASKS = ("-h", "--help")
 COMMANDS = {
     "run": Command("train.main", "trains a run; this is also what happens without a command"),
     "tokenise": Command("train.data.tokenise", "encodes a text once, for many runs"),
-    "plan": Command("train.plan.main", "memory, work and traffic of a run, without a device"),
+    "plan": Command(
+        "train.plan.main", "costs of a run without a device; `plan population`: of many small runs"
+    ),
     "plan population": Command(
         "train.plan.population", "kernels of many runs as one program, compiled for a GPU"
     ),

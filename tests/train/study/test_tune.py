@@ -387,3 +387,9 @@ def test_the_time_is_a_limit(tmp_path, monkeypatch, capsys):
     assert tune.main([*command_line(tmp_path, folder), "--minutes", "0.0001"]) == 0
     assert "minutes are over; the same command goes on" in capsys.readouterr().out
     assert len(lines.read(folder / "results.jsonl")) == 1
+
+
+@pytest.mark.parametrize("flag", ["--processes", "--coordinator", "--process=1"])
+def test_tune_does_not_start_in_several_processes(flag):
+    with pytest.raises(UserError, match=f"{flag}: tune runs in one process"):
+        tune.parse([flag, "2"])

@@ -38,6 +38,7 @@ from train.config import tree
 from train.config.fields import Config, UserError
 from train.data.batches import TokenBatches
 from train.display import clock, say
+from train.processes import FLAGS
 from train.run.folder import write
 from train.run.signals import signals
 from train.step.families import of
@@ -101,6 +102,11 @@ def parse(arguments: Sequence[str]) -> tuple[Tune, list[str]]:
         use_underscores=True,
         return_unknown_args=True,
     )
+    several = [word for word in rest if word.partition("=")[0] in FLAGS]
+    if several:
+        raise UserError(
+            f"{several[0]}: tune runs in one process, and uses all devices of its machine; leave out {' '.join(FLAGS)}."
+        )
     return tune, rest
 
 
