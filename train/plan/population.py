@@ -2,7 +2,7 @@
 
     python -m train plan population
     python -m train plan population --arm muon_huber --members 24 48 96 --kernels 20
-    python -m train plan population --arm l2 --task.width 256 --task.mlp-width 688 --target h100
+    python -m train plan population --arm l2 --task.width 256 --task.mlp_width 688 --target h100
 
 Members train side by side, as on an accelerator (train/study/population.py). Nothing runs: every number comes from the
 compiled program and from the data sheet of the GPU (train/plan/kernel_model.py). Real kernels are slower. On an H200 a
@@ -202,7 +202,9 @@ def _longest(one: Compiled, device: Device, number: int) -> str:
 def main(arguments: list[str]) -> int:
     """Prints the tables; returns the exit code."""
     name = "python -m train plan population"
-    options = tyro.cli(Options, args=arguments, prog=name, description=__doc__)
+    options = tyro.cli(
+        Options, args=arguments, prog=name, description=__doc__, use_underscores=True
+    )
     try:
         say(report(options))
     except ahead_of_time.NotInstalled as error:

@@ -262,7 +262,7 @@ def bytes_needed(
 ) -> int:
     """Bytes per device that the compiled program of so many members takes: states, tokens and workspace.
 
-    On GPUs the workspace includes that of cuDNN's and cuBLAS's kernels, which XLA reserves with its own.
+    Where a kernel of cuDNN says that it needs workspace, it is part of the program's own.
     """
     lowered = advance_program(program, members, data.shape, steps, devices)
     memory: Any = lowered.compile().memory_analysis()
