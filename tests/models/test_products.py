@@ -263,11 +263,11 @@ def test_dots_recomputes_the_scores_of_attention_only(monkeypatch, width):
     params = jax.eval_shape(lambda: llama.init(config, jax.random.key(0)))
     graded = jax.jit(jax.value_and_grad(functools.partial(step.loss, forward)))
     text = graded.lower(params, tokens).as_text()
-    again = text[text.index("optimization_barrier") :]
-    again = again[: again.index("func.func")]
-    assert "stablehlo.pad" in again or width == 48
-    # Behind the barrier: the scores again, and two gradients of each of seven matrices and two products of attention.
-    assert len(re.findall(r"stablehlo\.dot_general", again)) == 1 + 2 * (7 + 2)
+    backward = max(text.split("func.func"), key=lambda part: part.count("dot_general"))
+    assert "optimization_barrier" in backward  # behind it stands what is computed again
+    assert "stablehlo.pad" in backward or width == 48
+    # The scores again, and two gradients of each of six matrices (gate and up are one) and two products of attention.
+    assert len(re.findall(r"stablehlo\.dot_general", backward)) == 1 + 2 * (6 + 2)
 
 
 def test_parts_are_equal_and_within_the_limit():
