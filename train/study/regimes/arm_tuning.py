@@ -77,13 +77,27 @@ class ArmTuning:
 
     def point(self, results: Sequence[Record]) -> Point:
         """Learning rate and λ that the search ends at."""
+        mine = self._finer_in(results)
+        return optimum([*self.trials_in(results), *mine], NEAR, mine)
+
+    def edges(self, results: Sequence[Record]) -> str:
+        """ "η" and "λ" where the point is not between values that were tried; no decay at all is inside."""
+        tried, found = [*self.trials_in(results), *self._finer_in(results)], ""
+        names = ("learning_rate", "weight_decay")
+        for letter, name, value in zip("ηλ", names, self.point(results)):
+            values = {r[name] for r in tried}
+            if value and len(values) > 1 and not min(values) < value < max(values):
+                found += letter
+        return found
+
+    def _finer_in(self, results: Sequence[Record]) -> list[Mapping[str, Any]]:
+        """The runs of the finer grid, without those of the sweep."""
         on_grid = set(self._grid(results).points)
-        mine = [
+        return [
             r
             for r in sweep.Live(results, self.base, set(self.seeds))
             if (r["learning_rate"], r["weight_decay"]) in on_grid
         ]
-        return optimum([*self.trials_in(results), *mine], NEAR, mine)
 
     def curve(self, results: Sequence[Record]) -> dict[float, float]:
         """Mean losses by λ, at the learning rate of the finer grid that is nearest to the point."""

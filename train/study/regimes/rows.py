@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from train.study.compare.statistics import holm
-from train.study.compare.tuning import FIRST_SEED, Tuned, tuned
+from train.study.compare.tuning import FIRST_SEED
 from train.study.regimes.arms import ARMS
 from train.study.regimes.paired import Forgiveness, Luck, Paired, forgiveness, luck, paired
 from train.study.regimes.repeated import AGAIN, Repeated
@@ -23,7 +23,7 @@ class Row:
     Attributes:
         arm, text: which.
         learning_rate, weight_decay: of the runs that count.
-        search: how the learning rate was found; no trials where it was given.
+        edges: "η" and "λ" where the search has not found a neighbour on both sides.
         losses: on held-out text, by seed [nats per token].
         training: means over the last twentieth of the training.
         curve: mean losses of tuning by λ, at the learning rate of the finer grid next to this one.
@@ -38,7 +38,7 @@ class Row:
     text: str
     learning_rate: float
     weight_decay: float
-    search: Tuned
+    edges: str
     losses: dict[int, float]
     training: float
     curve: dict[float, float]
@@ -59,7 +59,7 @@ class Row:
         if not math.isfinite(self.mean):
             bad = sum(not math.isfinite(loss) for loss in self.losses.values())
             return f"diverged ({bad} of {len(self.losses)})"
-        if "η" in self.search.edges:
+        if "η" in self.edges:
             return "not tuned: η at the edge"
         if self.p <= LEVEL:
             return "better" if self.to_l2.interval.value < 0 else "worse"
@@ -146,11 +146,9 @@ def _row(
     tuning = regime.tuning(arm, text)
     curve = {} if regime.points else tuning.curve(records)
     l2, none = reference(arm)
-    trials = tuning.trials_in(records)
-    search = tuned(trials) if trials else Tuned(rate, decay, math.nan, 0, "")
     return Row(
         *(arm, text, rate, decay),
-        search,
+        "" if regime.points else tuning.edges(records),
         losses,
         sum(r["training_loss"] for r in results) / len(results),
         curve,
@@ -178,7 +176,7 @@ def failed(regime: Repeated, found: Sequence[Row], records: Sequence[Record]) ->
         if none is None or l2 is None or muon is None or same is None or better is None:
             reasons.append(f"{text}: the controls are not finished.")
             continue
-        if "η" in l2.search.edges or "η" in muon.search.edges or "η" in none.search.edges:
+        if "η" in l2.edges or "η" in muon.edges or "η" in none.edges:
             reasons.append(
                 f"{text}: the search of a control ended at an edge of its learning rates."
             )
