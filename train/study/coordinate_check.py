@@ -108,7 +108,7 @@ def sizes_by_width(
     """
     # A constant learning rate; one step per call, so that runs of all lengths share a program.
     task = dataclasses.replace(task, warmup=1 / ENDLESS, chunk=1)
-    same: Any = SameBatches(tuple(batches))
+    same: Any = SameBatches(np.stack(batches))
     records = []
     for width in widths:
         small = program(task, ENDLESS, parametrisation, width, vocab_size)
@@ -134,14 +134,20 @@ def sizes_by_width(
 class SameBatches:
     """Batches that are the same for every seed, in place of a text."""
 
-    batches: tuple[np.ndarray, ...]
+    tokens: np.ndarray  # int32 [steps, B, T + 1]
     seed: int = 0
 
-    def batch(self, step: int) -> np.ndarray:
-        return self.batches[step]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of one batch."""
+        _, rows, length = self.tokens.shape
+        return rows, length
+
+    def batches(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
 
     def held_out(self, batches: int) -> list[np.ndarray]:
-        return [self.batches[0]]
+        return [self.tokens[0]]
 
 
 def _rms(x: np.ndarray) -> float:
