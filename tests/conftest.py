@@ -15,6 +15,7 @@ contract. The files that take longest are first, so that neither process ends lo
 import gc
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")  # threads for eight devices to wait in, train/__init__.py
@@ -24,6 +25,11 @@ import jax
 import jax.experimental
 import pytest
 from jax._src import compiler
+
+# Under nohup, or in the background of a script, these arrive ignored, and so they would in every process of a test.
+for _name, _default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, _name, signal.SIGINT)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _default)
 
 # Before XLA reads them; it ends a process that sets what it does not know, as later versions do the first.
 QUICK = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}

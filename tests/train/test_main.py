@@ -97,8 +97,6 @@ def test_records_have_every_step_and_numbers_that_agree(whole):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys, number):
-    if signal.getsignal(number) == signal.SIG_IGN:  # the tests run under nohup
-        signal.signal(number, signal.SIG_DFL)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, number)
         assert main.main(flags(tmp_path)) == 128 + number

@@ -107,7 +107,16 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Bench, args=arguments, prog="python -m train bench", description=__doc__)
     if "collectives" in options.sections:
         jax.config.update("jax_num_cpu_devices", 8)
+    kept = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
     jax.config.update("jax_enable_compilation_cache", False)  # the benchmarks measure compile times
+    try:
+        return _run(options)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+
+
+def _run(options: Bench) -> int:
+    """All sections, one after the other; what is done is written after each."""
     facts = environment()
     say(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, commit {facts['commit']}")
     done: dict[str, Table] = {}
