@@ -94,7 +94,7 @@ class Images:
     folder: str | None = None
     """Where data sets are prepared; None: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     workers: Annotated[int, Range(0, 512)] = 0
-    """Processes that decode images; 0: threads do, which six cores keep busy. Above, as many as cores. Same images."""
+    """Processes that decode images; 0: threads, which gain up to six cores. The images are the same with any number."""
     split: str = "train"
     """Part to train on, such as train[:95%]."""
     held_out: str | None = None

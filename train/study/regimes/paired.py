@@ -82,11 +82,11 @@ def luck(groups: Sequence[Sequence[Mapping[int, float]]]) -> Luck:
 
 
 def paired(
-    arm: Mapping[int, float], reference: Mapping[int, float], luck: Luck = NO_LUCK
+    arm: Mapping[int, float], reference: Mapping[int, float], chance: Luck = NO_LUCK
 ) -> Paired | None:
     """The difference over the seeds that both have; None below two of them.
 
-    A run of the arm that diverged makes the difference infinite. `luck` belongs to arms that were searched for.
+    A run of the arm that diverged makes the difference infinite. `chance` belongs to arms that were searched for.
     """
     seeds = sorted(set(arm) & set(reference))
     if len(seeds) < 2:
@@ -97,10 +97,10 @@ def paired(
         return Paired(Interval(value, -math.inf, math.inf), math.inf, math.nan, len(seeds))
     d = a - b
     mean, noise = float(d.mean()), float(d.var(ddof=1)) / len(d)
-    error = math.sqrt(noise + luck.variance)
+    error = math.sqrt(noise + chance.variance)
     if error == 0:
         return Paired(Interval(mean, mean, mean), abs(mean), math.nan, len(seeds))
-    freedom = error**4 / (noise**2 / (len(d) - 1) + luck.variance**2 / luck.freedom)
+    freedom = error**4 / (noise**2 / (len(d) - 1) + chance.variance**2 / chance.freedom)
     two, one = (error * float(special.stdtrit(freedom, q)) for q in ((1 + LEVEL) / 2, LEVEL))
     p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
     return Paired(Interval(mean, mean - two, mean + two), abs(mean) + one, p, len(seeds))
