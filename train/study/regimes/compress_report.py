@@ -4,28 +4,29 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from train.run.figures import RC_PARAMS, pyplot
 from train.run.folder import write
 from train.study.compare.statistics import holm
 from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
+from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
 from train.study.regimes.compress import Compress, regime_of
-from train.study.regimes.figures import STYLES, save
-from train.study.regimes.paired import CLOSE, Paired, paired
-from train.study.regimes.rows import reference
+from train.study.regimes.paired import CLOSE, Paired, luck, paired
+from train.study.regimes.repeated import Repeated
+from train.study.regimes.rows import mean_over, reference, search_names
 from train.study.regimes.work import Record
 
 HALF = 0.5
+L2 = ("l2", "muon_l2")
+Measure = Callable[[Record], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An arm on one text; every difference is from L2 decay on the same direction, seed by seed.
+    """An arm on one text; every difference is from L2 decay on the same direction, the mean over its searches.
 
     Attributes:
         arm, text: which.
@@ -54,7 +55,7 @@ class Row:
             return "better" if self.pruned.interval.value < 0 else "worse"
         return f"differs by less than {self.pruned.within:.3f}"
 
-    def mean(self, of: Callable[[Record], float]) -> float:
+    def mean(self, of: Measure) -> float:
         return float(np.mean([of(r) for r in self.records.values()]))
 
 
@@ -78,31 +79,45 @@ def rows(regime: Compress, records: Sequence[Record]) -> list[Row]:
     """All arms text by text."""
     before, found = regime_of(regime.from_folder), []
     half = at_half(regime.shares)
+    measured: tuple[Measure, ...] = (
+        lambda r: r["pruned"][half],
+        lambda r: free_share(r, regime.shares),
+        lambda r: r["int4"],
+        lambda r: r["bits"],
+    )
     for text in before.texts:
         for arm in before.names:
             mine = _by_seed(records, arm, text)
-            if len(mine) < 2:
-                continue
-            l2 = _by_seed(records, reference(arm)[0], text) if arm != reference(arm)[0] else {}
-
-            def less(of: Callable[[Record], float], mine: Any = mine, l2: Any = l2) -> Any:
-                return paired(
-                    {s: of(r) for s, r in mine.items()}, {s: of(r) for s, r in l2.items()}
+            if len(mine) >= 2:
+                pruned, free, int4, bits = (
+                    _less_l2(before, records, arm, text, of) for of in measured
                 )
-
-            found.append(
-                Row(
-                    *(arm, text, mine),
-                    less(lambda r: r["pruned"][half]),
-                    less(lambda r: free_share(r, regime.shares)),
-                    less(lambda r: r["int4"]),
-                    less(lambda r: r["bits"]),
-                )
-            )
+                found.append(Row(arm, text, mine, pruned, free, int4, bits))
     adjusted = holm({str(i): row.pruned.p for i, row in enumerate(found) if row.pruned})
     return [
         dataclasses.replace(row, p=adjusted.get(str(i), math.nan)) for i, row in enumerate(found)
     ]
+
+
+def _less_l2(
+    before: Repeated, records: Sequence[Record], arm: str, text: str, of: Measure
+) -> Paired | None:
+    """What is measured of an arm less that of L2 decay; the luck of its searches is in the interval."""
+    l2 = reference(arm)[0]
+    groups = {(a, t): _searches(before, records, a, t, of) for a in L2 for t in before.texts}
+    if arm == l2 or not groups[l2, text]:
+        return None
+    mine = {seed: of(r) for seed, r in _by_seed(records, arm, text).items()}
+    chance = luck([group for group in groups.values() if len(group) > 1])
+    return paired(mine, mean_over(groups[l2, text]), chance)
+
+
+def _searches(
+    before: Repeated, records: Sequence[Record], arm: str, text: str, of: Measure
+) -> list[dict[int, float]]:
+    """What is measured of L2 decay at the points of all its searches, those that are finished."""
+    found = [_by_seed(records, name, text) for name in search_names(before, arm)]
+    return [{s: of(r) for s, r in own.items()} for own in found if len(own) == before.seeds]
 
 
 def _by_seed(records: Sequence[Record], arm: str, text: str) -> dict[int, Record]:
@@ -168,8 +183,9 @@ def _table(regime: Compress, text: str, found: Sequence[Row]) -> list[str]:
         ]
         lines.append(f"| {ARMS[row.arm].title} | {' | '.join(cells)} |")
     words = (
-        "Losses on held-out text in nats per token. Differences seed by seed from L2 decay on the same direction, 95 %,"
-        " Student's t. p and verdict are of the pruned loss. Bits: int8 levels of all matrices, packed by zlib."
+        "Losses on held-out text in nats per token. Differences seed by seed from L2 decay on the same direction, the"
+        " mean over its searches; 95 %, Student's t, with the luck of a search in all intervals. p and verdict are of"
+        " the pruned loss. Bits: int8 levels of all matrices, packed by zlib."
     )
     return [*lines, "", words, ""]
 
@@ -200,32 +216,32 @@ def _claims(found: Sequence[Row]) -> list[str]:
 
 
 def draw(regime: Compress, found: Sequence[Row], path: pathlib.Path) -> bool:
-    """Mean loss over the pruned share, a column per text, decays on Adam."""
-    plt: Any = pyplot()
+    """A small panel per decay: losses over the pruned share, less the loss of L2 decay with nothing pruned."""
     texts = list(dict.fromkeys(row.text for row in found))
-    if not texts:
-        return False
-    names = list(dict.fromkeys(r.arm for r in found if ARMS[r.arm].kind in ("decay", "baseline")))
-    names += [name for name in ("none",) if name not in names and any(r.arm == name for r in found)]
-    with plt.rc_context(RC_PARAMS):
-        picture, panels = plt.subplots(
-            *(1, len(texts)),
-            figsize=(4.2 * len(texts) + 2, 4),
-            squeeze=False,
-            layout="constrained",
+    names = [r.arm for r in found if ARMS[r.arm].kind in ("decay", "baseline")]
+    lines = {(r.arm, r.text): _line(regime, r, found) for r in found}
+    made = [
+        figures.Panel(
+            ARMS[name].title,
+            {text: lines.get((name, text), []) for text in texts},
+            {text: lines.get(("l2", text), []) for text in texts if name != "l2"},
         )
-        for panel, text in zip(panels[0], texts):
-            for name, style in zip(names, STYLES * 3):
-                for row in (r for r in found if (r.arm, r.text) == (name, text)):
-                    line = style | {"markersize": 3.5, "linewidth": 1.2}
-                    if name == "l2":
-                        line |= {"linewidth": 2.6, "color": "black", "linestyle": "-"}
-                    y = np.mean([[r["loss"], *r["pruned"]] for r in row.records.values()], axis=0)
-                    panel.plot([0, *regime.shares], y, label=ARMS[name].title, **line)
-            low = min(r.mean(lambda x: x["loss"]) for r in found if r.text == text)
-            panel.set(
-                title=text, xlabel="pruned share of every matrix", ylim=(low - 0.05, low + 1.5)
-            )
-        panels[0, 0].set_ylabel("held-out loss [nats/token]")
-        panels[0, -1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return save(picture, path)
+        for name in dict.fromkeys(["l2", *names])
+        if any((name, text) in lines for text in texts)
+    ]
+    if not made:
+        return False
+    picture = figures.small_panels(
+        made,
+        "pruned share of every matrix",
+        "held-out loss less that of L2 decay, not pruned [nats/token]",
+        ylim=(-0.1, 1.0),
+    )
+    return figures.save(picture, path)
+
+
+def _line(regime: Compress, row: Row, found: Sequence[Row]) -> list[tuple[float, float]]:
+    l2 = next((r for r in found if (r.arm, r.text) == ("l2", row.text)), row)
+    bare = l2.mean(lambda r: r["loss"])
+    losses = [[r["loss"], *r["pruned"]] for r in row.records.values()]
+    return list(zip([0.0, *regime.shares], np.mean(losses, axis=0) - bare))

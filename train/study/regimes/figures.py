@@ -2,15 +2,19 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from train.run.figures import RC_PARAMS, pyplot
 from train.study.regimes.arms import ARMS
-from train.study.regimes.rows import Row
+from train.study.regimes.rows import Row, reference
 
 DARK, LIGHT, ACCENT = "#10305a", "#8a8a8a", "#b4521e"
 BARS = ("#a9c3df", "#d9d9d9")  # of two texts
+LINES = [  # of texts in one panel
+    {"color": DARK, "linestyle": "-", "marker": "o"},
+    {"color": ACCENT, "linestyle": "--", "marker": "s"},
+]
 # Every line differs in shade and in dashes or marks, so that it is readable in grey.
 STYLES = [
     {"color": color, "linestyle": dashes, "marker": mark}
@@ -28,48 +32,115 @@ def save(picture: Any, path: pathlib.Path) -> bool:
     return True
 
 
-def curves(found: Sequence[Row], path: pathlib.Path) -> bool:
-    """Mean held-out loss of tuning over λ; a column per text, above decays on Adam, below on Muon. Dashed: no decay."""
+COLUMNS = 6  # of small panels in a row
+ABOVE = 1.25  # of what no decay loses, where panels of losses end
+FAR = 10.0  # factor from the best λ to the sides of a panel
+Points = Sequence[tuple[float, float]]
+
+
+class Panel(NamedTuple):
+    """One arm in a picture of small panels.
+
+    Attributes:
+        title: above it.
+        lines: points by text.
+        behind: those of L2 decay by text, pale; none in its own panel.
+        levels: heights of dotted lines.
+    """
+
+    title: str
+    lines: Mapping[str, Points]
+    behind: Mapping[str, Points]
+    levels: Sequence[float] = ()
+
+
+def small_panels(made: Sequence[Panel], x: str, y: str, **axes: Any) -> Any:
+    """A picture of a panel per arm, all with the same axes; `axes` go to the `set` of Matplotlib's."""
     plt = pyplot()
-    texts = list(dict.fromkeys(row.text for row in found))
-    shown = [row for row in found if ARMS[row.arm].kind in ("decay", "muon") and len(row.curve) > 1]
-    kinds = [k for k in ("decay", "muon") if any(ARMS[row.arm].kind == k for row in shown)]
-    if not shown:
-        return False
+    lines, columns = math.ceil(len(made) / COLUMNS), min(COLUMNS, len(made))
     with plt.rc_context(RC_PARAMS):
         picture, panels = plt.subplots(
-            *(len(kinds), len(texts)),
-            figsize=(4.6 * len(texts) + 2, 3.6 * len(kinds)),
-            sharey="col",
+            *(lines, columns),
+            figsize=(1.75 * columns + 0.6, 1.45 * lines + 0.8),
+            sharex=True,
+            sharey=True,
             squeeze=False,
             layout="constrained",
         )
-        for i, kind in enumerate(kinds):
-            names = list(dict.fromkeys(row.arm for row in shown if ARMS[row.arm].kind == kind))
-            style = dict(zip(names, STYLES * 3))
-            for j, text in enumerate(texts):
-                panel = panels[i, j]
-                for row in (r for r in shown if r.text == text and r.arm in style):
-                    points = [(x, y) for x, y in row.curve.items() if math.isfinite(y)]
-                    line = style[row.arm] | {"markersize": 3.5, "linewidth": 1.2}
-                    if row.arm in ("l2", "muon_l2"):
-                        line |= {"linewidth": 2.6, "color": "black", "linestyle": "-", "zorder": 5}
-                    panel.plot(*zip(*points), label=ARMS[row.arm].title, **line)
-                bare = "none" if kind == "decay" else "muon_none"
-                for row in (r for r in found if (r.arm, r.text) == (bare, text)):
-                    panel.axhline(row.mean, color=LIGHT, linestyle="--", linewidth=1)
-                    panel.annotate(
-                        "no decay",
-                        (0.01, row.mean),
-                        xycoords=("axes fraction", "data"),
-                        fontsize=7,
-                        va="bottom",
-                    )
-                panel.set(xscale="log", title=text if i == 0 else "")
-                panel.set_xlabel("decay coefficient λ, in the unit of each arm")
-            panels[i, 0].set_ylabel("held-out loss [nats/token]")
-            panels[i, -1].legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return save(picture, path)
+        for panel, one in zip(panels.flat, made):
+            for level in one.levels:
+                panel.axhline(level, color=LIGHT, linestyle=":", linewidth=0.9)
+            for (text, points), style in zip(one.lines.items(), LINES * len(one.lines)):
+                if behind := one.behind.get(text):
+                    pale = {"color": BARS[0], "linestyle": style["linestyle"], "linewidth": 2.4}
+                    panel.plot(*zip(*behind), **pale)
+                if points:
+                    panel.plot(*zip(*points), label=text, markersize=3.2, linewidth=1.2, **style)
+            panel.set_title(one.title, fontsize=7.5)
+            panel.tick_params(labelsize=7)
+        for panel in panels.flat[len(made) :]:
+            panel.set_visible(False)
+        panels[0, 0].set(**axes)
+        if len(made[0].lines) > 1:
+            panels[0, 0].legend(fontsize=6.5, loc="upper center")
+        picture.supxlabel(x, fontsize=9)
+        picture.supylabel(y, fontsize=9)
+    return picture
+
+
+def over_best(picture: Any) -> None:
+    """Labels an axis of λ over the best λ."""
+    panel = picture.axes[0]
+    panel.set(xscale="log", xlim=(1 / FAR, FAR))
+    panel.set_xticks([0.25, 1, 4], ["¼", "1", "4"])
+    panel.xaxis.set_minor_locator(pyplot().NullLocator())
+
+
+def curves(found: Sequence[Row], path: pathlib.Path) -> bool:
+    """A small panel per decay: mean losses of tuning less the lowest of L2 decay, over λ in units of the decay's best.
+
+    A line per text. Behind it, pale, L2 decay on the same direction; dotted, no decay.
+    """
+    texts = list(dict.fromkeys(row.text for row in found))
+    rows = {(row.arm, row.text): row for row in found}
+    order = [row.arm for row in found if ARMS[row.arm].kind in ("decay", "muon")]
+    order.sort(key=lambda arm: ARMS[arm].kind == "muon")
+    shown = [a for a in dict.fromkeys(order) if any(_curve(rows, a, t) for t in texts)]
+    if not shown:
+        return False
+    made = []
+    for arm in shown:
+        l2 = reference(arm)[0]
+        best = ", ".join(f"{r.weight_decay:.2g}" for t in texts if (r := rows.get((arm, t))))
+        levels = [x for t in texts if (x := _bare(rows, l2, t)) is not None]
+        behind = {t: _curve(rows, l2, t) for t in texts if arm != l2}
+        lines = {t: _curve(rows, arm, t) for t in texts}
+        made.append(Panel(f"{ARMS[arm].title}\nbest λ: {best}", lines, behind, levels))
+    top = ABOVE * max((level for panel in made for level in panel.levels), default=0.1)
+    picture = small_panels(
+        made,
+        "decay coefficient λ over the best λ of each decay",
+        "held-out loss less the best of L2 decay [nats/token]",
+        ylim=(-0.15 * top, top),
+    )
+    over_best(picture)
+    return save(picture, path)
+
+
+def _curve(rows: Mapping[tuple[str, str], Row], arm: str, text: str) -> list[tuple[float, float]]:
+    """λ over the best and loss less the lowest of L2 decay; empty without two points."""
+    mine, l2 = rows.get((arm, text)), rows.get((reference(arm)[0], text))
+    if mine is None or l2 is None or len(mine.curve) < 2 or len(l2.curve) < 2:
+        return []
+    lowest = min(l2.curve.values())
+    points = [(x, y) for x, y in mine.curve.items() if math.isfinite(y) and x > 0]
+    return [(x / mine.weight_decay, y - lowest) for x, y in points]
+
+
+def _bare(rows: Mapping[tuple[str, str], Row], l2: str, text: str) -> float | None:
+    """What no decay loses against L2 decay, in the runs that count."""
+    bare, best = rows.get((reference(l2)[1] or "", text)), rows.get((l2, text))
+    return None if bare is None or best is None else bare.mean - best.mean
 
 
 def gains(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> bool:

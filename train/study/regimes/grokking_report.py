@@ -4,24 +4,24 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import special
 
-from train.run.figures import RC_PARAMS, pyplot
 from train.run.folder import write
 from train.study.compare.statistics import Interval, holm
 from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
+from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.figures import STYLES, save
 from train.study.regimes.grokking import Grokking
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import Record
 
 HIDDEN = 0.5  # factors of two in steps that a grid of λ, a factor of two apart, can hide
+TEXT = "sums"  # there is one table
+CENSORED = 1.25  # times the steps of a run, where medians of censored runs are drawn
 TWICE = 2.0  # how much faster L2 decay must be at its best than at its smallest λ
 
 
@@ -269,35 +269,30 @@ def _claims(found: Sequence[Point]) -> str:
 
 
 def draw(regime: Grokking, found: Sequence[Point], path: pathlib.Path) -> bool:
-    """Median steps over λ, a line per arm; points above the dotted line are censored."""
-    plt: Any = pyplot()
-    shown = [p for p in found if p.weight_decay > 0]
-    if not shown:
+    """A small panel per decay: median steps over λ in units of the best one; above the dotted line most are censored."""
+    lines = {}
+    for arm in regime.names:
+        mine, at = [p for p in found if p.arm == arm and p.weight_decay > 0], best(found, arm)
+        if mine and at is not None:
+            top = regime.steps * CENSORED
+            lines[arm] = [(p.weight_decay / at.weight_decay, min(p.median, top)) for p in mine]
+    if not lines:
         return False
-    top = regime.steps * 1.25
-    with plt.rc_context(RC_PARAMS):
-        picture, panel = plt.subplots(figsize=(8, 4.6), layout="constrained")
-        for name, style in zip(regime.names, STYLES * 3):
-            mine = sorted((p for p in shown if p.arm == name), key=lambda p: p.weight_decay)
-            if mine:
-                line = style | {"markersize": 4, "linewidth": 1.2}
-                if name == "l2":
-                    line |= {"linewidth": 2.6, "color": "black", "linestyle": "-"}
-                x, y = zip(*((p.weight_decay, min(p.median, top)) for p in mine))
-                panel.plot(x, y, label=ARMS[name].title, **line)
-        panel.axhline(regime.steps, color="#8a8a8a", linestyle=":", linewidth=1)
-        panel.annotate(
-            "above: more than half of the runs are censored",
-            (0.01, regime.steps),
-            xycoords=("axes fraction", "data"),
-            fontsize=7,
-            va="bottom",
+    made = [
+        figures.Panel(
+            f"{ARMS[arm].title}\nbest λ: {at.weight_decay:.2g}",
+            {TEXT: sorted(points)},
+            {TEXT: sorted(lines.get("l2", [])) if arm != "l2" else []},
+            (regime.steps,),
         )
-        panel.set(
-            xscale="log",
-            yscale="log",
-            xlabel="decay coefficient λ, in the unit of each arm",
-            ylabel=f"median steps until {100 * regime.enough:g} % are right",
-        )
-        panel.legend(fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return save(picture, path)
+        for arm, points in lines.items()
+        if (at := best(found, arm)) is not None
+    ]
+    picture = figures.small_panels(
+        made,
+        "decay coefficient λ over the best λ of each decay",
+        f"median steps until {100 * regime.enough:g} % are right",
+        yscale="log",
+    )
+    figures.over_best(picture)
+    return figures.save(picture, path)

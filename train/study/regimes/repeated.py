@@ -276,7 +276,7 @@ class Repeated:
                 self.task, batch_size=batch, chunk=min(self.task.chunk, steps)
             )
             data = texts.read(task, text, unique)
-            counted = group[0]["seed"] < FIRST_SEED and unique > 0 and ARMS[arm].kind != "control"
+            counted = group[0]["seed"] < FIRST_SEED and unique > 0 and arm != "again"
             members = [
                 Member(job["learning_rate"], job["weight_decay"], job["seed"]) for job in group
             ]

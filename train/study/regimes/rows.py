@@ -90,9 +90,18 @@ def searches(
     regime: Repeated, records: Sequence[Record], arm: str, text: str
 ) -> list[dict[int, float]]:
     """Losses of L2 decay at the points of all its searches on a text, those that are finished."""
-    names = [arm, *(name for name in regime.repeats if name.startswith(f"{arm}_tuned"))]
-    found = [counted(records, name, text) for name in names]
+    found = [counted(records, name, text) for name in search_names(regime, arm)]
     return [losses for losses in found if len(losses) == regime.seeds]
+
+
+def search_names(regime: Repeated, arm: str) -> list[str]:
+    """An arm, and the names of L2 decay at the points of its further searches."""
+    return [arm, *(name for name in regime.repeats if name.startswith(f"{arm}_tuned"))]
+
+
+def mean_over(searches: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Of several searches, seed by seed."""
+    return {seed: sum(one[seed] for one in searches) / len(searches) for seed in searches[0]}
 
 
 def reference_losses(
@@ -100,9 +109,7 @@ def reference_losses(
 ) -> dict[int, float]:
     """Of L2 decay: the mean over its searches, seed by seed."""
     found = searches(regime, records, arm, text)
-    if not found:
-        return counted(records, arm, text)
-    return {seed: sum(one[seed] for one in found) / len(found) for seed in found[0]}
+    return mean_over(found) if found else counted(records, arm, text)
 
 
 def luck_of(regime: Repeated, records: Sequence[Record]) -> Luck:

@@ -1,5 +1,6 @@
 """Compressed weights: exact shares and levels, files that are checked, and a known difference that is found."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from train.config.fields import UserError
 from train.study.regimes import compress, compress_report
 from train.study.regimes import main as command
 from train.study.regimes.compress import Compress
+from train.study.regimes.repeated import Repeated
 
 
 def test_pruning_takes_the_smallest_share_of_every_layer():
@@ -102,3 +104,26 @@ def test_a_known_difference_is_found(source):
     split = [r | {"pruned": [x + 0.3 * (r["seed"] > 1) for x in r["pruned"]]} for r in records]
     assert "halves" in compress_report.failed(regime, split)[0]
     assert jax.tree.leaves(table["none"].records)
+
+
+def test_arms_are_compared_with_all_searches_of_l2_and_their_luck_is_in_the_intervals(tmp_path):
+    before = Repeated(texts=("one",), arms=("huber",), tunings=3, seeds=6)
+    fields = dataclasses.asdict(before)
+    (tmp_path / "comparison.json").write_text(json.dumps(fields))
+    levels = {"l2": 2.0, "l2_tuned_2": 2.1, "l2_tuned_3": 2.2, "huber": 2.1, "none": 3.0}
+    rng = np.random.default_rng(0)
+    records = [
+        {"arm": arm, "text": "one", "seed": seed, "loss": 2.0, "int8": 2.0, "int4": 2.0}
+        | {"bits": 6.0, "pruned": [level + 0.001 * float(rng.standard_normal())] * 3}
+        for arm, level in levels.items()
+        for seed in range(6)
+    ]
+    regime = Compress(str(tmp_path), shares=(0.25, 0.5, 0.75))
+    table = {row.arm: row for row in compress_report.rows(regime, records)}
+    assert set(table) == {"none", "l2", "huber"}, "further searches are no rows of their own"
+    difference = table["huber"].pruned.interval
+    assert difference.value == pytest.approx(0.0, abs=0.01)
+    assert difference.high - difference.low > 0.4 and table["huber"].verdict.startswith("differs")
+    alone = [r for r in records if "tuned" not in r["arm"]]
+    table = {row.arm: row for row in compress_report.rows(regime, alone)}
+    assert table["huber"].pruned.interval.low > 0.09 and table["huber"].verdict == "worse"
