@@ -30,7 +30,7 @@ from train.study.small_runs import numbers
 from train.study.tune import figures, options
 from train.study.tune import main as tune
 from train.study.tune.options import Proxy, Tune, grid, small_config, small_program
-from train.study.tune.report import command, report
+from train.study.tune.report import command, repetition, report
 from train.study.tune.search import edges, next_members
 from train.study.tune.surface import surface
 
@@ -267,6 +267,7 @@ def test_every_decay_and_every_optimizer_can_be_tuned(tmp_path, choice):
 
 
 REFUSED = {
+    "--proxy.epochs 0": "must be above 0; nearest: 1",
     "--model.preset vit-toy": "learns images",
     "--width.base 4": "leave it out",
     "--decay.timescale 1e6": "decay.timescale: tune finds .* leave it out",
@@ -299,12 +300,37 @@ def test_the_printed_command_trains_at_the_real_width(tmp_path):
     assert config.optimizer.learning_rate == 0.01 and flatten(config)["decay.weight_decay"] == 1
     assert "learning_rate=0.5" not in text
     assert model_config(config).init_std == options.first_deviation(chosen, cli.parse(given))
-    whole = report(chosen, cli.parse(given), given, planted(), found)
+    data = LanguageTask.read(small_config(chosen, cli.parse(given)))
+    whole = report(chosen, cli.parse(given), given, planted(), found, data)
     assert "recommended" in whole and "diverged" in whole and "factors of two" in whole
     bounded = flags(tmp_path, "--decay", "cpr")
     text = command(chosen, cli.parse(bounded), bounded, found.best)
     assert "--width.base" not in text.split("python -m train")[1].split("\n")[0]
     assert "hold at width 8 only" in text and "--decay.weight_decay" not in text
+
+
+def test_small_runs_see_their_text_as_often_as_the_real_one(tmp_path):
+    given = flags(tmp_path, "--run.steps", "20000", "--data.tokenizer", "bytes")
+    real, often = cli.parse(given), Tune(proxy=dataclasses.replace(TINY, epochs=4.0))
+    data = LanguageTask.read(small_config(often, real))
+    epochs = 20_000 * real.data.batch_size * real.data.length / len(data.train)
+    (said,) = repetition(Tune(proxy=TINY), real, data)
+    assert f"sees its text {epochs:.2g} times" in said and f"--proxy.epochs {epochs:.2g}" in said
+    assert repetition(often, real, data) == []  # they were told
+    once = tree.replace(real, {"run.steps": 10})
+    assert repetition(Tune(proxy=TINY), once, data) == []
+    words = tree.replace(real, {"data.tokenizer": "bpe-300"})
+    assert "at least" in repetition(Tune(proxy=TINY), words, data)[0]
+
+    cut = tune.cut(often.proxy, data)
+    assert len(cut.train) == 6 * 4 * 12 / 4 and cut.digest != data.digest
+    tokens = data.train.windows(np.arange(len(data.train) - 71), 72)
+    assert (tokens == cut.train.windows(np.array([0]), 72)).all(axis=1).any()
+    assert tune.cut(TINY, data) is data
+    with pytest.raises(
+        UserError, match=rf"--proxy.epochs 0.001: 288000 .* nearest: {len(data.train)}"
+    ):
+        tune.cut(dataclasses.replace(TINY, epochs=0.001), data)
 
 
 def command_line(tmp_path, folder):

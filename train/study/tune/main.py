@@ -13,6 +13,9 @@ the range that cannot be told apart from them, how much they may be off before t
 command that trains the real model with them. The learning rate and the decay carry over to the real width by μP, which
 the flag --width.base of that command switches on.
 
+The best decay grows with the number of times that a text is seen. If your run sees its text more than once, add
+--proxy.epochs with that number: small runs then see a part of the text as often.
+
 On two CPU cores this takes about ten minutes, and 20 at most. Every finished run is a line of a file. After Ctrl-C, a
 kill or the end of --minutes, the same command goes on where it stopped. The folder holds
 
@@ -37,6 +40,7 @@ from train import cli
 from train.config import tree
 from train.config.fields import Config, UserError
 from train.data.batches import TokenBatches
+from train.data.unique import spread
 from train.display import clock, say
 from train.processes import FLAGS
 from train.run.folder import write
@@ -48,7 +52,7 @@ from train.study.population import Member, Outcome, population, recorded, side_b
 from train.study.results import RESULTS, locked_folder, note_start, read
 from train.study.small_runs import SmallProgram
 from train.study.tune.figures import draw
-from train.study.tune.options import Tune, check, grid, small_config, small_program
+from train.study.tune.options import Proxy, Tune, check, grid, small_config, small_program
 from train.study.tune.report import report
 from train.study.tune.search import BEST, next_members
 from train.study.tune.surface import surface
@@ -66,7 +70,8 @@ def main(arguments: list[str]) -> int:
     # What a result is of. The grid, the seeds and the time decide which results there are.
     fields = {"proxy": dataclasses.asdict(tune.proxy), "run": tree.as_dict(small)}
     with locked_folder(tune.folder, fields, "tune") as folder:
-        data = LanguageTask.read(small)
+        whole = LanguageTask.read(small)
+        data = cut(tune.proxy, whole)
         note_start(folder, text=data.summary())
         program = small_program(tune, small, data)
         _introduce(tune, small, program)
@@ -82,7 +87,7 @@ def main(arguments: list[str]) -> int:
                 f"All {len(results)} runs diverged, down to the learning rate"
                 f" {min(p.learning_rate for p in found.points):g}; begin with lower --learning_rates."
             )
-        text = report(tune, real, rest, results, found)
+        text = report(tune, real, rest, results, found, whole)
         write(folder / "tune.txt", text + "\n")
         title = f"{small.optimizer.direction.name} with {small.decay.name} decay, width {tune.proxy.width}"
         picture = draw(
@@ -108,6 +113,20 @@ def parse(arguments: Sequence[str]) -> tuple[Tune, list[str]]:
             f"{several[0]}: tune runs in one process, and uses all devices of its machine; leave out {' '.join(FLAGS)}."
         )
     return tune, rest
+
+
+def cut(proxy: Proxy, data: TokenBatches) -> TokenBatches:
+    """The text that small runs see, as often as they are told to.
+
+    Raises:
+        UserError: the text is too short or too long for these epochs.
+    """
+    if proxy.epochs is None:
+        return data
+    try:
+        return spread(data, round(proxy.steps * proxy.batch_size * proxy.length / proxy.epochs))
+    except UserError as error:
+        raise UserError(f"--proxy.epochs {proxy.epochs:g}: {error}") from None
 
 
 def search(

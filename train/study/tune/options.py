@@ -33,6 +33,9 @@ class Proxy:
     """Sequences per step."""
     steps: int = 1500
     """Updates per run, with a schedule of that length."""
+    epochs: float | None = None
+    """Times that a run sees its text, which is cut to that. Give those of the real run if it sees its text more than
+    once, because the best decay depends on it. None: the whole text."""
     eval_batches: int = 32
     """Held-out batches for the loss at the end of a run."""
 
@@ -98,6 +101,8 @@ def check(tune: Tune, real: Config) -> None:
     for name, value in dataclasses.asdict(proxy).items():
         if isinstance(value, int) and value < 1:
             raise UserError(f"--proxy.{name} {value} must be 1 or more; nearest: 1.")
+    if proxy.epochs is not None and not 0 < proxy.epochs < math.inf:
+        raise UserError(f"--proxy.epochs {proxy.epochs:g} must be above 0; nearest: 1.")
     if proxy.width % proxy.head_width:
         heads = max(1, proxy.width // proxy.head_width)
         raise UserError(
