@@ -40,7 +40,6 @@ from train import cli
 from train.config import tree
 from train.config.fields import Config, UserError
 from train.data.batches import TokenBatches
-from train.data.unique import spread
 from train.display import clock, say
 from train.processes import FLAGS
 from train.run.folder import write
@@ -52,7 +51,8 @@ from train.study.population import Member, Outcome, population, recorded, side_b
 from train.study.results import RESULTS, locked_folder, note_start, read
 from train.study.small_runs import SmallProgram
 from train.study.tune.figures import draw
-from train.study.tune.options import Proxy, Tune, check, grid, small_config, small_program
+from train.study.tune.options import Tune, check, grid, small_config, small_program
+from train.study.tune.repetition import cut
 from train.study.tune.report import report
 from train.study.tune.search import BEST, next_members
 from train.study.tune.surface import surface
@@ -113,20 +113,6 @@ def parse(arguments: Sequence[str]) -> tuple[Tune, list[str]]:
             f"{several[0]}: tune runs in one process, and uses all devices of its machine; leave out {' '.join(FLAGS)}."
         )
     return tune, rest
-
-
-def cut(proxy: Proxy, data: TokenBatches) -> TokenBatches:
-    """The text that small runs see, as often as they are told to.
-
-    Raises:
-        UserError: the text is too short or too long for these epochs.
-    """
-    if proxy.epochs is None:
-        return data
-    try:
-        return spread(data, round(proxy.steps * proxy.batch_size * proxy.length / proxy.epochs))
-    except UserError as error:
-        raise UserError(f"--proxy.epochs {proxy.epochs:g}: {error}") from None
 
 
 def search(

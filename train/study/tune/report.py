@@ -7,13 +7,13 @@ from typing import Any
 
 from train import cli
 from train.config.fields import Config, UserError, model_config
-from train.data.batches import STORE, TokenBatches
+from train.data.batches import TokenBatches
 from train.study.tune.options import Tune, decays, first_deviation
+from train.study.tune.repetition import advice
 from train.study.tune.search import edges
 from train.study.tune.surface import CLOSE, LEVEL, Point, Range, Surface
 
 ROWS = 12  # of the table
-OFTEN = 2.0  # epochs from which a text counts as repeated
 
 
 def report(
@@ -31,7 +31,7 @@ def report(
             f"Not finished: the best {' and '.join(at_edge)} lies at the edge of what was tried. Start the same command"
             " again, with more --minutes or --trials."
         )
-    parts += repetition(tune, real, data)
+    parts += advice(tune, real, data)
     parts.append(command(tune, real, arguments, found.best))
     return "\n\n".join(parts)
 
@@ -85,25 +85,6 @@ def _width(close: Range) -> str:
         return "no decay is among them"
     least = "at least " if close.open_low or close.open_high else ""
     return f"{least}{close.doublings:.1f} factors of two"
-
-
-def repetition(tune: Tune, real: Config, data: TokenBatches) -> list[str]:
-    """A warning if the real run sees its text more often than the small ones: the best decay grows with that."""
-    if tune.proxy.epochs is not None or not decays(real):
-        return []
-    proxy, exact = tune.proxy, real.data.tokenizer == tune.proxy.tokenizer
-    exact = exact or real.data.text.startswith(STORE)
-    # Another tokenizer makes at most one token of a byte.
-    most = len(data.train) if exact else max(len(data.train), data.corpus.train_bytes)
-    often = real.run.steps * real.data.batch_size * real.data.length / most
-    here = proxy.steps * proxy.batch_size * proxy.length / len(data.train)
-    if often < OFTEN or often < OFTEN * here:
-        return []
-    least = "" if exact else "at least "
-    return [
-        f"The real run sees its text {least}{often:.2g} times, the small ones saw it {here:.2g} times. The best decay"
-        f" grows with that; search again with --proxy.epochs {often:.2g}."
-    ]
 
 
 def command(tune: Tune, real: Config, arguments: Sequence[str], best: Point) -> str:
