@@ -27,6 +27,10 @@ TOY = {
         'flags = ["--run.eval_every", "40", "--model.layers", "1", "--data.length", "32"]'
     ),
     "06_in_your_own_code": "steps, width = 10, 52",
+    "07_where_decay_matters": (
+        'seeds, flags = 3, ["--task.width", "16", "--task.heads", "2", "--task.mlp_width", "24", "--steps", "50"]'
+        '\nflags += ["--unique", "1200", "--task.eval_batches", "2"]'
+    ),
 }
 
 

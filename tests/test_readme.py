@@ -52,7 +52,7 @@ def test_the_first_screen_is_the_reason_six_lines_of_code_and_the_picture():
     assert len(first.splitlines()) <= 24
     code = [line for line in BLOCKS[0].splitlines() if line]
     assert len(code) <= 6 and BLOCKS[0] in first
-    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", first) == ["notebooks/pictures/speedup.png"]
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", first) == ["notebooks/results/compare-map/map.png"]
     assert README.count("AXES = (") == 1, "shown once, whole"
     assert rest.startswith("Start")
 

@@ -17,6 +17,7 @@ GUIDES = (
     "gpu_and_tpu",
 )
 LAST = "papers"
+RESULTS = "notebooks/results"  # pages and pictures of comparisons
 PROJECT = ("RESULTS", "CHANGELOG", "CONTRIBUTING")
 _FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 
@@ -35,6 +36,9 @@ def write(root: pathlib.Path, out: pathlib.Path, objects: Mapping[str, str]) -> 
     for name in PROJECT:
         (out / f"{name}.md").write_text(_page((root / f"{name}.md").read_text("utf-8"), {}))
     shutil.copytree(root / "notebooks/pictures", out / "notebooks/pictures")
+    lines = shutil.ignore_patterns("*.json", "*.jsonl")
+    shutil.copytree(root / RESULTS, out / RESULTS, ignore=lines)
+    comparisons = sorted(path.relative_to(out) for path in (out / RESULTS).rglob("*.md"))
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     for path in notebooks:
         text = _notebook(json.loads(path.read_text("utf-8")), out / "notebooks", path.stem)
@@ -45,6 +49,8 @@ def write(root: pathlib.Path, out: pathlib.Path, objects: Mapping[str, str]) -> 
         index.write(_contents("Notebooks", [f"notebooks/{path.stem}" for path in notebooks]))
         index.write(_contents("Reference", ["reference/index"]))
         index.write(_contents("Project", PROJECT))
+        names = [path.with_suffix("").as_posix() for path in comparisons]
+        index.write(_contents("Comparisons", names))
 
 
 def _contents(caption: str, names: Iterable[str]) -> str:

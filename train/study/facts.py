@@ -15,7 +15,8 @@ def how_it_was_made(study: Any, records: Sequence[Mapping[str, Any]], folder: pa
     commits = list(dict.fromkeys(str(s["commit"]) for s in starts))
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     lines = ["## How it was made", "", f"* command: `{last['command']}`"]
-    lines.append(f"* commits: {', '.join(commits)} ({len(starts)} starts)")
+    count = f"{len(starts)} starts" if len(starts) > 1 else "1 start"
+    lines.append(f"* commits: {', '.join(commits)} ({count})")
     if any(s["uncommitted_changes"] for s in starts):
         lines.append("* some of these starts had uncommitted changes")
     lines.append(f"* versions: Python {last['python']}, {versions}")

@@ -125,10 +125,10 @@ LINKS: dict[str, tuple[str, Optimizer, float]] = {
     "stable": ("stable (AdamS)", link(optax_decay.stable_decay, b2=B2), 0.003),
     "toward_initial": ("towards the start (L2-SP)", link(optax_decay.toward_initial_decay), 1.0),
     "width_scaled": ("width-scaled", width_scaled, 1.0),
-    "to_zero": ("L2, λ to zero", scheduled(optax_decay.schedules.to_zero), 1.5),
-    "log_time": ("L2, λ as 1/time", log_time, 4.0),
+    "to_zero": ("λ to zero", scheduled(optax_decay.schedules.to_zero), 1.5),
+    "log_time": ("λ as 1/time", log_time, 4.0),
     "hold_drop_ramp": (
-        "L2, λ held, dropped, raised",
+        "λ held, dropped, raised",
         scheduled(optax_decay.schedules.hold_drop_ramp),
         2.0,
     ),

@@ -14,6 +14,7 @@ BARS = ("#a9c3df", "#d9d9d9")  # of two texts
 LINES = [  # of texts in one panel
     {"color": DARK, "linestyle": "-", "marker": "o"},
     {"color": ACCENT, "linestyle": "--", "marker": "s"},
+    {"color": "#3c8c84", "linestyle": ":", "marker": "^"},
 ]
 # Every line differs in shade and in dashes or marks, so that it is readable in grey.
 STYLES = [
@@ -78,20 +79,26 @@ def small_panels(made: Sequence[Panel], x: str, y: str, **axes: Any) -> Any:
                     panel.plot(*zip(*points), label=text, markersize=3.2, linewidth=1.2, **style)
             panel.set_title(one.title, fontsize=7.5)
             panel.tick_params(labelsize=7)
-        for panel in panels.flat[len(made) :]:
-            panel.set_visible(False)
+        for i, panel in enumerate(panels.flat):
+            panel.set_visible(i < len(made))
+            panel.tick_params(labelbottom=i >= len(made) - columns)
         panels[0, 0].set(**axes)
         if len(made[0].lines) > 1:
-            panels[0, 0].legend(fontsize=6.5, loc="upper center")
+            picture.legend(
+                *panels[0, 0].get_legend_handles_labels(),
+                loc="outside upper right",
+                fontsize=8,
+                ncols=len(LINES),
+            )
         picture.supxlabel(x, fontsize=9)
         picture.supylabel(y, fontsize=9)
     return picture
 
 
-def over_best(picture: Any) -> None:
-    """Labels an axis of λ over the best λ."""
+def over_best(picture: Any, far: float = FAR) -> None:
+    """Labels an axis of λ over the best λ, with this factor to its ends."""
     panel = picture.axes[0]
-    panel.set(xscale="log", xlim=(1 / FAR, FAR))
+    panel.set(xscale="log", xlim=(1 / far, far))
     panel.set_xticks([0.25, 1, 4], ["¼", "1", "4"])
     panel.xaxis.set_minor_locator(pyplot().NullLocator())
 
@@ -180,6 +187,7 @@ def gains(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> boo
                     linewidth=1.4,
                 )
             panel.set(title=text, xlabel="gain over L2 [nats/token]")
+            panel.xaxis.set_major_locator(plt.MaxNLocator(5))
             panel.grid(axis="y", visible=False)
         side = panels[0, -1]
         width, named = 0.8 / len(texts), set()
@@ -202,6 +210,7 @@ def gains(found: Sequence[Row], texts: Sequence[str], path: pathlib.Path) -> boo
         if named:
             side.legend(fontsize=7, loc="lower right")
         panels[0, 0].set_yticks([-i for i in range(len(arms))], [ARMS[a].title for a in arms])
+        panels[0, 0].set_ylim(-len(arms) + 0.3, 0.7)
         words = "filled: better or worse than L2 decay on the same direction; open: not resolved"
         picture.suptitle(words, fontsize=8, x=0.01, ha="left")
         return save(picture, path)

@@ -14,7 +14,7 @@ from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.grokking import Grokking
+from train.study.regimes.grokking import FACTORS, Grokking
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import Record
@@ -269,7 +269,7 @@ def _claims(found: Sequence[Point]) -> str:
 
 
 def draw(regime: Grokking, found: Sequence[Point], path: pathlib.Path) -> bool:
-    """A small panel per decay: median steps over λ in units of the best one; above the dotted line most are censored."""
+    """A small panel per decay: median steps over λ in units of the best; above the dotted line most are censored."""
     lines = {}
     for arm in regime.names:
         mine, at = [p for p in found if p.arm == arm and p.weight_decay > 0], best(found, arm)
@@ -294,5 +294,5 @@ def draw(regime: Grokking, found: Sequence[Point], path: pathlib.Path) -> bool:
         f"median steps until {100 * regime.enough:g} % are right",
         yscale="log",
     )
-    figures.over_best(picture)
+    figures.over_best(picture, 2 * FACTORS[-1] / FACTORS[1])
     return figures.save(picture, path)

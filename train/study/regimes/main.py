@@ -113,7 +113,7 @@ def parse(name: str, module: Any, arguments: Sequence[str]) -> Any:
         raise UserError(f"--processes {regime.processes} must be 0 or more; nearest: 0.")
     regime.check()
     if regime.folder == default.folder:
-        given = "-points" if getattr(regime, "points", "") else ""
+        given = "-points" if dataclasses.asdict(regime).get("points") else ""
         seeds = f"-seeds-{regime.fresh_seeds}" if regime.fresh_seeds else ""
         regime = dataclasses.replace(regime, folder=f"{regime.folder}{given}{seeds}")
     return regime

@@ -266,7 +266,7 @@ def table(columns: Mapping[str, Column], forgiving: Mapping[str, str]) -> str:
     for arm in arms_of(columns):
         cells = [_words(column.get(arm)) for column in columns.values()]
         lines.append(f"| {ARMS[arm].title} | {' | '.join(cells)} | {forgiving.get(arm, '')} |")
-    return "\n".join([*lines, "", CAPTION, ""])
+    return "\n".join([*lines, "", CAPTION, "", "![The table as a picture](map.png)", ""])
 
 
 CAPTION = (
@@ -300,6 +300,9 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
             for j, title in enumerate(titles):
                 cell = columns[title].get(arm)
                 if cell is None:
+                    if arm == "l2":
+                        style = {"ha": "center", "va": "center", "fontsize": 7, "color": "#8a8a8a"}
+                        panel.annotate("reference", (j, -i), **style)
                     continue
                 share = min(1.0, abs(cell.gain) / FULL) if not math.isnan(cell.gain) else 0.0
                 end = better if cell.gain > 0 else worse
@@ -331,8 +334,8 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
         for side in panel.spines.values():
             side.set_visible(False)
         words = (
-            "Gain over L2 decay in nats per token, unless the column says otherwise"
-            " (blue: better; hollow: not resolved)"
+            "Gain over L2 decay, in nats per token unless the column says otherwise.\n"
+            "Blue: better; orange: worse; hollow: not resolved on every text."
         )
         picture.suptitle(words, fontsize=8.5, x=0.01, ha="left")
         return save(picture, path)

@@ -112,6 +112,16 @@ def reference_losses(
     return mean_over(found) if found else counted(records, arm, text)
 
 
+def between_directions(
+    regime: Repeated, records: Sequence[Record], text: str, arm: str, other: str
+) -> Paired | None:
+    """L2 decay on one direction less that on another, each the mean over its searches."""
+    chance, tunings = luck_of(regime, records), len(regime.repeats) // 2 + 1
+    one = chance.variance / (1 + 1 / tunings)  # of one search
+    first, second = (reference_losses(regime, records, a, text) for a in (arm, other))
+    return paired(first, second, dataclasses.replace(chance, variance=2 * one / tunings))
+
+
 def luck_of(regime: Repeated, records: Sequence[Record]) -> Luck:
     """Of a search in this regime, from all texts and directions."""
     groups = [searches(regime, records, a, t) for a in ("l2", "muon_l2") for t in regime.texts]

@@ -124,6 +124,9 @@ def test_arms_are_compared_with_all_searches_of_l2_and_their_luck_is_in_the_inte
     difference = table["huber"].pruned.interval
     assert difference.value == pytest.approx(0.0, abs=0.01)
     assert difference.high - difference.low > 0.4 and table["huber"].verdict.startswith("differs")
+    summary = compress_report._summary(regime, list(table.values()), records)
+    # 0.02 nats are reached at shares of 0.75, 0.05 and 0.025 after its three searches.
+    assert any(line.startswith("| L2 | 2") and " 28 % " in f" {line} " for line in summary)
     alone = [r for r in records if "tuned" not in r["arm"]]
     table = {row.arm: row for row in compress_report.rows(regime, alone)}
     assert table["huber"].pruned.interval.low > 0.09 and table["huber"].verdict == "worse"

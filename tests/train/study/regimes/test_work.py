@@ -1,6 +1,7 @@
 """The runs of a regime: what is there is not trained again, what is strange is left out, processes share the work."""
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ import pytest
 
 from train.config.fields import UserError
 from train.study import results
+from train.study.regimes import main as command
+from train.study.regimes.compress import Compress
 from train.study.regimes.work import known, run_all
 
 
@@ -93,3 +96,14 @@ def test_a_process_that_dies_is_reported_and_nothing_is_lost(tmp_path):
         trained(Doubling(broken="b"), tmp_path, processes=2)
     found = trained(Doubling(), pathlib.Path(tmp_path))
     assert not found.missing
+
+
+@pytest.mark.parametrize("name", command.REGIMES)
+def test_a_comparison_without_flags_is_in_the_folder_of_its_tier(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(Compress, "check", lambda self: None)  # there are no weights
+    module = importlib.import_module(command.REGIMES[name])
+    for tier, make in module.TIERS.items():
+        assert command.parse(name, module, [tier]).folder == make().folder
+        assert command.parse(name, module, [tier, "--fresh_seeds", "3"]).folder == (
+            f"{make().folder}-seeds-3"
+        )
