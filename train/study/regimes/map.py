@@ -4,7 +4,8 @@
 
 It trains nothing. It reads the folders of the comparisons of one tier, those that are there, and draws map.png with a
 table beside it. A cell is filled where a verdict was reached on every text, else hollow. Gains are in nats per token;
-of grokking, in factors of e fewer steps. A column whose controls fail is left out, and the command says so.
+of grokking, in factors of e fewer steps. A column whose controls fail is left out, and the command says so. Weights in
+bfloat16 are no column: there forms of rounding are compared, not decays.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from train.display import say
 from train.run.figures import RC_PARAMS, pyplot
 from train.run.folder import write
 from train.study.compare import verdicts
-from train.study.regimes import bfloat16_report, compress_report, ending_report, grokking_report
+from train.study.regimes import compress_report, ending_report, grokking_report
 from train.study.regimes import rows as repeated_rows
 from train.study.regimes.arms import ARMS, DECAYS
 from train.study.regimes.figures import save
@@ -200,25 +201,6 @@ def _compress(folder: pathlib.Path, tier: str) -> tuple[dict[str, Column], list[
     return {"half pruned": _per_arm(mine, "better", "worse")}, compress_report.failed(made, records)
 
 
-def _bfloat16(folder: pathlib.Path, tier: str) -> tuple[dict[str, Column], list[str]]:
-    """What L2 decay and no decay lose where weights are rounded to nearest bfloat16, against float32 weights."""
-    made, records = regime("bfloat16", folder, tier)
-    cells = {}
-    for arm in ("none", "l2"):
-        mine = [
-            ("", p.to_float32, p.verdict)
-            for p in bfloat16_report.points(made, records)
-            if p.form == "bfloat16"
-            and p.learning_rate == made.learning_rates[-1]
-            and p.shrink == (0.0 if arm == "none" else made.shrinks[-2])
-        ]
-        cell = _cell([(d, v) for _, d, v in mine], "better", "worse") if mine else None
-        if cell is not None:
-            cells[arm] = cell
-    title = "bfloat16 weights\n(over float32)"
-    return {title: cells}, bfloat16_report.failed(made, records)
-
-
 def _ending(folder: pathlib.Path, tier: str) -> tuple[dict[str, Column], list[str]]:
     """How much less gradients over weights rise at the end than with L2 decay, as a natural logarithm."""
     made, records = regime("ending", folder, tier)
@@ -238,7 +220,6 @@ READERS = {
     "repeated": _repeated,
     "grokking": _grokking,
     "compress": _compress,
-    "bfloat16": _bfloat16,
     "ending": _ending,
 }
 
