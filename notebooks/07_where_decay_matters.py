@@ -41,8 +41,7 @@ if root is not None:
 elif not importlib.util.find_spec("optax_decay"):
     install = [str(wheel) for wheel in here.glob("optax_decay*.whl")]
     if not install and REPOSITORY:
-        program = f"optax_decay_train @ git+{REPOSITORY}#subdirectory=train"
-        install = [f"optax_decay @ git+{REPOSITORY}", program]
+        install = [f"git+{REPOSITORY}", f"git+{REPOSITORY}#subdirectory=train"]
     if not install:
         raise FileNotFoundError(
             f"There is no checkout in {here}, above it, or in {places[-1]}, no wheel optax_decay*.whl in {here},"
