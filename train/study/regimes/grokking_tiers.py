@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from train.study.regimes.addition import AdditionTask, compiled, tables
-from train.study.regimes.grokking import Grokking, program
+from train.study.regimes.grokking import EARLY, Grokking, program
 from train.study.regimes.grokking_report import write_report as write_report
 from train.study.small_runs import numbers
 
@@ -51,7 +51,7 @@ def facts(regime: Grokking) -> dict[str, Any]:
 
 
 def seconds(regime: Grokking) -> float:
-    """Of a run of full length, measured with some steps of L2 decay here."""
+    """Of a run of usual length, measured with some steps of L2 decay here."""
     together = jax.default_backend() != "cpu"
     init, advance = compiled(program(regime.task, "l2", regime.steps), together)
     members = regime.seeds if together else 1
@@ -64,4 +64,4 @@ def seconds(regime: Grokking) -> float:
     began = time.perf_counter()
     state, right = advance(state, own, data)
     jax.block_until_ready(right)
-    return (time.perf_counter() - began) / regime.task.every * regime.steps / members
+    return (time.perf_counter() - began) / regime.task.every * EARLY * regime.steps / members

@@ -148,3 +148,9 @@ def test_a_broken_control_is_reported(regime, change, words):
     reasons = report.failed(regime, known(regime, simulated(regime, change)).records)
     assert any(words in reason for reason in reasons)
     assert report.failed(regime, []) == ["the controls are not finished."]
+
+
+def test_the_number_of_runs_is_known_before():
+    regime = Grokking(arms=("huber",), seeds=3)
+    jobs = [job for unit in regime.units() for jobs in regime.wanted(unit, []) for job in jobs]
+    assert len(jobs) == regime.expected()
