@@ -27,7 +27,7 @@ from train.study import results as lines
 from train.study.compare.tuning import FIRST_SEED
 from train.study.population import Member, population
 from train.study.small_runs import numbers
-from train.study.tune import figures, options, repetition
+from train.study.tune import figures, options
 from train.study.tune import main as tune
 from train.study.tune.options import Proxy, Tune, grid, small_config, small_program
 from train.study.tune.report import command, report
@@ -307,46 +307,6 @@ def test_the_printed_command_trains_at_the_real_width(tmp_path):
     text = command(chosen, cli.parse(bounded), bounded, found.best)
     assert "--width.base" not in text.split("python -m train")[1].split("\n")[0]
     assert "hold at width 8 only" in text and "--decay.weight_decay" not in text
-
-
-def test_small_runs_see_their_text_as_often_as_the_real_one(tmp_path):
-    given = flags(tmp_path, "--run.steps", "20000", "--data.tokenizer", "bytes")
-    real, often = cli.parse(given), Tune(proxy=dataclasses.replace(TINY, epochs=4.0))
-    data = LanguageTask.read(small_config(often, real))
-    epochs = 20_000 * real.data.batch_size * real.data.length / len(data.train)
-    (said,) = repetition.advice(Tune(proxy=TINY), real, data)
-    assert f"about {epochs:.0f} times" in said and f"--proxy.epochs {epochs:.0f}." in said
-    right = Tune(proxy=dataclasses.replace(TINY, epochs=epochs))
-    assert repetition.advice(right, real, data) == []
-    assert "saw it 4 times" in repetition.advice(often, real, data)[0]
-    once = tree.replace(real, {"run.steps": 10})
-    assert repetition.advice(Tune(proxy=TINY), once, data) == []
-    # Small runs that repeat a short text more often than the real run cannot be told to see more of it.
-    long = Tune(proxy=dataclasses.replace(TINY, steps=100 * len(data.train)))
-    assert "--proxy.steps" in repetition.advice(long, once, data)[0]
-
-    cut = repetition.cut(often.proxy, data)
-    assert len(cut.train) == 6 * 4 * 12 / 4 and cut.digest != data.digest
-    tokens = data.train.windows(np.arange(len(data.train) - 71), 72)
-    assert (tokens == cut.train.windows(np.array([0]), 72)).all(axis=1).any()
-    assert repetition.cut(TINY, data) is data
-    for wrong, nearest in ((0.001, f"{288 / len(data.train):.1g}"), (99.0, "nearest: 20,")):
-        with pytest.raises(UserError, match="nearest: ") as error:
-            repetition.cut(dataclasses.replace(TINY, epochs=wrong), data)
-        assert nearest[:3] in str(error.value)
-    with pytest.raises(UserError, match="leave out one"):
-        repetition.cut(often.proxy, dataclasses.replace(data, documents=True))
-
-
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe-512"])
-@pytest.mark.parametrize("documents", [False, True])
-def test_epochs_of_the_real_run_are_known_before_it_reads_its_text(tmp_path, tokenizer, documents):
-    given = flags(tmp_path, "--run.steps", "3000", "--data.tokenizer", tokenizer)
-    real = tree.replace(cli.parse(given), {"data.documents": documents})
-    small = LanguageTask.read(small_config(Tune(proxy=TINY), real))
-    often, _ = repetition.epochs(Tune(proxy=TINY), real, small)
-    data = LanguageTask.read(real)
-    assert often == pytest.approx(3000 / data.steps_per_epoch, rel=0.1)
 
 
 def command_line(tmp_path, folder):

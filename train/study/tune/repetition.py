@@ -11,7 +11,7 @@ from train.data.unique import spread
 from train.study.tune.options import Proxy, Tune, decays
 
 OFTEN = (
-    2.0  # epochs from which a text counts as repeated, and the ratio of epochs that is worth a word
+    2.0  # epochs from which a text is repeated, and the ratio of epochs from which a word is said
 )
 SAMPLE = 1_000_000  # characters on which another tokenizer is tried
 
@@ -31,7 +31,7 @@ def cut(proxy: Proxy, data: TokenBatches) -> TokenBatches:
     seen = _seen(proxy)
     least, most = seen / len(data.train), seen / (data.length + 2)
     if not least <= proxy.epochs <= most:
-        nearest = math.ceil(least * 1e6) / 1e6 if proxy.epochs < least else math.floor(most)
+        nearest = math.ceil(least * 1e3) / 1e3 if proxy.epochs < least else math.floor(most)
         raise UserError(
             f"--proxy.epochs {proxy.epochs:g}: the small runs see {seen:,} tokens, and the text has"
             f" {len(data.train):,}; nearest: {nearest:g}, or other --proxy.steps."
