@@ -4,8 +4,8 @@ An arm is a chain built from numbers that may be traced, as in train/study/compa
 coefficient λ are tuned; everything else is as published, or as in the row of AdamW. Decays act on hidden matrices and
 the head. Searches begin at the grid of an arm: its λ are larger where the pull is smaller.
 
-The column λ holds another number for three arms: ω of `log_time`; for CPR, the initial size R of a matrix over its
-bound κ; for hyperball, the λ of the head, since the norms of hidden matrices are fixed.
+The column λ holds another number for four arms: ω of `log_time`; for CPR, the initial size R of a matrix over its
+bound κ; for hyperball and SODA, the λ of the head, since hidden matrices have a fixed norm or pull.
 """
 
 import dataclasses
@@ -188,6 +188,7 @@ def _arms() -> dict[str, Arm]:
             (0.008, 0.016, 0.032),
             decays(1.0),
         ),
+        "soda": Arm("SODA", one_pass.soda, "decay", RATES, decays(1.0)),
         "radial_brake": Arm("L2 and radial brake", braked(adam), "decay", RATES, decays(0.7)),
         "relative_update": Arm(
             "L2 and relative update",
@@ -208,6 +209,13 @@ def _arms() -> dict[str, Arm]:
         "Muon, hyperball",
         lambda s: optax_decay.muon_hyperball(s.rate, weight_decay=s.weight_decay, axes=s.axes),
         "muon",
+        (0.008, 0.016, 0.032),
+        decays(1.0),
+    )
+    arms["normuon"] = Arm(
+        "NorMuon, L2",
+        directed(one_pass.normuon),
+        "optimizer",
         (0.008, 0.016, 0.032),
         decays(1.0),
     )

@@ -23,14 +23,14 @@ from train.study.regimes.repeated import AGAIN
 from train.study.regimes.shared import check_ranges, seeds_of
 from train.study.regimes.work import Record
 
-NOT_HERE = ("width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected")
+NOT_HERE = ("width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected", "soda")
 USUAL = tuple(
     name
     for name, arm in ARMS.items()
     if (arm.kind == "decay" or name == "muon_l2") and name not in NOT_HERE
 )
 EARLY = 0.5  # of `steps` that a run takes until its sums are right, on average over arms, about
-FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the middle λ of an arm
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Grokking:
     """Of every run; of arms whose own grid begins elsewhere, in the same proportion."""
     steps: int = 800
     """Updates after which a run is censored."""
+    factors: tuple[float, ...] = FACTORS
+    """λ of every arm, as multiples of the middle of its grid; at least two, rising."""
     enough: float = 0.95
     """Share of right held-out answers."""
     seeds: int = 12
@@ -83,6 +85,12 @@ class Grokking:
                 ("learning_rate", 1e-9, 1.0),
             ),
         )
+        rising = sorted(set(self.factors)) == list(self.factors) and len(self.factors) > 1
+        if not rising or not 0 < self.factors[0] <= self.factors[-1] < math.inf:
+            raise UserError(
+                f"factors = {self.factors} must be two or more positive numbers that rise; nearest: those of the tier,"
+                f" {' '.join(f'{x:g}' for x in FACTORS)}."
+            )
         if self.steps % self.task.every:
             raise UserError(
                 f"steps = {self.steps} are not a multiple of task.every = {self.task.every};"
@@ -94,7 +102,7 @@ class Grokking:
 
     def expected(self) -> float:
         """Runs, those of the A/A control among them."""
-        return self.seeds * (2 + (len(self.names) - 1) * len(FACTORS))
+        return self.seeds * (2 + (len(self.names) - 1) * len(self.factors))
 
     def points(self, arm: str) -> list[tuple[float, float]]:
         """Learning rate and λ."""
@@ -103,7 +111,7 @@ class Grokking:
         middle = row.weight_decays[len(row.weight_decays) // 2]
         if middle == 0:
             return [(rate, 0.0)]
-        return [(rate, float(f"{middle * factor:.3g}")) for factor in FACTORS]
+        return [(rate, float(f"{middle * factor:.3g}")) for factor in self.factors]
 
     def wanted(self, unit: str, results: list[Record]) -> Iterator[list[Record]]:
         """The jobs of an arm: all seeds of a point, one point after the other."""

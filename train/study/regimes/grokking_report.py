@@ -14,7 +14,7 @@ from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.grokking import FACTORS, Grokking
+from train.study.regimes.grokking import Grokking
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import Record
@@ -294,5 +294,5 @@ def draw(regime: Grokking, found: Sequence[Point], path: pathlib.Path) -> bool:
         f"median steps until {100 * regime.enough:g} % are right",
         yscale="log",
     )
-    figures.over_best(picture, 2 * FACTORS[-1] / FACTORS[1])
+    figures.over_best(picture, 2 * regime.factors[-1] / regime.factors[1])
     return figures.save(picture, path)

@@ -218,6 +218,7 @@ CLAIMS: Mapping[str, str] = {
     "rotational": "rotational AdamW (2305.17212): as good as AdamW",
     "stable": "AdamS (2011.11152): generalises better than AdamW",
     "hyperball": "hyperball (2606.16899): fixed norms replace decay",
+    "soda": "SODA (2605.11172): better than its base optimizer, with no decay to tune",
 }
 
 AS_GOOD = ("p_norm", "rotational", "hyperball")  # which claim no gain

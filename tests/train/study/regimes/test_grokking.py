@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from tests.support.drawings import is_drawn
+from train.config.fields import UserError
 from train.study.population import Member
 from train.study.regimes import grokking_report as report
 from train.study.regimes.addition import AdditionProgram, AdditionTask, tables, train
@@ -154,3 +155,17 @@ def test_the_number_of_runs_is_known_before():
     regime = Grokking(arms=("huber",), seeds=3)
     jobs = [job for unit in regime.units() for jobs in regime.wanted(unit, []) for job in jobs]
     assert len(jobs) == regime.expected()
+
+
+def test_factors_set_the_decays_of_every_arm():
+    made = Grokking(arms=("huber",), factors=(0.125, 0.25, 1.0))
+    made.check()
+    for arm in ("l2", "huber"):
+        middle = ARMS[arm].weight_decays[1]
+        decays = [decay for _, decay in made.points(arm)]
+        np.testing.assert_allclose(decays, [middle / 8, middle / 4, middle], rtol=0.01)
+    jobs = [job for unit in made.units() for jobs in made.wanted(unit, []) for job in jobs]
+    assert len(jobs) == made.expected()
+    for wrong in ((1.0,), (2.0, 1.0), (1.0, 1.0, 2.0), (0.0, 1.0), (1.0, math.inf)):
+        with pytest.raises(UserError, match=r"nearest: those of the tier, 0\.5 1 2 4 8"):
+            dataclasses.replace(made, factors=wrong).check()

@@ -226,7 +226,9 @@ def test_an_unfinished_comparison_is_no_result(regime, lines, folder):
 
 
 def test_every_decay_of_the_library_is_an_arm():
-    assert set(LINKS) < set(DECAYS) and {"p_norm", "cpr", "rotational", "hyperball"} < set(DECAYS)
+    assert set(LINKS) < set(DECAYS) and {"p_norm", "cpr", "rotational", "hyperball", "soda"} < set(
+        DECAYS
+    )
     assert sum(arm.kind == "muon" for arm in ARMS.values()) > len(DECAYS) / 3
     for name, arm in ARMS.items():
         ratios = np.diff(np.log(arm.weight_decays)) if len(arm.weight_decays) > 1 else [0.0]
