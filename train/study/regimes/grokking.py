@@ -1,9 +1,9 @@
 """Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
 
 Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
-four λ, with one learning rate and the same seeds; a seed decides the initial weights and which half is held out. A run
-that has not reached 95 % at its end is censored: it counts as longer than all that have, so medians stay correct while
-at least half of the runs get there.
+a grid of λ that grows until its best lies inside, with one learning rate and the same seeds; a seed decides the initial
+weights and which half is held out. A run that has not reached 95 % at its end is censored: it counts as longer than all
+that have, so medians stay correct while at least half of the runs get there.
 
 Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
 at least twice as fast as at the smallest λ, or the set-up does not test decay.
@@ -14,6 +14,8 @@ import functools
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from train.config.fields import UserError, nearest
 from train.study.population import Member
@@ -47,7 +49,9 @@ class Grokking:
     steps: int = 800
     """Updates after which a run is censored."""
     factors: tuple[float, ...] = FACTORS
-    """λ of every arm, as multiples of the middle of its grid; at least two, rising."""
+    """λ of every arm to begin with, as multiples of the middle of its own grid; at least two, rising."""
+    further: int = 3
+    """λ that may be added to those of an arm, one after the other, while the best is the largest or the smallest."""
     enough: float = 0.95
     """Share of right held-out answers."""
     seeds: int = 12
@@ -80,6 +84,7 @@ class Grokking:
             (
                 ("seeds", 2, AGAIN),
                 ("fresh_seeds", 0, 900),
+                ("further", 0, 20),
                 ("steps", self.task.every, 10**9),
                 ("enough", 0.0, 1.0),
                 ("learning_rate", 1e-9, 1.0),
@@ -101,26 +106,49 @@ class Grokking:
         return self.names
 
     def expected(self) -> float:
-        """Runs, those of the A/A control among them."""
+        """Runs, those of the A/A control among them, without further λ."""
         return self.seeds * (2 + (len(self.names) - 1) * len(self.factors))
 
-    def points(self, arm: str) -> list[tuple[float, float]]:
-        """Learning rate and λ."""
+    def points(self, arm: str, results: Sequence[Record]) -> list[tuple[float, float]]:
+        """Learning rate and λ: the grid, rising, and behind it what has been added at its ends, or comes next."""
         row = ARMS[arm]
         rate = self.learning_rate * row.learning_rates[1] / ARMS["l2"].learning_rates[1]
         middle = row.weight_decays[len(row.weight_decays) // 2]
         if middle == 0:
             return [(rate, 0.0)]
-        return [(rate, float(f"{middle * factor:.3g}")) for factor in self.factors]
+        grid = [rounded(middle * factor) for factor in self.factors]
+        for _ in range(self.further):
+            steps = {decay: self.steps_at(arm, decay, results) for decay in grid}
+            if any(len(found) < self.seeds for found in steps.values()):
+                break
+            ends = sorted(grid)
+            best = min(reversed(ends), key=lambda decay: speed(steps[decay]))
+            if best == ends[-1]:
+                grid.append(rounded(best * best / ends[-2]))
+            elif best == ends[0]:
+                grid.append(rounded(best * best / ends[1]))
+            else:
+                break
+        return [(rate, decay) for decay in grid]
+
+    def steps_at(self, arm: str, decay: float, results: Sequence[Record]) -> list[float]:
+        """Steps of the runs of an arm at one λ, those that are there, without the A/A control."""
+        return [
+            r["steps_to_generalise"]
+            for r in results
+            if (r["arm"], r["weight_decay"]) == (arm, decay) and r["seed"] % 1000 < AGAIN
+        ]
 
     def wanted(self, unit: str, results: list[Record]) -> Iterator[list[Record]]:
         """The jobs of an arm: all seeds of a point, one point after the other."""
-        seeds = seeds_of(self.fresh_seeds, self.seeds)
-        for i, (rate, decay) in enumerate(self.points(unit)):
+        seeds, i = seeds_of(self.fresh_seeds, self.seeds), 0
+        while i < len(grid := self.points(unit, results)):
+            rate, decay = grid[i]
             base = {"arm": unit, "learning_rate": rate, "weight_decay": decay}
             yield [base | {"seed": seed} for seed in seeds]
             if unit == "l2" and i == 1:
                 yield [base | {"seed": seed + AGAIN} for seed in seeds]
+            i += 1
 
     def train(self, jobs: Sequence[Record], folder: pathlib.Path) -> Iterator[Record]:
         """Trains jobs of one arm."""
@@ -133,6 +161,17 @@ class Grokking:
                 "accuracy": found.accuracy,
                 "seconds": round(found.seconds, 3),
             }
+
+
+def rounded(decay: float) -> float:
+    return float(f"{decay:.3g}")
+
+
+def speed(steps: Sequence[float]) -> tuple[float, int, float]:
+    """Orders λ, the best first: by median, then by the number of censored runs, then by the mean of the others."""
+    finite = [x for x in steps if math.isfinite(x)]
+    mean = float(np.mean(finite)) if finite else math.inf
+    return float(np.median(steps)), len(steps) - len(finite), mean
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.grokking import Grokking
+from train.study.regimes.grokking import Grokking, speed
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import Record
@@ -70,7 +70,7 @@ def points(regime: Grokking, records: Sequence[Record], again: bool = False) -> 
     """Every arm and λ whose runs are all there; with `again` those of the A/A control."""
     found = []
     for arm in regime.names:
-        for rate, decay in regime.points(arm):
+        for rate, decay in sorted(regime.points(arm, records)):
             mine = [
                 r
                 for r in records
@@ -85,14 +85,9 @@ def points(regime: Grokking, records: Sequence[Record], again: bool = False) -> 
 
 
 def best(found: Sequence[Point], arm: str) -> Point | None:
-    """The λ with the fewest steps: by median, then by the number of censored runs, then by the mean of the others."""
+    """The λ with the fewest steps."""
     mine = [point for point in found if point.arm == arm]
-
-    def order(point: Point) -> tuple[float, int, float]:
-        finite = [x for x in point.steps.values() if math.isfinite(x)]
-        return point.median, point.censored, float(np.mean(finite)) if finite else math.inf
-
-    return min(mine, key=order, default=None)
+    return min(mine, key=lambda point: speed(list(point.steps.values())), default=None)
 
 
 def log_ratio(arm: Point, reference: Point) -> Paired | None:
@@ -119,7 +114,7 @@ def failed(regime: Grokking, records: Sequence[Record]) -> list[str]:
     found = points(regime, records)
     other = points(regime, records, again=True)
     l2 = [point for point in found if point.arm == "l2"]
-    if len(l2) < len(regime.points("l2")) or not other:
+    if len(l2) < len(regime.points("l2", records)) or not other:
         return ["the controls are not finished."]
     reasons = []
     same = [p for p in l2 if p.weight_decay == other[0].weight_decay]
@@ -143,9 +138,17 @@ def _number(steps: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An arm at its best λ, against L2 decay at its own."""
+    """An arm at its best λ, against L2 decay at its own.
+
+    Attributes:
+        point: at the best λ.
+        edge: whether that is the largest or the smallest λ.
+        ratio: log2 of steps over those of L2 decay.
+        p: of the ratio, adjusted by Holm.
+    """
 
     point: Point
+    edge: bool
     ratio: Paired | None
     p: float
 
@@ -156,6 +159,8 @@ class Row:
             return "does not generalise within the run"
         if self.ratio is None:
             return ""
+        if self.edge and self.ratio.interval.value > 0:
+            return "not tuned: λ at the edge"
         if self.p <= 0.05 and abs(self.ratio.interval.value) > HIDDEN:
             return "faster" if self.ratio.interval.value < 0 else "slower"
         if math.isfinite(self.ratio.within):
@@ -168,11 +173,17 @@ def rows(regime: Grokking, records: Sequence[Record]) -> list[Row]:
     found = points(regime, records)
     reference = best(found, "l2")
     bests = [point for arm in regime.names if (point := best(found, arm)) is not None]
+    edges = {p.arm: _at_the_edge(p, found) for p in bests}
     if reference is None:
-        return [Row(point, None, math.nan) for point in bests]
+        return [Row(p, edges[p.arm], None, math.nan) for p in bests]
     ratios = {p.arm: log_ratio(p, reference) for p in bests if p.arm != "l2"}
     adjusted = holm({arm: ratio.p for arm, ratio in ratios.items() if ratio is not None})
-    return [Row(p, ratios.get(p.arm), adjusted.get(p.arm, math.nan)) for p in bests]
+    return [Row(p, edges[p.arm], ratios.get(p.arm), adjusted.get(p.arm, math.nan)) for p in bests]
+
+
+def _at_the_edge(point: Point, found: Sequence[Point]) -> bool:
+    decays = [p.weight_decay for p in found if p.arm == point.arm]
+    return len(decays) > 1 and point.weight_decay in (min(decays), max(decays))
 
 
 def write_report(regime: Grokking, records: Sequence[Record], folder: pathlib.Path) -> list[str]:
@@ -247,7 +258,7 @@ def _claims(found: Sequence[Point]) -> str:
     l2 = [p for p in found if p.arm == "l2" and math.isfinite(p.median)]
     if len(l2) < 2:
         return ""
-    slow, fast = max(l2, key=lambda p: p.median), min(l2, key=lambda p: p.median)
+    slow, fast = min(l2, key=lambda p: p.weight_decay), min(l2, key=lambda p: p.median)
     ours = f"{slow.median / fast.median:.1f} times fewer between λ = {slow.weight_decay:g} and {fast.weight_decay:g}"
     bare = [p for p in found if p.arm == "none"]
     without = (

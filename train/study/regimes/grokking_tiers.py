@@ -1,8 +1,9 @@
 """Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
 
 Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
-five λ with the same seeds; a seed decides the initial weights and which half is held out. A run that has not reached
-95 % at its end is censored: it counts as longer than all that have.
+five λ, and more while the best is the largest or the smallest of them, with the same seeds; a seed decides the initial
+weights and which half is held out. A run that has not reached 95 % at its end is censored: it counts as longer than all
+that have.
 
 Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
 at least twice as fast as at its smallest λ, or the set-up does not test decay.

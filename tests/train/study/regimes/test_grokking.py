@@ -87,15 +87,18 @@ def test_intervals_of_medians_hold_it():
 SLOWER = {"none": math.inf, "l2": 1.0, "huber": 2.0, "cautious": 1.0, "stable": math.inf}
 
 
-def simulated(regime, change=lambda job, steps: steps):
+def simulated(regime, change=lambda job, steps: steps, best=4.0):
+    """Lines whose fewest steps are at `best` times the middle λ."""
     lines = []
     for unit in regime.units():
-        for jobs in regime.wanted(unit, []):
+        results = []
+        for jobs in regime.wanted(unit, results):
             for job in jobs:
                 noise = np.random.default_rng([job["seed"], len(job["arm"])]).normal(0, 0.1)
                 middle = ARMS[job["arm"]].weight_decays[len(ARMS[job["arm"]].weight_decays) // 2]
                 strength = job["weight_decay"] / middle if middle else 0.0
-                steps = 200 * SLOWER[job["arm"]] / max(strength, 1e-9) * 2**noise
+                shape = 1 / max(strength, 1e-9) + (strength / best) ** 3 / (3 * best)
+                steps = 200 * SLOWER[job["arm"]] * shape * 2**noise
                 steps = change(job, steps if steps < regime.steps else math.inf)
                 lines.append(
                     job
@@ -106,6 +109,7 @@ def simulated(regime, change=lambda job, steps: steps):
                         "seconds": 1.0,
                     }
                 )
+            results += lines[-len(jobs) :]
     return lines
 
 
@@ -162,10 +166,31 @@ def test_factors_set_the_decays_of_every_arm():
     made.check()
     for arm in ("l2", "huber"):
         middle = ARMS[arm].weight_decays[1]
-        decays = [decay for _, decay in made.points(arm)]
+        decays = [decay for _, decay in made.points(arm, [])]
         np.testing.assert_allclose(decays, [middle / 8, middle / 4, middle], rtol=0.01)
     jobs = [job for unit in made.units() for jobs in made.wanted(unit, []) for job in jobs]
     assert len(jobs) == made.expected()
     for wrong in ((1.0,), (2.0, 1.0), (1.0, 1.0, 2.0), (0.0, 1.0), (1.0, math.inf)):
         with pytest.raises(UserError, match=r"nearest: those of the tier, 0\.5 1 2 4 8"):
             dataclasses.replace(made, factors=wrong).check()
+
+
+@pytest.mark.parametrize(("best", "added"), [(4.0, 0), (8.0, 1), (16.0, 2), (0.25, 2), (1e4, 3)])
+def test_a_grid_grows_until_its_best_decay_lies_inside(best, added):
+    made = Grokking(arms=("huber",), seeds=4, steps=10**6)
+    records = simulated(made, best=best)
+    assert not known(made, records).missing
+    for row in report.rows(made, records)[1:]:
+        decays = [decay for _, decay in made.points(row.point.arm, records)]
+        assert len(decays) == len(made.factors) + added
+        assert row.edge == (best > 1e3)
+        at = row.point.weight_decay / ARMS[row.point.arm].weight_decays[1]
+        assert row.edge or at == pytest.approx(best, rel=0.01)
+
+
+def test_an_arm_whose_best_decay_is_at_the_edge_is_not_called_slower(regime):
+    regime = dataclasses.replace(regime, further=0)
+    records = simulated(regime, best=1e4)
+    table = {row.point.arm: row for row in report.rows(regime, records)}
+    assert table["huber"].edge and table["huber"].ratio.interval.low > 0.5
+    assert table["huber"].verdict == "not tuned: λ at the edge"
