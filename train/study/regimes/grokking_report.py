@@ -229,7 +229,8 @@ def _best(regime: Grokking, records: Sequence[Record]) -> str:
             "",
             "Each arm at the λ of its lowest median, so all medians flatter a little. Compared seed by seed with L2"
             " decay at its best λ: Student's t of log₂ of the steps, or, where runs are censored, the sign test. A"
-            f" verdict also needs a factor of {2**HIDDEN:.1f}, because neither best λ is known better than the grid.\n",
+            f" verdict also needs a factor of {2**HIDDEN:.1f}, because neither best λ is known better than the grid."
+            f" Held-out sums are looked at every {regime.task.every} steps, so steps are multiples of it.\n",
         ]
     )
 
