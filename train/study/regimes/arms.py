@@ -20,6 +20,7 @@ from train.study.small_runs import Optimizer, Setting
 
 STEP = 10**0.5  # between two decays of a grid
 RATES = (0.004, 0.008, 0.016)
+LARGER = (0.008, 0.016, 0.032)  # of Muon, and of rules that set the length of a step
 LATE = 20  # spectra of AlphaDecay are measured so many times in a run
 
 
@@ -146,10 +147,14 @@ ON_MUON = (
     "huber",
     "huber_tight",
     "alphadecay_matched",
+    "alphadecay",
     "awd",
+    "adadecay",
+    "elastic_net",
     "cautious",
     "corrected",
     "target_norm",
+    "stable",
     "hold_drop_ramp",
 )
 
@@ -185,7 +190,7 @@ def _arms() -> dict[str, Arm]:
                 s.rate, B1, B2, weight_decay=s.weight_decay, axes=s.axes
             ),
             "decay",
-            (0.008, 0.016, 0.032),
+            LARGER,
             decays(1.0),
         ),
         "soda": Arm("SODA", one_pass.soda, "decay", RATES, decays(1.0)),
@@ -194,29 +199,31 @@ def _arms() -> dict[str, Arm]:
             "L2 and relative update",
             relative(adam),
             "decay",
-            (0.008, 0.016, 0.032),
+            LARGER,
             decays(1.0),
         ),
-        "muon_none": Arm("Muon, no decay", directed(muon), "muon", (0.008, 0.016, 0.032), (0.0,)),
+        "muon_none": Arm("Muon, no decay", directed(muon), "muon", LARGER, (0.0,)),
     }
     for name in ON_MUON:
         title, make, middle = LINKS[name]
         build = directed(muon, make)
-        arms[f"muon_{name}"] = Arm(
-            f"Muon, {title}", build, "muon", (0.008, 0.016, 0.032), decays(middle)
-        )
+        arms[f"muon_{name}"] = Arm(f"Muon, {title}", build, "muon", LARGER, decays(middle))
+    arms["muon_cpr"] = Arm("Muon, CPR", last(muon, cpr), "muon", LARGER, decays(2.0))
+    arms["muon_radial_brake"] = Arm(
+        "Muon, L2 and radial brake", braked(muon), "muon", LARGER, decays(0.7)
+    )
     arms["muon_hyperball"] = Arm(
         "Muon, hyperball",
         lambda s: optax_decay.muon_hyperball(s.rate, weight_decay=s.weight_decay, axes=s.axes),
         "muon",
-        (0.008, 0.016, 0.032),
+        LARGER,
         decays(1.0),
     )
     arms["normuon"] = Arm(
         "NorMuon, L2",
         directed(one_pass.normuon),
         "optimizer",
-        (0.008, 0.016, 0.032),
+        LARGER,
         decays(1.0),
     )
     for name in ("nadamw", "conda", "root", "sophia", "exadam", "one_bit_adam"):
