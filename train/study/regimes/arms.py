@@ -159,7 +159,7 @@ ON_MUON = (
 )
 
 
-def _arms() -> dict[str, Arm]:
+def _on_adam() -> dict[str, Arm]:
     arms = {
         "none": Arm("no decay", directed(adam), weight_decays=(0.0,)),
         "again": Arm("L2 again (A/A)", directed(adam), "control", RATES, decays(1.0)),
@@ -202,8 +202,12 @@ def _arms() -> dict[str, Arm]:
             LARGER,
             decays(1.0),
         ),
-        "muon_none": Arm("Muon, no decay", directed(muon), "muon", LARGER, (0.0,)),
     }
+    return arms
+
+
+def _on_muon() -> dict[str, Arm]:
+    arms = {"muon_none": Arm("Muon, no decay", directed(muon), "muon", LARGER, (0.0,))}
     for name in ON_MUON:
         title, make, middle = LINKS[name]
         build = directed(muon, make)
@@ -219,13 +223,12 @@ def _arms() -> dict[str, Arm]:
         LARGER,
         decays(1.0),
     )
-    arms["normuon"] = Arm(
-        "NorMuon, L2",
-        directed(one_pass.normuon),
-        "optimizer",
-        LARGER,
-        decays(1.0),
-    )
+    return arms
+
+
+def _optimizers() -> dict[str, Arm]:
+    build = directed(one_pass.normuon)
+    arms = {"normuon": Arm("NorMuon, L2", build, "optimizer", LARGER, decays(1.0))}
     for name in ("nadamw", "conda", "root", "sophia", "exadam", "one_bit_adam"):
         row = one_pass.ARMS[name]
         # The same shrink ηλ per step as for AdamW.
@@ -253,6 +256,6 @@ def _tuned_again(arms: dict[str, Arm]) -> dict[str, Arm]:
     }
 
 
-ARMS = _arms()
+ARMS = _on_adam() | _on_muon() | _optimizers()
 ARMS |= _tuned_again(ARMS)
 DECAYS = tuple(name for name, arm in ARMS.items() if arm.kind == "decay")

@@ -252,7 +252,8 @@ def table(columns: Mapping[str, Column], forgiving: Mapping[str, str]) -> str:
 
 CAPTION = (
     "Gain over L2 decay, in nats per token unless the column says otherwise; positive is better. In brackets: not"
-    " resolved on every text. Forgiveness: factors of two of λ within 0.02 nats of the best, on repeated text."
+    " resolved on every text. Never: not within the run. Forgiveness: factors of two of λ within 0.02 nats of the best,"
+    " on repeated text."
 )
 
 
@@ -316,7 +317,7 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
             side.set_visible(False)
         words = (
             "Gain over L2 decay, in nats per token unless the column says otherwise.\n"
-            "Blue: better; orange: worse; hollow: not resolved on every text."
+            "Blue: better; orange: worse; hollow: not resolved on every text; never: not within the run."
         )
         picture.suptitle(words, fontsize=8.5, x=0.01, ha="left")
         return save(picture, path)
