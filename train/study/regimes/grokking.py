@@ -1,9 +1,9 @@
 """Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
 
-Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
-a grid of λ that grows until its best lies inside, with one learning rate and the same seeds; a seed decides the initial
-weights and which half is held out. A run that has not reached 95 % at its end is censored: it counts as longer than all
-that have, so medians stay correct while at least half of the runs get there.
+Without decay a transformer learns the training half at once, and the other half late or never. Every decay with a
+λ that stays the same is run over a grid of λ that grows until its best lies inside, with one learning rate and the same
+seeds; a seed decides the initial weights and which half is held out. A run that has not reached 95 % at its end is
+censored: it counts as longer than all that have, so medians stay correct while at least half of the runs get there.
 
 Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
 at least twice as fast as at the smallest λ, or the set-up does not test decay.
@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from train.study.regimes.repeated import AGAIN
 from train.study.regimes.shared import check_ranges, seeds_of
 from train.study.regimes.work import Record
 
+# Schedules of λ, and decays without a λ or with one per width.
 NOT_HERE = ("width_scaled", "to_zero", "log_time", "hold_drop_ramp", "corrected", "soda")
 USUAL = tuple(
     name
@@ -121,14 +122,11 @@ class Grokking:
             steps = {decay: self.steps_at(arm, decay, results) for decay in grid}
             if any(len(found) < self.seeds for found in steps.values()):
                 break
-            ends = sorted(grid)
-            best = min(reversed(ends), key=lambda decay: speed(steps[decay]))
-            if best == ends[-1]:
-                grid.append(rounded(best * best / ends[-2]))
-            elif best == ends[0]:
-                grid.append(rounded(best * best / ends[1]))
-            else:
+            end = open_end(steps)
+            if end is None:
                 break
+            ends = sorted(grid)
+            grid.append(rounded(end * end / (ends[-2] if end == ends[-1] else ends[1])))
         return [(rate, decay) for decay in grid]
 
     def steps_at(self, arm: str, decay: float, results: Sequence[Record]) -> list[float]:
@@ -172,6 +170,21 @@ def speed(steps: Sequence[float]) -> tuple[float, int, float]:
     finite = [x for x in steps if math.isfinite(x)]
     mean = float(np.mean(finite)) if finite else math.inf
     return float(np.median(steps)), len(steps) - len(finite), mean
+
+
+def open_end(steps: Mapping[float, Sequence[float]]) -> float | None:
+    """The λ at an end of a grid beyond which the best may lie: the best one, if it is better than its neighbour.
+
+    Where no run at all gets there, it is the largest λ.
+    """
+    decays = sorted(steps)
+    speeds = [speed(steps[decay]) for decay in decays]
+    best = min(speeds)
+    if len(decays) < 2:
+        return None
+    if math.isinf(best[-1]) or speeds[-1] == best < speeds[-2]:
+        return decays[-1]
+    return decays[0] if speeds[0] == best < speeds[1] else None
 
 
 @functools.lru_cache(maxsize=4)

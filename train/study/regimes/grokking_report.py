@@ -14,7 +14,7 @@ from train.study.compare.verdicts import interval
 from train.study.facts import how_it_was_made
 from train.study.regimes import figures
 from train.study.regimes.arms import ARMS
-from train.study.regimes.grokking import Grokking, speed
+from train.study.regimes.grokking import Grokking, open_end, speed
 from train.study.regimes.paired import Paired, paired
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import Record
@@ -129,6 +129,12 @@ def failed(regime: Grokking, records: Sequence[Record]) -> list[str]:
             f"this set-up does not test decay: L2 decay must be {TWICE:g} times as fast at its best as at its"
             f" smallest λ (medians {_number(fastest.median)} and {_number(slowest.median)} steps)."
         )
+    others = set(regime.names) - {"none", "l2"}
+    if others and _at_the_edge(fastest, found):
+        reasons.append(
+            f"L2 decay, with which others are compared, is not tuned: λ = {fastest.weight_decay:g} is at an end of its"
+            " grid."
+        )
     return reasons
 
 
@@ -142,7 +148,7 @@ class Row:
 
     Attributes:
         point: at the best λ.
-        edge: whether that is the largest or the smallest λ.
+        edge: whether a better λ may lie beyond the largest or the smallest.
         ratio: log2 of steps over those of L2 decay.
         p: of the ratio, adjusted by Holm.
     """
@@ -155,12 +161,12 @@ class Row:
     @property
     def verdict(self) -> str:
         """Whether it needs fewer steps than L2 decay at its best."""
-        if math.isinf(self.point.median):
-            return "does not generalise within the run"
         if self.ratio is None:
             return ""
         if self.edge and self.ratio.interval.value > 0:
             return "not tuned: λ at the edge"
+        if math.isinf(self.point.median):
+            return "at most half of the runs generalise"
         if self.p <= 0.05 and abs(self.ratio.interval.value) > HIDDEN:
             return "faster" if self.ratio.interval.value < 0 else "slower"
         if math.isfinite(self.ratio.within):
@@ -182,8 +188,8 @@ def rows(regime: Grokking, records: Sequence[Record]) -> list[Row]:
 
 
 def _at_the_edge(point: Point, found: Sequence[Point]) -> bool:
-    decays = [p.weight_decay for p in found if p.arm == point.arm]
-    return len(decays) > 1 and point.weight_decay in (min(decays), max(decays))
+    grid = {p.weight_decay: list(p.steps.values()) for p in found if p.arm == point.arm}
+    return open_end(grid) is not None
 
 
 def write_report(regime: Grokking, records: Sequence[Record], folder: pathlib.Path) -> list[str]:
@@ -193,7 +199,7 @@ def write_report(regime: Grokking, records: Sequence[Record], folder: pathlib.Pa
     title = "Steps until 95 % of held-out sums are right"
     if draw(regime, found, folder / "grokking.png"):
         parts.insert(2, f"## {title}\n\n![{title}](grokking.png)\n")
-    parts += [_claims(found), how_it_was_made(regime, records, folder)]
+    parts += [_claims(found, regime.steps), how_it_was_made(regime, records, folder)]
     write(folder / "report.md", "\n".join(part for part in parts if part))
     return reasons
 
@@ -255,15 +261,16 @@ def _table(found: Sequence[Point]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _claims(found: Sequence[Point]) -> str:
+def _claims(found: Sequence[Point], steps: int) -> str:
     l2 = [p for p in found if p.arm == "l2" and math.isfinite(p.median)]
     if len(l2) < 2:
         return ""
-    slow, fast = min(l2, key=lambda p: p.weight_decay), min(l2, key=lambda p: p.median)
+    slow, fast = min(l2, key=lambda p: p.weight_decay), best(l2, "l2")
+    assert fast is not None
     ours = f"{slow.median / fast.median:.1f} times fewer between λ = {slow.weight_decay:g} and {fast.weight_decay:g}"
     bare = [p for p in found if p.arm == "none"]
     without = (
-        f"{bare[0].censored} of {len(bare[0].steps)} runs without decay are censored"
+        f"{bare[0].censored} of {len(bare[0].steps)} runs without decay are censored, after {steps} steps"
         if bare
         else ""
     )

@@ -1,9 +1,9 @@
 """Grokking: addition modulo 97, learned from half of its table. How many steps until held-out sums are right?
 
-Without decay a transformer learns the training half at once, and the other half late or never. Every decay is run over
-five λ, and more while the best is the largest or the smallest of them, with the same seeds; a seed decides the initial
-weights and which half is held out. A run that has not reached 95 % at its end is censored: it counts as longer than all
-that have.
+Without decay a transformer learns the training half at once, and the other half late or never. Every decay with a
+λ that stays the same is run over five λ, and over more while the best is the largest or the smallest of them, with the
+same seeds; a seed decides the initial weights and which half is held out. A run that has not reached 95 % at its end is
+censored: it counts as longer than all that have.
 
 Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
 at least twice as fast as at its smallest λ, or the set-up does not test decay.
@@ -27,12 +27,12 @@ def smoke() -> Grokking:
 
 
 def cpu() -> Grokking:
-    """All decays, a model of 31k weights, 12 seeds: under two hours on two cores."""
+    """Every decay with a constant λ, a model of 31k weights, 12 seeds: under two hours on two cores."""
     return Grokking(folder="runs/compare-grokking-cpu")
 
 
 def gpu() -> Grokking:
-    """All decays, a model of 0.5M weights, runs of up to 4000 steps, 24 seeds: stretches of 9 minutes on one GPU."""
+    """The same decays, a model of 0.5M weights, up to 4000 steps, 24 seeds: stretches of 9 minutes on one GPU."""
     return Grokking(
         AdditionTask(width=128, mlp_width=512, layers=2, heads=4, init_std=0.06),
         learning_rate=0.002,

@@ -252,8 +252,8 @@ def table(columns: Mapping[str, Column], forgiving: Mapping[str, str]) -> str:
 
 CAPTION = (
     "Gain over L2 decay, in nats per token unless the column says otherwise; positive is better. In brackets: not"
-    " resolved on every text. Never: not within the run. Forgiveness: factors of two of λ within 0.02 nats of the best,"
-    " on repeated text."
+    " resolved on every text. Rarely: at most half of the runs get there. Forgiveness: factors of two of λ within 0.02"
+    " nats of the best, on repeated text."
 )
 
 
@@ -261,7 +261,7 @@ def _words(cell: Cell | None) -> str:
     if cell is None:
         return ""
     number = (
-        f"{cell.gain:+.3f}" if math.isfinite(cell.gain) else "never" if cell.gain < 0 else "only"
+        f"{cell.gain:+.3f}" if math.isfinite(cell.gain) else "rarely" if cell.gain < 0 else "only"
     )
     return number if cell.resolved else f"({number})"
 
@@ -317,7 +317,7 @@ def draw(columns: Mapping[str, Column], forgiving: Mapping[str, str], path: path
             side.set_visible(False)
         words = (
             "Gain over L2 decay, in nats per token unless the column says otherwise.\n"
-            "Blue: better; orange: worse; hollow: not resolved on every text; never: not within the run."
+            "Blue: better; orange: worse; hollow: not resolved on every text; rarely: at most half of the runs."
         )
         picture.suptitle(words, fontsize=8.5, x=0.01, ha="left")
         return save(picture, path)

@@ -16,7 +16,7 @@ from train.study.population import Member
 from train.study.regimes import grokking_report as report
 from train.study.regimes.addition import AdditionProgram, AdditionTask, tables, train
 from train.study.regimes.arms import ARMS
-from train.study.regimes.grokking import Grokking
+from train.study.regimes.grokking import Grokking, open_end
 from train.study.regimes.repeated import AGAIN
 from train.study.regimes.work import known
 from train.study.small_runs import numbers
@@ -128,7 +128,7 @@ def test_known_differences_and_censored_runs(regime, tmp_path):
     assert table["huber"].verdict == "slower"
     assert table["huber"].ratio.interval.holds(1.0)
     assert table["cautious"].verdict.startswith("differs by less than a factor of 1.")
-    assert "does not generalise" in table["stable"].verdict and table["stable"].p < 0.01
+    assert table["stable"].verdict == "not tuned: λ at the edge" and table["stable"].p < 0.01
     assert table["none"].point.censored == 12
     starts = [
         {"command": "c", "commit": "a", "uncommitted_changes": True, "python": "3", "versions": {}}
@@ -139,6 +139,19 @@ def test_known_differences_and_censored_runs(regime, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "12 of 12 runs without decay are censored" in text and "uncommitted" in text
     assert is_drawn(tmp_path / "grokking.png")
+
+
+def test_an_arm_of_which_few_runs_get_there_is_said_so(regime):
+    middle = ARMS["stable"].weight_decays[1]
+
+    def some(job, steps):
+        there = job["arm"] == "stable" and job["weight_decay"] == middle and job["seed"] % 3 == 0
+        return 700.0 if there else steps
+
+    records = known(regime, simulated(regime, some)).records
+    (row,) = [row for row in report.rows(regime, records) if row.point.arm == "stable"]
+    assert row.point.censored == 8 and row.point.weight_decay == middle and not row.edge
+    assert row.verdict == "at most half of the runs generalise"
 
 
 @pytest.mark.parametrize(
@@ -194,3 +207,12 @@ def test_an_arm_whose_best_decay_is_at_the_edge_is_not_called_slower(regime):
     table = {row.point.arm: row for row in report.rows(regime, records)}
     assert table["huber"].edge and table["huber"].ratio.interval.low > 0.5
     assert table["huber"].verdict == "not tuned: λ at the edge"
+    assert any("L2 decay, with which" in reason for reason in report.failed(regime, records))
+
+
+def test_a_best_decay_that_ties_with_its_neighbour_is_at_no_edge():
+    steps = {1.0: [5.0, 6.0], 2.0: [3.0, 4.0], 4.0: [3.0, 4.0]}
+    assert open_end(steps) is None and open_end({1.0: [2.0, 2.0]}) is None
+    assert open_end(steps | {4.0: [3.0, 3.5]}) == 4.0
+    assert open_end(steps | {1.0: [1.0, 1.0]}) == 1.0
+    assert open_end({x: [math.inf] * 2 for x in steps}) == 4.0
