@@ -62,7 +62,7 @@ def small_panels(made: Sequence[Panel], x: str, y: str, **axes: Any) -> Any:
     with plt.rc_context(RC_PARAMS):
         picture, panels = plt.subplots(
             *(lines, columns),
-            figsize=(1.75 * columns + 0.6, 1.45 * lines + 0.8),
+            figsize=(max(4.4, 1.75 * columns + 0.6), max(3.0, 1.45 * lines + 0.8)),
             sharex=True,
             sharey=True,
             squeeze=False,
@@ -78,7 +78,7 @@ def small_panels(made: Sequence[Panel], x: str, y: str, **axes: Any) -> Any:
                 if points:
                     panel.plot(*zip(*points), label=text, markersize=3.2, linewidth=1.2, **style)
             panel.set_title(one.title, fontsize=7.5)
-            panel.tick_params(labelsize=7)
+            panel.tick_params(labelsize=7, which="both")
         for i, panel in enumerate(panels.flat):
             panel.set_visible(i < len(made))
             panel.tick_params(labelbottom=i >= len(made) - columns)
