@@ -28,8 +28,9 @@ from train.study.small_runs import SmallTask
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PUBLISHED = pathlib.Path("notebooks/results")  # in the root
 TIER = "cpu"
-FURTHER = {"grokking_small": "grokking"}  # comparisons with fields of their own, and their regimes
-NAMES = (command.ONE_PASS, *command.REGIMES, *FURTHER)
+# Regime of each comparison; the last has fields of its own.
+REGIME_OF = {name: name for name in command.REGIMES} | {"grokking_small": "grokking"}
+NAMES = (command.ONE_PASS, *REGIME_OF)
 
 
 def folder_of(name: str, where: pathlib.Path) -> pathlib.Path:
@@ -66,7 +67,7 @@ def plan(name: str, folder: pathlib.Path) -> tuple[Any, list[dict[str, Any]], bo
     """The fields of a folder, the records of its runs, and whether some are missing."""
     path = folder / RESULTS
     if name != command.ONE_PASS:
-        regime, records = regime_map.regime(FURTHER.get(name, name), folder, TIER)
+        regime, records = regime_map.regime(REGIME_OF[name], folder, TIER)
         return regime, records, known(regime, records).missing
     fields = json.loads((folder / "comparison.json").read_text())
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -83,7 +84,7 @@ def report(name: str, lines: pathlib.Path, folder: pathlib.Path) -> list[str]:
     regime, records, _ = plan(name, lines)
     if name == command.ONE_PASS:
         return one_pass.write_report(regime, records, folder)
-    module = importlib.import_module(command.REGIMES[FURTHER.get(name, name)])
+    module = importlib.import_module(command.REGIMES[REGIME_OF[name]])
     return module.write_report(regime, records, folder)
 
 

@@ -22,6 +22,7 @@ from train.study.regimes.work import Record
 HIDDEN = 0.5  # factors of two in steps that a grid of λ, a factor of two apart, can hide
 TEXT = "sums"  # there is one table
 CENSORED = 1.25  # times the steps of a run, where medians of censored runs are drawn
+SHOWN = 16.0  # between the best λ and the ends of the picture
 TWICE = 2.0  # how much faster L2 decay must be at its best than at its smallest λ
 
 
@@ -313,5 +314,5 @@ def draw(regime: Grokking, found: Sequence[Point], path: pathlib.Path) -> bool:
         f"median steps until {100 * regime.enough:g} % are right",
         yscale="log",
     )
-    figures.over_best(picture, 2 * regime.factors[-1] / regime.factors[1])
+    figures.over_best(picture, SHOWN)
     return figures.save(picture, path)

@@ -5,8 +5,9 @@ Without decay a transformer learns the training half at once, and the other half
 same seeds; a seed decides the initial weights and which half is held out. A run that has not reached 95 % at its end is
 censored: it counts as longer than all that have.
 
-Controls: L2 decay against itself with other seeds must hold the same number of steps; and L2 decay at its best must be
-at least twice as fast as at its smallest λ, or the set-up does not test decay.
+Controls: L2 decay against itself with other seeds must hold the same number of steps; L2 decay at its best must be at
+least twice as fast as at its smallest λ, or the set-up does not test decay; and where others are compared with it, its
+best λ must not be at an end of its grid.
 """
 
 import time

@@ -10,9 +10,7 @@ from train.data.corpus import Corpus
 from train.data.unique import spread
 from train.study.tune.options import Proxy, Tune, decays
 
-OFTEN = (
-    2.0  # epochs from which a text is repeated, and the ratio of epochs from which a word is said
-)
+OFTEN = 2.0  # epochs from which a text is repeated, and the ratio of epochs that is told
 SAMPLE = 1_000_000  # characters on which another tokenizer is tried
 
 

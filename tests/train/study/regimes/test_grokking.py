@@ -168,12 +168,6 @@ def test_a_broken_control_is_reported(regime, change, words):
     assert report.failed(regime, []) == ["the controls are not finished."]
 
 
-def test_the_number_of_runs_is_known_before():
-    regime = Grokking(arms=("huber",), seeds=3)
-    jobs = [job for unit in regime.units() for jobs in regime.wanted(unit, []) for job in jobs]
-    assert len(jobs) == regime.expected()
-
-
 def test_factors_set_the_decays_of_every_arm():
     made = Grokking(arms=("huber",), factors=(0.125, 0.25, 1.0))
     made.check()

@@ -38,7 +38,11 @@ def test_a_page_follows_from_its_lines(name, tmp_path):
 def test_its_lines_are_all_runs_of_its_plan_and_no_others(name):
     folder = published.folder_of(name, WHERE)
     regime, records, missing = published.plan(name, folder)
-    assert not missing and len(records) == len(read(folder / RESULTS)) > 80
+    assert not missing and len(records) == len(read(folder / RESULTS))
+    if name == "grokking_small":
+        assert len(records) == regime.expected()
+    else:
+        assert len(records) > 100
     assert getattr(regime, "seeds", 12) >= 12
 
 
