@@ -5,7 +5,8 @@
 Regimes:
 {regimes}
 
-Tiers: smoke (minutes), cpu (at most two hours on two cores) and gpu (stretches of 9 minutes on one GPU).
+Tiers: smoke (minutes), cpu (on two cores up to two hours, repeated up to four) and gpu (stretches of 9 minutes on
+one GPU).
 `python -m train compare REGIME --help` shows the fields of a regime.
 
 Every run that has ended is a line of results.jsonl. After Ctrl-C, a kill or the end of --minutes, the same command

@@ -37,7 +37,7 @@ def smoke() -> Repeated:
 
 
 def cpu() -> Repeated:
-    """All arms on two texts, 85k weights, 1200 steps of 256 tokens, 12 seeds: under two hours on two cores."""
+    """All arms on two texts, 85k weights, 1200 steps of 256 tokens, 12 seeds: two to four hours on two cores."""
     return Repeated(folder="runs/compare-repeated-cpu")
 
 
